@@ -1,0 +1,302 @@
+"""The adapter: attach it to any ``nn.Module``, train theta, merge, detach.
+
+Invariant: an adapted layer runs on W0 + P·theta in one product. Attach freezes every parameter of the model but those
+of ``modules_to_save``, adds theta as the last child, and changes no stored number; detach puts everything back: the
+classes, the keys and their order, the bits of every weight, head and buffer.
+
+    W = W0 + P·theta,    theta = 0 at the start,    PᵀP = I,    so ‖W - W0‖ = ‖theta‖.
+
+Source: paper, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from gpart import base
+from gpart.config import GPartConfig
+from gpart.functional import expand, scale, update
+from gpart.layers import CONTAINER, Adapters, GroupIndices, Theta, Update, with_dropout
+from gpart.partition import Partition
+from gpart.scope import ForwardScope
+from gpart.snapshot import Snapshot
+from gpart.targets import AdaptedWeight, Plan, plan
+
+
+def attach(model: nn.Module, config: GPartConfig, name: str = "default") -> GPartAdapter:
+    """Attaches a GPart adapter to ``model``, in place.
+
+    Args:
+        model: any module; its parameters outside ``config.modules_to_save`` are frozen.
+        config: the adapter's settings.
+        name: stands in theta's key (``gpart.<name>.theta``) and in files.
+
+    Returns:
+        The adapter. The model computes what it did before, bit for bit, until theta leaves 0.
+
+    Raises:
+        ValueError: if the config does not fit the model, the model carries an adapter already, or a parameter that
+            Transformers has just initialised at random would be frozen. The model is then as it was.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> adapter = attach(model, GPartConfig(d=5, target_modules=["0"], modules_to_save=["2"]))
+        >>> adapter.size, [name for name, p in model.named_parameters() if p.requires_grad]
+        (32, ['2.weight', '2.bias', 'gpart.default.theta'])
+    """
+    if not name.isidentifier():
+        raise ValueError(f"an adapter's name must be an identifier, since it stands in keys; got {name!r}")
+    if CONTAINER in model._modules or hasattr(model, CONTAINER):
+        held = list(adapters) if (adapters := get_adapters(model)) else type(getattr(model, CONTAINER)).__name__
+        raise ValueError(f"cannot attach adapter {name!r}: the model's attribute {CONTAINER!r} already holds {held}")
+    return _attach(model, config, name, plan(model, config))
+
+
+def get_adapters(model: nn.Module) -> dict[str, GPartAdapter]:
+    """The adapters attached to this very module (not to its children), by name."""
+    container = model._modules.get(CONTAINER)
+    if not isinstance(container, Adapters):
+        return {}
+    return {name: child.adapter for name, child in container.items() if isinstance(child, Theta)}
+
+
+class GPartAdapter:
+    """An attached adapter; made by :func:`attach` and :func:`gpart.load_adapter`.
+
+    Attributes:
+        model: the adapted module.
+        config: its settings.
+        name: its name.
+        plan: the adapted weights in order, the saved and the frozen parameters' names.
+    """
+
+    def __init__(self, model: nn.Module, config: GPartConfig, name: str, plan: Plan) -> None:
+        self.model, self.config, self.name, self.plan = model, config, name, plan
+        self._indices = GroupIndices(Partition(plan.size, config.d, config.seed))
+        self._scope = ForwardScope()
+        self._snapshot = Snapshot(model, plan)
+        self._disabled = False
+        self._bases: dict[str, Tensor] | None = None  # W0 of every weight while merged
+
+    @property
+    def theta(self) -> nn.Parameter:
+        """The one trainable vector, shape (d,), float32 or wider."""
+        return self._holder.theta
+
+    @property
+    def size(self) -> int:
+        """D, the number of adapted weights."""
+        return self.plan.size
+
+    @property
+    def theta_name(self) -> str:
+        """theta's key in the model's state_dict."""
+        return f"{CONTAINER}.{self.name}.theta"
+
+    @property
+    def merged(self) -> bool:
+        """Whether W0 + P·theta stands in the stored weights."""
+        return self._bases is not None
+
+    @property
+    def _holder(self) -> Theta:
+        holder = self.model.get_submodule(f"{CONTAINER}.{self.name}")
+        if not isinstance(holder, Theta):
+            raise ValueError(f"adapter {self.name!r}: {CONTAINER}.{self.name} is a {type(holder).__name__}")
+        return holder
+
+    def evaluate(self, weight: AdaptedWeight, base: Tensor, training: bool) -> Tensor:
+        """W0 + P·theta for one weight, once per forward pass; called when a layer reads the weight.
+
+        Raises:
+            ValueError: if the merged model is trained.
+        """
+        if self._disabled:
+            return base if self._bases is None else self._bases[weight.name]
+        if self._bases is not None:
+            if training and torch.is_grad_enabled():
+                raise ValueError(f"adapter {self.name!r} is merged: unmerge() before training, theta has no gradient")
+            return base
+        theta = self.theta
+        dropped = training and self.config.dropout > 0
+        seed = self._scope.mask_seed(weight.name) if dropped else None  # drawn at every read, see mask_seed
+        known = self._scope.get(weight.name, (theta, base))
+        if known is not None:
+            return known
+        parts = self._indices.parts(weight, base.device)
+        if seed is not None:
+            parts = with_dropout(parts, self.config.dropout, seed)
+        return self._scope.put(weight.name, (theta, base), expand(self._scaled(base.device), base, parts))
+
+    def _scaled(self, device: torch.device) -> Tensor:
+        theta, key = self.theta, f"theta on {device}"
+        known = self._scope.get(key, (theta,))
+        if known is not None:
+            return known
+        return self._scope.put(key, (theta,), scale(theta, self.size, self.config.isometric).to(device))
+
+    def delta(self, name: str) -> Tensor:
+        """P·theta for one adapted parameter (zeros outside its slices), in its shape, in theta's dtype.
+
+        Args:
+            name: as in ``model.named_parameters()`` before attach.
+
+        Raises:
+            ValueError: if no adapted parameter has this name.
+        """
+        weight = next((weight for weight in self.plan.weights if weight.name == name), None)
+        if weight is None:
+            raise ValueError(f"{name!r} is not adapted; adapted are {[weight.name for weight in self.plan.weights]}")
+        device = base.parameter(self.model, name).device
+        out = torch.zeros(weight.shape, dtype=self.theta.dtype, device=device)
+        for part in self._indices.parts(weight, device):
+            block = part.of(out)
+            block.copy_(update(self._scaled(device), part, block.shape))
+        return out
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Writes W0 + P·theta, rounded once, into the stored weights; W0 is kept for :meth:`unmerge`. Twice is once."""
+        if self._bases is not None:
+            return
+        bases = {}
+        for weight in self.plan.weights:
+            stored = base.parameter(self.model, weight.name)
+            bases[weight.name] = stored.detach().clone()
+            parts = self._indices.parts(weight, stored.device)
+            stored.copy_(expand(self._scaled(stored.device), stored, parts))
+        self._bases = bases
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Puts the stored weights back to W0, bit for bit."""
+        for name, stored in (self._bases or {}).items():
+            base.parameter(self.model, name).copy_(stored)
+        self._bases = None
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within it the model runs without the update, on W0; the saved modules stay as trained."""
+        before, self._disabled = self._disabled, True
+        try:
+            yield
+        finally:
+            self._disabled = before
+
+    def detach(self) -> nn.Module:
+        """Takes the adapter off: the model as it was before attach, with the bits that its heads and buffers had then.
+
+        Returns:
+            The model.
+        """
+        self.unmerge()
+        self._remove()
+        self._snapshot.restore(self.model)
+        return self.model
+
+    def merge_and_unload(self) -> nn.Module:
+        """Takes the adapter off and leaves W0 + P·theta in the weights and the heads as trained: a plain model.
+
+        Returns:
+            The model; the name is PEFT's.
+        """
+        self.merge()
+        self._bases = None
+        self._remove()
+        self._snapshot.restore_flags(self.model)
+        return self.model
+
+    def base_parameters(self) -> dict[str, Tensor]:
+        """Every frozen parameter by its name before attach, with W0's values also while merged."""
+        values = {name: base.parameter(self.model, name) for name in self.plan.frozen}
+        return {**values, **(self._bases or {})}
+
+    def saved_parameters(self) -> dict[str, Tensor]:
+        """The parameters of ``modules_to_save`` by name."""
+        return {name: base.parameter(self.model, name) for name in self.plan.saved}
+
+    def changed_buffers(self) -> dict[str, Tensor]:
+        """The persistent buffers whose values differ from those at attach (BatchNorm's statistics), by name."""
+        return self._snapshot.changed_buffers(self.model)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the adapter folder, see :func:`gpart.storage.save_adapter`."""
+        from gpart.storage import save_adapter  # storage builds on this module
+
+        save_adapter(self, folder)
+
+    def _remove(self) -> None:
+        for weight in self.plan.weights:
+            for path, attribute in weight.owners:
+                others = set(_parametrized(self.model.get_submodule(path))) - self._adapted(path)
+                if others:
+                    raise ValueError(f"{path}.{attribute} cannot be restored: {sorted(others)} are parametrized too")
+        self._snapshot.remove_hooks()
+        for path in dict.fromkeys(path for weight in self.plan.weights for path, _ in weight.owners):
+            module = self.model.get_submodule(path)
+            for attribute in _parametrized(module):
+                module._parameters[attribute] = module.parametrizations[attribute].original  # type: ignore[index, union-attr, assignment]
+            # Not through torch's remove_parametrizations: it deletes the property from the class, which a deepcopy of
+            # the model shares, and puts the weight behind the bias.
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module._modules["parametrizations"]
+            self._snapshot.restore_order(path, module)
+        container = self.model._modules[CONTAINER]
+        if isinstance(container, Adapters):
+            del container[self.name]
+        if not container:
+            del self.model._modules[CONTAINER]
+
+    def _adapted(self, path: str) -> set[str]:
+        return {attribute for weight in self.plan.weights for owner, attribute in weight.owners if owner == path}
+
+    def __repr__(self) -> str:
+        """Shows what there is to train and to adapt."""
+        return f"GPartAdapter({self.name!r}, d={self.config.d}, D={self.size}, weights={len(self.plan.weights)})"
+
+
+def _attach(model: nn.Module, config: GPartConfig, name: str, made: Plan) -> GPartAdapter:
+    """Carries out a plan that was made for this model."""
+    forgotten = base.randomly_initialised(model, made.frozen)
+    if forgotten:
+        raise ValueError(
+            f"modules_to_save={config.modules_to_save!r} leaves out {forgotten}, which Transformers has just initialised"
+            " at random since the checkpoint has none: name their module in modules_to_save, or they stay random"
+        )
+    adapter = GPartAdapter(model, config, name, made)
+    for parameter in (base.parameter(model, frozen) for frozen in made.frozen):
+        parameter.requires_grad_(False)
+    for parameter in (base.parameter(model, saved) for saved in made.saved):
+        parameter.requires_grad_(parameter.is_floating_point())
+    device = base.parameter(model, made.weights[0].name).device
+    for weight in made.weights:
+        for path, attribute in weight.owners:
+            module = model.get_submodule(path)
+            parametrize.register_parametrization(module, attribute, Update(adapter, weight), unsafe=True)
+            module.parametrizations.train(module.training)  # type: ignore[operator, union-attr]
+    container = Adapters({name: Theta(config.d, device, adapter)}).train(model.training)
+    model.add_module(CONTAINER, container)
+    scope = adapter._scope
+    for module in _scopes(model, made):
+        adapter._snapshot.hooks += [
+            module.register_forward_pre_hook(scope.enter),
+            module.register_forward_hook(scope.leave, always_call=True),
+        ]
+    return adapter
+
+
+def _scopes(model: nn.Module, made: Plan) -> list[nn.Module]:
+    """The owners of adapted weights and every module that contains one, each once."""
+    paths = {path for weight in made.weights for path, _ in weight.owners}
+    above = {path.rsplit(".", count)[0] for path in paths for count in range(path.count(".") + 1)} | {""}
+    return list({id(module): module for module in map(model.get_submodule, sorted(above))}.values())
+
+
+def _parametrized(module: nn.Module) -> list[str]:
+    return list(module.parametrizations) if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]

@@ -1,0 +1,94 @@
+"""The frozen base: its parameters by the names they had before attach, and its fingerprint.
+
+Invariant: names here are those of ``model.named_parameters()`` before anything was attached; ``torch.nn.utils
+.parametrize`` moves a weight to ``<module>.parametrizations.<weight>.original``, and :func:`parameter` finds it there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+_SAMPLES = 4096
+
+
+def split(name: str) -> tuple[str, str]:
+    """``"a.b.weight"`` as (module path, attribute): ``("a.b", "weight")``; ``("", "weight")`` for the root's own."""
+    path, _, attribute = name.rpartition(".")
+    return path, attribute
+
+
+def parameter(model: nn.Module, name: str) -> Tensor:
+    """The stored parameter (W0, not W0 + P·theta) that had this name before attach."""
+    path, attribute = split(name)
+    module = model.get_submodule(path)
+    if parametrize.is_parametrized(module, attribute):
+        original: Tensor = module.parametrizations[attribute].original  # type: ignore[index, assignment, union-attr]
+        return original
+    value: Tensor = getattr(module, attribute)
+    return value
+
+
+def state_key(model: nn.Module, name: str) -> str:
+    """The key of that parameter in ``model.state_dict()`` as it is now."""
+    path, attribute = split(name)
+    if not parametrize.is_parametrized(model.get_submodule(path), attribute):
+        return name
+    return f"{path}.parametrizations.{attribute}.original".lstrip(".")
+
+
+def fingerprint(parameters: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and at most 4,096 fixed positions of each tensor, rounded to bfloat16; 64 hex digits.
+
+    A float32 base and its bfloat16 copy agree. Positions are evenly spaced, ``i * numel // 4096``. A float16 copy may
+    differ, since it was rounded twice.
+
+    Args:
+        parameters: the frozen parameters by name; their order does not matter.
+
+    Raises:
+        ValueError: if one is on the meta device and so has no values yet.
+
+    Example:
+        >>> weight = torch.full((2, 2), 0.1)
+        >>> fingerprint({"w": weight}) == fingerprint({"w": weight.bfloat16()})
+        True
+        >>> fingerprint({"w": weight}) == fingerprint({"w": weight + 0.01})
+        False
+    """
+    digest = hashlib.sha256()
+    with torch.no_grad():
+        for name in sorted(parameters):
+            tensor = parameters[name]
+            if tensor.is_meta:
+                raise ValueError(f"{name} is on the meta device: its values are needed to recognise the base model")
+            digest.update(f"{name}{list(tensor.shape)}\n".encode())
+            flat = tensor.detach().reshape(-1)
+            if flat.numel() > _SAMPLES:
+                at = torch.arange(_SAMPLES, device=flat.device) * flat.numel() // _SAMPLES
+                flat = flat[at]
+            digest.update(flat.to(torch.bfloat16).contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def randomly_initialised(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Which of these parameters Transformers has just initialised at random, because the checkpoint had none.
+
+    ``from_pretrained`` marks every parameter that it loads with ``_is_hf_initialized`` (transformers/modeling_utils.py,
+    ``_initialize_missing_keys``). A model built by ``from_config`` has no marks, and none of its parameters is listed.
+    """
+    names = list(names)
+    missing: set[str] = set()
+    for path, module in model.named_modules():
+        if not hasattr(module, "from_pretrained"):
+            continue
+        prefix = f"{path}." if path else ""
+        inside = [name for name in names if name.startswith(prefix)]
+        marked = {name for name in inside if getattr(parameter(model, name), "_is_hf_initialized", False)}
+        if marked:
+            missing.update(name for name in inside if name not in marked)
+    return [name for name in names if name in missing]

@@ -1,0 +1,80 @@
+"""From a checkpoint back to a LightningModule, which Lightning's own ``load_from_checkpoint`` cannot do.
+
+``LightningModule.load_from_checkpoint`` reads the file itself and never asks a plugin, so it meets a state_dict without
+the frozen weights. This builds the module by Lightning's own code, then attaches the adapter and fills it.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from gpart.adapter import _attach, get_adapters
+from gpart.callbacks.checkpoint import filled
+from gpart.callbacks.parts import AdapterPart
+from gpart.manifest import check_model, config_of
+from gpart.storage import CHECKPOINT_KEY, load_checkpoint_file
+
+Module = TypeVar("Module", bound=LightningModule)
+
+
+def load_from_checkpoint(
+    cls: type[Module], path: str | Path, map_location: Any = "cpu", check_base: bool = True, **kwargs: Any
+) -> Module:
+    """Builds a LightningModule from a checkpoint that holds its adapter.
+
+    Args:
+        cls: the LightningModule's class; the base weights come from its own ``__init__`` or ``configure_model``.
+        path: the ``.ckpt``.
+        map_location: where the module goes.
+        check_base: False loads onto another base of the same shape, with a warning.
+        **kwargs: arguments for ``cls``, in place of the saved hyperparameters.
+
+    Returns:
+        The module, in the mode that its own code leaves it in; its adapter is
+        ``gpart.get_adapters(module.<submodule>)["default"]``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, holds no adapter, or does not fit the module that was built.
+    """
+    checkpoint = load_checkpoint_file(path)
+    entry = checkpoint.get(CHECKPOINT_KEY)
+    if not isinstance(entry, dict) or "config" not in (entry.get("manifest") or {}):
+        raise ValueError(f"{path} holds no GPart adapter: use {cls.__name__}.load_from_checkpoint for it")
+    buffer = io.BytesIO()
+    torch.save({**checkpoint, "state_dict": {}}, buffer)
+    buffer.seek(0)
+    # strict=False and no state: Lightning builds the module from its hyperparameters and leaves its weights alone.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*contains no parameters|.*keys that are in the model state dict")  # meant
+        module = cls.load_from_checkpoint(buffer, map_location=map_location, strict=False, weights_only=True, **kwargs)
+    described = entry["manifest"]
+    source = str(path)
+    network = _network(module, entry["module"], source)
+    config = config_of(described, source)
+    adapter = get_adapters(network).get(described["name"])
+    if adapter is None:
+        adapter = _attach(network, config, described["name"], check_model(network, described, source, check_base))
+    complete = filled(checkpoint, source, module, entry["module"], AdapterPart(adapter, check_base))
+    module.load_state_dict(complete["state_dict"], strict=True)
+    return module.to(map_location) if isinstance(map_location, (str, torch.device)) else module
+
+
+def _network(module: LightningModule, path: str, source: str) -> nn.Module:
+    if not path:
+        return module
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        raise ValueError(
+            f"{source} adapts submodule {path!r}, and {type(module).__name__} has"
+            f" {[name for name, _ in module.named_children()]}: build the network in __init__ or configure_model"
+            " (load_from_checkpoint calls no setup), or give the file to a Trainer as ckpt_path"
+        ) from None

@@ -1,0 +1,177 @@
+"""When a method is applied to a LightningModule, whatever the method.
+
+Invariant: the network is changed once, as soon as it exists and before its optimizers are made, and the module's own
+code runs exactly as it would without the callback.
+
+Lightning runs ``Callback.setup`` before ``LightningModule.setup`` and before ``configure_model``. Where the network
+exists by then, it is adapted at once, so that callbacks that copy the model copy the adapted one. Else this instance's
+``configure_model`` is wrapped: Lightning calls it once, after the module's setup, in its own contexts, before a
+checkpoint is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
+
+from gpart.callbacks.checkpoint import GPartCheckpointIO, PartlyTrained
+from gpart.callbacks.table import print_table
+
+
+class MethodCallback(Callback):
+    """Applies a fine-tuning method to any LightningModule; the methods are its subclasses.
+
+    A subclass implements :meth:`apply`. This class finds the moment, installs the checkpoint plugin, prints the table
+    at the start of fit, and checks that what the method trains is trained.
+
+    Args:
+        module: the submodule to adapt, such as ``"model"``; default the LightningModule's only child with parameters,
+            or the LightningModule itself where there are several. What is outside it is left as it was.
+    """
+
+    def __init__(self, module: str | None = None) -> None:
+        self.module = module
+        self._unwrap: Callable[[], None] | None = None
+        self._part: PartlyTrained | None = None
+        self._network: nn.Module | None = None
+        self._known: set[str] = set()
+
+    def apply(self, network: nn.Module) -> PartlyTrained:
+        """Applies the method to the network, or recognises that it is applied already.
+
+        Raises:
+            ValueError: if it does not fit; the network is then as it was.
+        """
+        raise NotImplementedError
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Applies the method now, or as soon as the network is built."""
+        self._move_first(trainer)
+        try:
+            self._apply(trainer, pl_module)
+        except ValueError:
+            if not is_overridden("setup", pl_module) and not is_overridden("configure_model", pl_module):
+                raise  # nothing more will be built
+            self._defer(trainer, pl_module)
+            return
+        for callback in self._copied_too_early(trainer):
+            callback.setup(trainer, pl_module, stage)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the module its own ``configure_model`` back."""
+        if self._unwrap is not None:
+            self._unwrap()
+            self._unwrap = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """As teardown, which Lightning does not call after an exception."""
+        self.teardown(trainer, pl_module, "")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks that the network is what was adapted and can train; prints the table."""
+        network = self._network
+        if network is None or self._part is None:
+            raise ValueError(f"{type(self).__name__} was not applied: {type(pl_module).__name__} built no network")
+        late = [name for name, _ in network.named_parameters() if name not in self._known]
+        if late:
+            raise ValueError(
+                f"{late[:5]} were built after {type(self).__name__} was applied; build the network in __init__ or"
+                " configure_model, or all of it in setup"
+            )
+        if not network.training:
+            rank_zero_warn(
+                f"the adapted module ({type(network).__name__}) is in eval mode at the start of fit, so its dropout and"
+                " batch statistics are off: from_pretrained returns it so; call .train() in the LightningModule if"
+                " that is not meant"
+            )
+        if trainer.is_global_zero:
+            print_table(type(self).__name__, self.summary(trainer), network, trainer.optimizers)
+
+    def summary(self, trainer: Trainer) -> dict[str, str]:
+        """The method's own rows of the table."""
+        return {}
+
+    def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        path, network = find_network(pl_module, self.module)
+        self._part = self.apply(network)
+        self._network = network
+        self._known = {name for name, _ in network.named_parameters()}
+        install_checkpoint_io(trainer).connect(pl_module, path, self._part)
+
+    def _defer(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._unwrap is not None:
+            return
+        own = pl_module.__dict__.get("configure_model")
+        original = pl_module.configure_model
+
+        # Not functools.wraps: Lightning's is_overridden would look through it, and skip the call where the module
+        # has no configure_model of its own.
+        def configure_model() -> None:
+            original()
+            self._apply(trainer, pl_module)
+
+        def unwrap() -> None:
+            pl_module.__dict__.pop("configure_model", None)
+            if own is not None:
+                pl_module.__dict__["configure_model"] = own
+
+        pl_module.__dict__["configure_model"] = configure_model
+        self._unwrap = unwrap
+
+    def _move_first(self, trainer: Trainer) -> None:
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
+        self._before = callbacks[: callbacks.index(self)] if self in callbacks else []
+        if any(isinstance(callback, WeightAveraging) for callback in self._before):
+            # A new list: Lightning is iterating over the present one.
+            trainer.callbacks = [self, *[callback for callback in callbacks if callback is not self]]  # type: ignore[attr-defined]
+
+    def _copied_too_early(self, trainer: Trainer) -> list[Callback]:
+        """Callbacks that stood before this one and whose setup copied the model before it was adapted."""
+        return [callback for callback in self._before if isinstance(callback, WeightAveraging)]
+
+
+def find_network(pl_module: LightningModule, path: str | None) -> tuple[str, nn.Module]:
+    """The submodule to adapt and its path.
+
+    Args:
+        pl_module: the LightningModule.
+        path: asked for by the user; None for the only child that has parameters, else the whole.
+
+    Raises:
+        ValueError: if there is no submodule of that name.
+    """
+    if path is None:
+        children = [(name, child) for name, child in pl_module.named_children() if any(True for _ in child.parameters())]
+        whole = len(children) != 1 or any(True for _ in pl_module.parameters(recurse=False))
+        return ("", pl_module) if whole else children[0]
+    try:
+        return path, pl_module.get_submodule(path)
+    except AttributeError:
+        names = [name for name, _ in pl_module.named_children()]
+        raise ValueError(f"module={path!r} is no submodule of {type(pl_module).__name__}, which has {names}") from None
+
+
+def install_checkpoint_io(trainer: Trainer) -> GPartCheckpointIO:
+    """The trainer's GPartCheckpointIO, put around the plugin it has where there is none yet."""
+    plugin = trainer.strategy.checkpoint_io
+    if not isinstance(plugin, GPartCheckpointIO):
+        plugin = GPartCheckpointIO(plugin)
+        trainer.strategy.checkpoint_io = plugin
+    return plugin
+
+
+def in_an_optimizer(trainer: Trainer, parameter: nn.Parameter) -> dict[str, Any] | None:
+    """The parameter group that holds this parameter, or None."""
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            if any(item is parameter for item in group["params"]):
+                return group
+    return None
+
+

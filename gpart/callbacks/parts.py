@@ -1,0 +1,104 @@
+"""What the checkpoint plugin needs to know of a module under GPart, or under a method that trains some modules only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from gpart import base
+from gpart.adapter import GPartAdapter
+from gpart.manifest import manifest
+from gpart.storage import check_attached, check_tensors
+from gpart.targets import saved_parameters
+
+
+class AdapterPart:
+    """A module with a GPart adapter."""
+
+    def __init__(self, adapter: GPartAdapter, check_base: bool = True) -> None:
+        self.adapter, self.check_base = adapter, check_base
+
+    def manifest(self) -> dict[str, Any]:
+        """The adapter's manifest, as in its folder."""
+        return manifest(self.adapter)
+
+    def frozen_keys(self) -> set[str]:
+        """All but theta and the saved modules."""
+        keys = {base.state_key(self.adapter.model, name) for name in self.adapter.plan.frozen}
+        return keys | _other_names(self.adapter.model, keys)
+
+    def check(self, manifest: Any, state: dict[str, Tensor], source: str) -> None:
+        """The checks of the adapter folder, and that every trained parameter and buffer is there."""
+        adapter = self.adapter
+        check_attached(adapter, manifest, source, self.check_base)
+        _check_keys(adapter.model, self.frozen_keys(), state, source)
+        primary = {adapter.theta_name, *adapter.plan.saved, *dict(adapter.model.named_buffers())}
+        tensors = {key: value for key, value in state.items() if key in primary}
+        check_tensors(adapter.model, adapter.plan, adapter.config, adapter.name, tensors, source)
+
+
+class SavedModulesPart:
+    """A module of which only ``modules_to_save`` is trained: the linear probe.
+
+    Args:
+        model: the module.
+        modules_to_save: names or name endings of what is trained.
+        method: the method's name, for the checkpoint.
+
+    Raises:
+        ValueError: if a pattern matches nothing.
+    """
+
+    def __init__(self, model: nn.Module, modules_to_save: list[str], method: str) -> None:
+        self.model, self.method = model, method
+        names = set(saved_parameters(model, modules_to_save)[1])
+        every = dict(model.named_parameters(remove_duplicate=False))
+        kept = {id(every[name]) for name in names}
+        self.saved = [name for name, value in model.named_parameters() if id(value) in kept]
+        self.frozen = [name for name, value in model.named_parameters() if id(value) not in kept]
+
+    def freeze(self) -> None:
+        """Freezes all but the saved modules."""
+        for name in self.frozen:
+            base.parameter(self.model, name).requires_grad_(False)
+
+    def manifest(self) -> dict[str, Any]:
+        """Method, saved parameters, base."""
+        return {"method": self.method, "saved": self.saved, "base": self._fingerprint()}
+
+    def frozen_keys(self) -> set[str]:
+        """All but the saved modules' parameters."""
+        return set(self.frozen) | _other_names(self.model, set(self.frozen))
+
+    def check(self, manifest: Any, state: dict[str, Tensor], source: str) -> None:
+        """Same method, same parameters, same base."""
+        if not isinstance(manifest, dict) or manifest.get("method") != self.method:
+            found = manifest.get("method", "GPart") if isinstance(manifest, dict) else manifest
+            raise ValueError(f"{source} was trained by {found}, this run uses {self.method}")
+        if manifest.get("saved") != self.saved:
+            raise ValueError(f"{source} holds {manifest.get('saved')}, this run trains {self.saved}")
+        if (found := self._fingerprint()) != manifest.get("base"):
+            raise ValueError(f"{source} was trained on base {manifest.get('base')}, this model has fingerprint {found}")
+        _check_keys(self.model, self.frozen_keys(), state, source)
+
+    def _fingerprint(self) -> str:
+        return base.fingerprint({name: base.parameter(self.model, name) for name in self.frozen})
+
+
+def _check_keys(model: nn.Module, frozen: set[str], state: dict[str, Tensor], source: str) -> None:
+    live = model.state_dict()
+    needed = set(live) - frozen
+    missing, surplus = sorted(needed - set(state)), sorted(set(state) - needed)
+    if missing or surplus:
+        raise ValueError(f"{source}: keys missing {missing}, keys too many {surplus}")
+    for key in sorted(needed):
+        if isinstance(live[key], Tensor) and live[key].shape != state[key].shape:
+            raise ValueError(f"{source}: {key} has shape {list(state[key].shape)}, here {list(live[key].shape)}")
+
+
+def _other_names(model: nn.Module, keys: set[str]) -> set[str]:
+    """The further keys of tensors that ``keys`` names: a shared parameter stands under several in a state_dict."""
+    state = model.state_dict(keep_vars=True)
+    same = {id(state[key]) for key in keys if key in state}
+    return {key for key, value in state.items() if id(value) in same}

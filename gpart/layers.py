@@ -1,0 +1,138 @@
+"""The two modules an adapter adds to a model: the one that holds theta, and the one that adds P·theta to a weight.
+
+Invariant: theta exists once, in :class:`Theta`, which is the last child of the adapted module; every layer reaches it
+through that child at every use, never by a reference of its own, since ``to_empty``, ``.to("meta")`` and sharding
+replace the Parameter object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gpart.functional import Part
+from gpart.partition import Partition
+from gpart.targets import AdaptedWeight
+
+CONTAINER = "gpart"
+"""Name of the child of the adapted module that holds its adapters; theta's key is ``gpart.<adapter name>.theta``."""
+
+
+class Evaluator(Protocol):
+    """What computes an adapted weight; the adapter is one."""
+
+    def evaluate(self, weight: AdaptedWeight, base: Tensor, training: bool) -> Tensor:
+        """W from W0."""
+
+
+class Adapters(nn.ModuleDict):
+    """The adapted module's last child: its adapters by name.
+
+    It passes its input on, since a Sequential that is adapted calls every child in turn.
+    """
+
+    def forward(self, value: Any) -> Any:
+        """The input itself."""
+        return value
+
+
+class Theta(nn.Module):
+    """Holds theta, shape (d,), float32 or wider whatever the model is cast to.
+
+    ``adapter`` is no submodule: it knows the model, and the model knows this module.
+    """
+
+    theta: nn.Parameter
+
+    def __init__(self, d: int, device: torch.device | None, adapter: Any) -> None:
+        super().__init__()
+        wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.theta = nn.Parameter(torch.zeros(d, dtype=wide, device=device))
+        self.adapter = adapter
+
+    def reset_parameters(self) -> None:
+        """theta = 0; Lightning and FSDP call this after a module was made on the meta device."""
+        nn.init.zeros_(self.theta)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Theta:
+        # Lightning's bf16-true casts every parameter after setup; casting back later is too late for DDP.
+        def kept_wide(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.is_floating_point() and moved.dtype != torch.promote_types(moved.dtype, torch.float32):
+                return tensor.to(device=moved.device, dtype=torch.float32)
+            return moved
+
+        return super()._apply(kept_wide, recurse)
+
+    def extra_repr(self) -> str:
+        """Shows d in the model's printed form."""
+        return f"d={self.theta.numel()}"
+
+
+class Update(nn.Module):
+    """The parametrization of one adapted weight: W0 -> W0 + P·theta."""
+
+    def __init__(self, evaluator: Evaluator, weight: AdaptedWeight) -> None:
+        super().__init__()
+        self.evaluator = evaluator
+        self.weight = weight
+
+    def forward(self, base: Tensor) -> Tensor:
+        """W, in the shape and dtype of ``base``."""
+        return self.evaluator.evaluate(self.weight, base, self.training)
+
+
+class GroupIndices:
+    """The group numbers of every adapted block, int32, computed at first use on the device of use.
+
+    They are no buffers: DDP broadcasts every registered buffer at every forward pass. Copies of a model share them.
+    """
+
+    def __init__(self, partition: Partition) -> None:
+        self.partition = partition
+        self._stored: dict[int, Tensor] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GroupIndices:
+        copy = memo[id(self)] = type(self)(self.partition)
+        copy._stored = dict(self._stored)
+        return copy
+
+    def parts(self, weight: AdaptedWeight, device: torch.device) -> tuple[Part, ...]:
+        """The blocks of a weight with their group numbers on ``device``."""
+        return tuple(
+            Part(self._groups(offset, (stop - start) * _stride(weight), device), weight.dim, start, stop)
+            for start, stop, offset in weight.blocks
+        )
+
+    def _groups(self, offset: int, count: int, device: torch.device) -> Tensor:
+        if device.type == "meta":
+            return torch.empty(count, dtype=torch.int32, device=device)
+        stored = self._stored.get(offset)
+        if stored is None:
+            stored = self.partition.groups(offset, offset + count, device)
+        # One copy only: it follows the weight to another device.
+        self._stored[offset] = stored = stored.to(device)
+        return stored
+
+
+def _stride(weight: AdaptedWeight) -> int:
+    """Numbers per index along the cut dimension."""
+    total = 1
+    for dim, length in enumerate(weight.shape):
+        total *= 1 if dim == weight.dim else length
+    return total
+
+
+def with_dropout(parts: tuple[Part, ...], p: float, seed: int) -> tuple[Part, ...]:
+    """The same blocks with one dropout mask, which is a function of the seed alone (per kind of device)."""
+    result = []
+    for part in parts:
+        keep = torch.empty(part.groups.shape, dtype=torch.bool, device=part.groups.device)
+        if not keep.is_meta:
+            generator = torch.Generator(keep.device).manual_seed(seed + part.start)
+            keep.bernoulli_(1 - p, generator=generator)
+        result.append(Part(part.groups, part.dim, part.start, part.stop, keep, 1 / (1 - p)))
+    return tuple(result)

@@ -1,0 +1,146 @@
+"""The partition: from a seed to disjoint, balanced groups of weight positions.
+
+Invariant: for every ``size``, ``d`` and ``seed`` the map ``i -> group(i)`` is a fixed function of integers, the same on
+every device, platform and library version, and any position can be computed alone. Each group ``j`` has exactly
+``n_j = size // d + (1 if j < size % d else 0)`` members, so group sizes are known without counting.
+
+The function is the scheme ``gpart-v1``:
+
+    k      = max(8, bit_length(size - 1)),  all arithmetic mod 2^k
+    z      = the first 12 outputs of SplitMix64 started at the seed
+    mix(x) : six rounds of  x = x * (z[2r] | 1) + z[2r + 1];  x ^= x >> s_r,  s_r = k // 2 (r even) or k // 3 (r odd)
+    pi(i)  : x = mix(i), again while x >= size            (cycle walking: a bijection of 0 .. size - 1)
+    group(i) = pi(i) mod d
+
+Each round is a bijection of the k-bit integers, so ``mix`` is one, and walking its cycles back into ``0 .. size - 1``
+keeps it one. A change to any of this is a new scheme with a new name; files written under the old one stay readable.
+
+SplitMix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SCHEME = "gpart-v1"
+"""The name written into every adapter file."""
+
+_ROUNDS = 6
+_MASK64 = (1 << 64) - 1
+# Temporaries stay in the second-level cache: larger chunks are slower and use more memory.
+_CHUNK = 1 << 18
+
+
+def _splitmix64(seed: int, count: int) -> list[int]:
+    """The first ``count`` outputs of SplitMix64 started at ``seed``."""
+    outputs, x = [], seed
+    for _ in range(count):
+        x = (x + 0x9E3779B97F4A7C15) & _MASK64
+        y = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+        y = ((y ^ (y >> 27)) * 0x94D049BB133111EB) & _MASK64
+        outputs.append(y ^ (y >> 31))
+    return outputs
+
+
+def _signed(value: int, bits: int) -> int:
+    """``value mod 2^bits`` as the two's-complement number that a signed tensor of that width holds."""
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if value >> (bits - 1) else value
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The cut of ``size`` positions into ``d`` groups that a seed stands for (paper, section 3.2).
+
+    Nothing is stored but the three integers.
+
+    Args:
+        size: D, the number of adapted weights, 1 to 2^62.
+        d: the number of groups, 1 to ``size`` and below 2^31 (group numbers are int32).
+        seed: an unsigned 64-bit integer.
+
+    Raises:
+        ValueError: if a number is outside its range.
+
+    Example:
+        >>> partition = Partition(size=10, d=3, seed=0)
+        >>> partition.groups().tolist()
+        [1, 2, 2, 1, 1, 0, 0, 2, 0, 0]
+        >>> partition.sizes().tolist()
+        [4, 3, 3]
+        >>> partition.groups(7, 9).tolist()
+        [2, 0]
+    """
+
+    size: int
+    d: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= 1 << 62:
+            raise ValueError(f"size must be between 1 and 2^62, got {self.size}")
+        if not 1 <= self.d <= self.size:
+            raise ValueError(f"d must be between 1 and the number of adapted weights, {self.size}; got d={self.d}")
+        if self.d >= 1 << 31:
+            raise ValueError(f"d must be below 2^31 = {1 << 31}, since group numbers are int32; got d={self.d}")
+        if not 0 <= self.seed <= _MASK64:
+            raise ValueError(f"seed must be between 0 and 2^64 - 1, got {self.seed}")
+
+    def sizes(self) -> Tensor:
+        """The group sizes n_j, shape (d,), int64."""
+        small, larger = divmod(self.size, self.d)
+        sizes = torch.full((self.d,), small, dtype=torch.int64)
+        sizes[:larger] += 1
+        return sizes
+
+    def groups(self, start: int = 0, stop: int | None = None, device: torch.device | str = "cpu") -> Tensor:
+        """The group numbers of positions ``start`` to ``stop - 1``, shape (stop - start,), int32.
+
+        Args:
+            start: first position.
+            stop: one past the last position; default ``size``.
+            device: where they are computed; the values are the same everywhere.
+
+        Raises:
+            ValueError: if the range is not within 0 to ``size``.
+        """
+        stop = self.size if stop is None else stop
+        if not 0 <= start <= stop <= self.size:
+            raise ValueError(f"positions {start} to {stop} are not within 0 to {self.size}")
+        # An accelerator wants few large kernels, a processor chunks that stay in its cache.
+        step = _CHUNK if torch.device(device).type == "cpu" else 64 * _CHUNK
+        out = torch.empty(stop - start, dtype=torch.int32, device=device)
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            out[first - start : last - start] = self._permuted(first, last, device).remainder_(self.d)
+        return out
+
+    def _permuted(self, start: int, stop: int, device: torch.device | str) -> Tensor:
+        """pi(start) .. pi(stop - 1), as int32 where 31 bits are enough (twice as fast, same values), else int64."""
+        bits = max(8, (self.size - 1).bit_length())
+        dtype, width = (torch.int32, 32) if bits <= 31 else (torch.int64, 64)
+        z = _splitmix64(self.seed, 2 * _ROUNDS)
+        rounds = [
+            (_signed(z[2 * r] | 1, width), _signed(z[2 * r + 1], width), bits // 3 if r % 2 else bits // 2)
+            for r in range(_ROUNDS)
+        ]
+        mask = (1 << bits) - 1
+
+        def mix(x: Tensor) -> Tensor:
+            # Wrap-around of the signed type followed by the mask is arithmetic mod 2^bits.
+            for factor, addend, shift in rounds:
+                x = x.mul_(factor).add_(addend).bitwise_and_(mask)
+                x ^= x >> shift
+            return x
+
+        x = mix(torch.arange(start, stop, dtype=dtype, device=device))
+        # Fewer than half of all k-bit numbers lie outside (k is minimal, but for sizes below 129), so this ends fast.
+        outside = (x >= self.size).nonzero().squeeze(1)
+        while outside.numel():
+            walked = mix(x[outside])
+            x[outside] = walked
+            outside = outside[walked >= self.size]
+        return x

@@ -1,0 +1,74 @@
+"""What detach needs to put a model back: flags, key order, and the first values of heads and buffers.
+
+Invariant: taken before anything is changed; it holds copies of the saved modules' and the buffers' values only, never
+of a frozen weight, which nothing changes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from gpart import base
+from gpart.targets import Plan
+
+
+class Snapshot:
+    """The state of a model before attach."""
+
+    def __init__(self, model: nn.Module, plan: Plan) -> None:
+        self.hooks: list[RemovableHandle] = []
+        self._requires_grad = {name: value.requires_grad for name, value in model.named_parameters()}
+        self._saved = {name: base.parameter(model, name).detach().clone() for name in plan.saved}
+        self._buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
+        paths = {path for weight in plan.weights for path, _ in weight.owners}
+        self._order = {path: list(model.get_submodule(path)._parameters) for path in paths}
+
+    def changed_buffers(self, model: nn.Module) -> dict[str, Tensor]:
+        """The persistent buffers that are not what they were."""
+        persistent = model.state_dict(keep_vars=True)
+        return {
+            name: value
+            for name, value in model.named_buffers()
+            if name in persistent and not _same(value, self._buffers.get(name))
+        }
+
+    def restore_order(self, path: str, module: nn.Module) -> None:
+        """The parameters of one layer in their first order."""
+        parameters = dict(module._parameters)
+        module._parameters.clear()
+        order = self._order[path]
+        module._parameters.update({name: parameters[name] for name in [*order, *(set(parameters) - set(order))]})
+
+    def restore_flags(self, model: nn.Module) -> None:
+        """requires_grad of every parameter."""
+        for name, flag in self._requires_grad.items():
+            base.parameter(model, name).requires_grad_(flag)
+
+    @torch.no_grad()
+    def restore(self, model: nn.Module) -> None:
+        """The flags, and the first values of heads and buffers."""
+        self.restore_flags(model)
+        for name, value in self._saved.items():
+            parameter = base.parameter(model, name)
+            parameter.copy_(value)
+            parameter.grad = None
+        buffers = dict(model.named_buffers())
+        for name, value in self._buffers.items():
+            buffers[name].copy_(value)
+
+    def remove_hooks(self) -> None:
+        """Takes the forward hooks off."""
+        for handle in self.hooks:
+            handle.remove()
+        self.hooks.clear()
+
+
+def _same(value: Tensor, first: Tensor | None) -> bool:
+    if first is None or first.shape != value.shape:
+        return False
+    if value.is_meta or first.is_meta:
+        return value.is_meta
+    # NaN equals NaN here: what matters is whether the bits would have to be stored.
+    return torch.equal(value.nan_to_num(), first.to(value.device, value.dtype).nan_to_num())
