@@ -9,5 +9,4 @@ from gpart.partition import Partition
 from gpart.storage import load_adapter
 from gpart.version import __version__
 
-
-__all__ = ["__version__", "GPartAdapter", "GPartConfig", "Partition", "attach", "get_adapters", "load_adapter"]
+__all__ = ["GPartAdapter", "GPartConfig", "Partition", "__version__", "attach", "get_adapters", "load_adapter"]

@@ -96,7 +96,7 @@ class GPartAdapter:
 
     @property
     def theta_name(self) -> str:
-        """theta's key in the model's state_dict."""
+        """Theta's key in the model's state_dict."""
         return f"{CONTAINER}.{self.name}.theta"
 
     @property
@@ -241,7 +241,7 @@ class GPartAdapter:
         for path in dict.fromkeys(path for weight in self.plan.weights for path, _ in weight.owners):
             module = self.model.get_submodule(path)
             for attribute in _parametrized(module):
-                module._parameters[attribute] = module.parametrizations[attribute].original  # type: ignore[index, union-attr, assignment]
+                module._parameters[attribute] = module.parametrizations[attribute].original  # type: ignore[index, union-attr]
             # Not through torch's remove_parametrizations: it deletes the property from the class, which a deepcopy of
             # the model shares, and puts the weight behind the bias.
             module.__class__ = parametrize.type_before_parametrizations(module)
@@ -279,7 +279,7 @@ def _attach(model: nn.Module, config: GPartConfig, name: str, made: Plan) -> GPa
         for path, attribute in weight.owners:
             module = model.get_submodule(path)
             parametrize.register_parametrization(module, attribute, Update(adapter, weight), unsafe=True)
-            module.parametrizations.train(module.training)  # type: ignore[operator, union-attr]
+            module.parametrizations.train(module.training)  # type: ignore[union-attr]
     container = Adapters({name: Theta(config.d, device, adapter)}).train(model.training)
     model.add_module(CONTAINER, container)
     scope = adapter._scope

@@ -27,7 +27,7 @@ def parameter(model: nn.Module, name: str) -> Tensor:
     path, attribute = split(name)
     module = model.get_submodule(path)
     if parametrize.is_parametrized(module, attribute):
-        original: Tensor = module.parametrizations[attribute].original  # type: ignore[index, assignment, union-attr]
+        original: Tensor = module.parametrizations[attribute].original  # type: ignore[index, union-attr]
         return original
     value: Tensor = getattr(module, attribute)
     return value

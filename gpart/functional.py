@@ -14,6 +14,7 @@ Source: paper, section 3.3 and proposition 3.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,8 +70,8 @@ def scale(theta: Tensor, size: int, isometric: bool = True) -> Tensor:
         return theta
     small, larger = divmod(size, theta.numel())
     if larger == 0:
-        return theta * small**-0.5
-    return torch.cat([theta[:larger] * (small + 1) ** -0.5, theta[larger:] * small**-0.5])
+        return theta / math.sqrt(small)
+    return torch.cat([theta[:larger] / math.sqrt(small + 1), theta[larger:] / math.sqrt(small)])
 
 
 def expand(scaled: Tensor, weight: Tensor, parts: tuple[Part, ...]) -> Tensor:
@@ -89,7 +90,7 @@ def expand(scaled: Tensor, weight: Tensor, parts: tuple[Part, ...]) -> Tensor:
         >>> expand(torch.tensor([0.5, 0.25]), torch.tensor([1.0, 1.0]), (part,))
         tensor([1.2500, 1.5000])
     """
-    return _Expand.apply(scaled, weight, parts)  # type: ignore[no-any-return, no-untyped-call]  # torch has no types here
+    return _Expand.apply(scaled, weight, parts)  # type: ignore[no-any-return]  # torch has no types here
 
 
 def reduce(grad: Tensor, parts: tuple[Part, ...], d: int, dtype: torch.dtype) -> Tensor:
@@ -104,7 +105,7 @@ def reduce(grad: Tensor, parts: tuple[Part, ...], d: int, dtype: torch.dtype) ->
     Returns:
         Shape (d,). The sums are taken in float64 where the device has it, and rounded once.
     """
-    return _Reduce.apply(grad, parts, d, dtype)  # type: ignore[no-any-return, no-untyped-call]  # torch has no types here
+    return _Reduce.apply(grad, parts, d, dtype)  # type: ignore[no-any-return]  # torch has no types here
 
 
 def update(scaled: Tensor, part: Part, shape: torch.Size | tuple[int, ...]) -> Tensor:
@@ -152,7 +153,7 @@ class _Expand(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        scaled, weight, parts = inputs
+        scaled, _weight, parts = inputs
         ctx.parts, ctx.d, ctx.dtype = parts, scaled.numel(), scaled.dtype
 
     @staticmethod
@@ -173,7 +174,7 @@ class _Reduce(Function):
         ctx.parts, ctx.like = parts, (grad.shape, grad.dtype, grad.device)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch has no types here
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         shape, dtype, device = ctx.like
         zeros = torch.zeros(shape, dtype=dtype, device=device)

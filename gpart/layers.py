@@ -54,7 +54,7 @@ class Theta(nn.Module):
         self.adapter = adapter
 
     def reset_parameters(self) -> None:
-        """theta = 0; Lightning and FSDP call this after a module was made on the meta device."""
+        """Theta = 0; Lightning and FSDP call this after a module was made on the meta device."""
         nn.init.zeros_(self.theta)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Theta:
@@ -65,7 +65,8 @@ class Theta(nn.Module):
                 return tensor.to(device=moved.device, dtype=torch.float32)
             return moved
 
-        return super()._apply(kept_wide, recurse)
+        super()._apply(kept_wide, recurse)  # type: ignore[no-untyped-call]  # torch has no types here
+        return self
 
     def extra_repr(self) -> str:
         """Shows d in the model's printed form."""

@@ -52,7 +52,7 @@ def manifest(adapter: GPartAdapter) -> dict[str, Any]:
         "versions": {
             "gpart": __version__,
             "torch": str(torch.__version__),
-            "safetensors": safetensors.__version__,  # type: ignore[attr-defined]  # its stub leaves it out
+            "safetensors": safetensors.__version__,
             "python": platform.python_version(),
         },
     }
@@ -64,7 +64,7 @@ def config_of(manifest: Any, source: str) -> GPartConfig:
     Raises:
         ValueError: if it is no manifest, or one of another scheme or version.
     """
-    if not isinstance(manifest, dict) or not _FIELDS <= set(manifest):
+    if not isinstance(manifest, dict) or not set(manifest) >= _FIELDS:
         found = sorted(manifest) if isinstance(manifest, dict) else type(manifest).__name__
         raise ValueError(f"{source} is no adapter's: it needs {sorted(_FIELDS)} and holds {found}")
     if manifest["scheme"] != SCHEME:

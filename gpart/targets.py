@@ -229,11 +229,11 @@ def _output_layers(model: nn.Module) -> list[nn.Module]:
     """The output layer that "all-linear" leaves out: PEFT's rule, without importing transformers."""
     if not hasattr(model, "get_output_embeddings"):
         return []
-    output = model.get_output_embeddings()
+    output = model.get_output_embeddings()  # type: ignore[operator]  # Transformers' method, found by its name
     if isinstance(output, nn.Module):
         return [output]
     head = next((getattr(model, name) for name in _HEADS if hasattr(model, name)), None)
-    return [module for module in head.modules()] if isinstance(head, nn.Module) else []
+    return list(head.modules()) if isinstance(head, nn.Module) else []
 
 
 def _names(model: nn.Module, most: int = 40) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
@@ -110,13 +110,14 @@ class GPartCallback(MethodCallback):
     def apply(self, network: nn.Module) -> PartlyTrained:
         """Attaches the adapter, or adopts the one that is there with an equal config."""
         attached = get_adapters(network).get(self.name)
-        if attached is not None and attached is not self._adapter and self.config is not None:
-            if different := attached.config.differences(self.config):
-                raise ValueError(
-                    f"the network carries an adapter {self.name!r} with other settings than this callback's:"
-                    f" {'; '.join(different)}"
-                )
-        if self.start is not None and (attached is None or attached is not self._adapter):
+        adopted = attached is not None and attached is not self._adapter
+        different = attached.config.differences(self.config) if attached and adopted and self.config else []
+        if different:
+            raise ValueError(
+                f"the network carries an adapter {self.name!r} with other settings than this callback's:"
+                f" {'; '.join(different)}"
+            )
+        if self.start is not None and (attached is None or adopted):
             attached = self._load(network, self.start)
         elif attached is None:
             if self.config is None:

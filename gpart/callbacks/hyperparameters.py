@@ -60,7 +60,7 @@ def loadable(value: Any, where: str = "checkpoint") -> Any:
     elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return torch.from_numpy(value.copy())
     else:
-        for kind in (bool, int, float, str, bytes):
+        for kind in (int, float, str):
             if isinstance(value, kind):
                 return kind(value)
     raise ValueError(
@@ -76,4 +76,6 @@ def _key(key: Any, where: str) -> Any:
 
 def _registered(kind: type) -> bool:
     """Whether the user has allowed this type to torch."""
-    return any(kind is (entry[0] if isinstance(entry, tuple) else entry) for entry in torch.serialization.get_safe_globals())
+    return any(
+        kind is (entry[0] if isinstance(entry, tuple) else entry) for entry in torch.serialization.get_safe_globals()
+    )

@@ -17,7 +17,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
 from gpart.callbacks.checkpoint import GPartCheckpointIO, PartlyTrained
@@ -147,7 +147,9 @@ def find_network(pl_module: LightningModule, path: str | None) -> tuple[str, nn.
         ValueError: if there is no submodule of that name.
     """
     if path is None:
-        children = [(name, child) for name, child in pl_module.named_children() if any(True for _ in child.parameters())]
+        children = [
+            (name, child) for name, child in pl_module.named_children() if any(True for _ in child.parameters())
+        ]
         whole = len(children) != 1 or any(True for _ in pl_module.parameters(recurse=False))
         return ("", pl_module) if whole else children[0]
     try:
@@ -173,5 +175,3 @@ def in_an_optimizer(trainer: Trainer, parameter: nn.Parameter) -> dict[str, Any]
             if any(item is parameter for item in group["params"]):
                 return group
     return None
-
-

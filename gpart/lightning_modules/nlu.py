@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import AutoModelForSequenceClassification, get_scheduler
@@ -75,7 +76,7 @@ class SequenceClassifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The cross-entropy of a batch."""
-        loss = cast(Tensor, self(batch).loss)
+        loss = cast("Tensor", self(batch).loss)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -100,7 +101,7 @@ class SequenceClassifier(LightningModule):
         columns["probability"] = [round(value, 4) for value in probability.tolist()]
         return columns
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a group for the head and one for the rest; the schedule goes by steps."""
         if self.model is None:
             raise ValueError("the network is not built yet: call configure_model() first")

