@@ -10,7 +10,6 @@ does what it does; :class:`AtomicCheckpointIO` replaces files as a whole.
 from __future__ import annotations
 
 import os
-import pickle
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,8 +94,10 @@ class GPartCheckpointIO(CheckpointIO):
         """
         try:
             checkpoint = self.checkpoint_io.load_checkpoint(path, weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-            raise ValueError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0][:300]}") from error
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # on damaged files torch's reader raises whatever it stumbles over
+            raise ValueError(f"{path} cannot be read as a checkpoint: {" ".join(str(error).split())[:300]}") from error
         if self._part is None or self._module is None:
             return checkpoint
         return filled(checkpoint, str(path), self._module, self._path, self._part)

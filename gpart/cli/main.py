@@ -33,9 +33,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
         run(words)
     except (ValueError, OSError) as error:
-        if os.environ.get("GPART_TRACEBACK") or not _raised_by_gpart(error):
+        meant = _meant_for_users(error)
+        if os.environ.get("GPART_TRACEBACK") or meant is None:
             raise
-        print(f"gpart: error: {one_line(str(error))}", file=sys.stderr)
+        print(f"gpart: error: {one_line(str(meant))}", file=sys.stderr)
         return 2
     return 0
 
@@ -46,7 +47,12 @@ def one_line(message: str, most: int = 600) -> str:
     return line if len(line) <= most else line[: most - 4] + " ..."
 
 
-def _raised_by_gpart(error: BaseException) -> bool:
-    """Whether the innermost frame is this package's: a message written for users, not a fault somewhere below."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and PACKAGE in Path(frames[-1].filename).resolve().parents
+def _meant_for_users(error: BaseException) -> BaseException | None:
+    """The first of an error and its causes that this package raised itself; None if it is a fault somewhere below."""
+    current: BaseException | None = error
+    while current is not None:
+        frames = traceback.extract_tb(current.__traceback__)
+        if frames and PACKAGE in Path(frames[-1].filename).resolve().parents:
+            return current
+        current = current.__cause__  # jsonargparse wraps what a class's __init__ raises
+    return None
