@@ -178,11 +178,16 @@ def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  # on damaged files torch's reader raises whatever it stumbles over
+    except Exception as error:  # on damaged files torch's reader raises whatever it stumbles over
         raise ValueError(f"{path} cannot be read as a checkpoint: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a checkpoint's dict")
     return loaded
+
+
+def reason(error: Exception) -> str:
+    """What a library said, in one short line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -26,7 +26,7 @@ WHEEL = "fake_model-0.1.0-py3-none-any.whl"
 SDIST = "fakeReviews-1.0.tar.gz"
 INNER = "fakeReviews-1.0/extra/data.tar.gz!data/reviews.txt"
 MODEL_FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 1000}
-REVIEWS = "1\t2.5\tA delight.\r\n".encode()
+REVIEWS = b"1\t2.5\tA delight.\r\n"
 needs_pip = pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="this environment has no pip")
 
 

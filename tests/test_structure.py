@@ -6,11 +6,11 @@ import ast
 import json
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import tomllib
 
 import gpart
 

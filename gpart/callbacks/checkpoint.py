@@ -25,7 +25,7 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from torch import Tensor
 
 from gpart.callbacks.hyperparameters import loadable
-from gpart.storage import CHECKPOINT_KEY
+from gpart.storage import CHECKPOINT_KEY, reason
 
 HINT = "This checkpoint holds an adapter: read it with gpart.callbacks.load_from_checkpoint(cls, path)"
 """A key in the saved state_dict, so that ``LightningModule.load_from_checkpoint``, which no plugin can reach, shows it
@@ -97,7 +97,7 @@ class GPartCheckpointIO(CheckpointIO):
         except FileNotFoundError:
             raise
         except Exception as error:  # on damaged files torch's reader raises whatever it stumbles over
-            raise ValueError(f"{path} cannot be read as a checkpoint: {" ".join(str(error).split())[:300]}") from error
+            raise ValueError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
         if self._part is None or self._module is None:
             return checkpoint
         return filled(checkpoint, str(path), self._module, self._path, self._part)
