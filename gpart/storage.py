@@ -14,10 +14,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -57,9 +58,10 @@ def save_adapter(adapter: GPartAdapter, folder: str | Path) -> None:
     described = {**manifest(adapter), "tensors_sha256": hashlib.sha256(content).hexdigest()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / TENSORS, content)
-    text = _render(described)
-    write_atomically(folder / CONFIG, _render({**described, "sha256": _content_hash(text)}).encode())
+    text = _render({**described, "sha256": _content_hash(_render(described))})
+    for path, written in ((folder / TENSORS, content), (folder / CONFIG, text.encode())):
+        with replacing(path) as file:
+            file.write(written)
 
 
 def load_adapter(model: nn.Module, folder: str | Path, check_base: bool = True) -> GPartAdapter:
@@ -152,19 +154,25 @@ def fill(adapter: GPartAdapter, tensors: Mapping[str, Tensor]) -> None:
         adapter.merge()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces a file as a whole: written beside it, synced, renamed."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Replaces a file as a whole: what is written goes beside it, is synced and renamed; an exception leaves the old.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder, replacing(Path(folder, "a")) as file:
+        ...     written = file.write(b"whole")
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
+        # Not tempfile: its files are the owner's alone, these are to have the user's usual permissions.
+        with temporary.open("xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
@@ -261,9 +269,3 @@ def _check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     for name, value in tensors.items():
         if bad := int((~torch.isfinite(value)).sum()):
             raise ValueError(f"{source}: {bad} of the {value.numel()} numbers of {name} are NaN or infinite")
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -9,8 +9,6 @@ does what it does; :class:`AtomicCheckpointIO` replaces files as a whole.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
@@ -25,7 +23,7 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from torch import Tensor
 
 from gpart.callbacks.hyperparameters import loadable
-from gpart.storage import CHECKPOINT_KEY, reason
+from gpart.storage import CHECKPOINT_KEY, reason, replacing
 
 HINT = "This checkpoint holds an adapter: read it with gpart.callbacks.load_from_checkpoint(cls, path)"
 """A key in the saved state_dict, so that ``LightningModule.load_from_checkpoint``, which no plugin can reach, shows it
@@ -77,9 +75,11 @@ class GPartCheckpointIO(CheckpointIO):
         if self._part is not None:
             prefix = f"{self._path}." if self._path else ""
             frozen = {prefix + key for key in self._part.frozen_keys()}
-            state = {key: value for key, value in checkpoint["state_dict"].items() if key not in frozen}
             entry = {"module": self._path, "manifest": self._part.manifest(), "hint": HINT}
-            checkpoint = {**checkpoint, "state_dict": {**state, HINT: torch.empty(0)}, CHECKPOINT_KEY: entry}
+            checkpoint = {**checkpoint, CHECKPOINT_KEY: entry}
+            for name in _states(checkpoint):
+                checkpoint[name] = {key: value for key, value in checkpoint[name].items() if key not in frozen}
+            checkpoint["state_dict"][HINT] = torch.empty(0)
         self._order.handed_in()
         self.checkpoint_io.save_checkpoint(loadable(checkpoint), path, storage_options=storage_options)
 
@@ -125,16 +125,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(target) as file:
+            torch.save(checkpoint, file)
 
 
 def filled(
@@ -162,9 +154,17 @@ def filled(
     live = module.state_dict()
     frozen = {prefix + key: live[prefix + key] for key in part.frozen_keys()}
     # The live module's order, as if nothing had been left out; what is unknown stays, for Lightning's strictness.
-    merged = {**frozen, **state}
-    ordered = {key: merged.pop(key) for key in live if key in merged}
-    return {**checkpoint, "state_dict": {**ordered, **merged}}
+    complete = {**checkpoint, "state_dict": state}
+    for name in _states(complete):
+        merged = {**frozen, **complete[name]}
+        ordered = {key: merged.pop(key) for key in live if key in merged}
+        complete[name] = {**ordered, **merged}
+    return complete
+
+
+def _states(checkpoint: dict[str, Any]) -> list[str]:
+    """Where a checkpoint holds the module's state; the second is where WeightAveraging keeps what it replaces."""
+    return [name for name in ("state_dict", "current_model_state") if name in checkpoint]
 
 
 class _Order:
