@@ -64,7 +64,13 @@ def vit() -> nn.Module:
 IMAGES, TOKENS = torch.randn(6, 3, 32, 32), torch.randint(2, 50, (6, 8))
 PROJECTS = {
     "plain": (plain, cross_entropy, (torch.randn(6, 8), torch.arange(6) % 2), ["0"], ["2"]),
-    "torchvision CNN": (lambda: resnet18(num_classes=3), cross_entropy, (IMAGES, torch.arange(6) % 3), ["conv1"], ["fc"]),
+    "torchvision CNN": (
+        lambda: resnet18(num_classes=3),
+        cross_entropy,
+        (IMAGES, torch.arange(6) % 3),
+        ["conv1"],
+        ["fc"],
+    ),
     "Hugging Face": (bert, hugging_face, (TOKENS, torch.arange(6) % 2), ["query", "value"], ["classifier"]),
     "GPT-2": (gpt2, hugging_face, (TOKENS, TOKENS), ["c_attn"], ["ln_f"]),
     "timm ViT": (vit, cross_entropy, (IMAGES, torch.arange(6) % 3), ["qkv"], ["head"]),

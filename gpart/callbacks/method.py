@@ -21,6 +21,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
 from gpart.callbacks.checkpoint import GPartCheckpointIO, PartlyTrained
+from gpart.callbacks.hyperparameters import loadable
 from gpart.callbacks.table import print_table
 
 
@@ -90,6 +91,11 @@ class MethodCallback(Callback):
                 " batch statistics are off: from_pretrained returns it so; call .train() in the LightningModule if"
                 " that is not meant"
             )
+        if trainer.checkpoint_callbacks:
+            # What a checkpoint could not hold is better known now than after an epoch.
+            for owner in (pl_module, getattr(trainer, "datamodule", None)):
+                if owner is not None:
+                    loadable(dict(owner.hparams), f"checkpoint['{owner.CHECKPOINT_HYPER_PARAMS_KEY}']")
         if trainer.is_global_zero:
             print_table(type(self).__name__, self.summary(trainer), network, trainer.optimizers)
 
