@@ -119,9 +119,9 @@ class Partition:
         return out
 
     def _permuted(self, start: int, stop: int, device: torch.device | str) -> Tensor:
-        """pi(start) .. pi(stop - 1), as int32 where 31 bits are enough (twice as fast, same values), else int64."""
+        """pi(start) .. pi(stop - 1), as int32 where size fits into it (twice as fast, same values), else int64."""
         bits = max(8, (self.size - 1).bit_length())
-        dtype, width = (torch.int32, 32) if bits <= 31 else (torch.int64, 64)
+        dtype, width = (torch.int32, 32) if self.size < 1 << 31 else (torch.int64, 64)
         z = _splitmix64(self.seed, 2 * _ROUNDS)
         rounds = [
             (_signed(z[2 * r] | 1, width), _signed(z[2 * r + 1], width), bits // 3 if r % 2 else bits // 2)

@@ -115,7 +115,8 @@ def state_of(same_bits: Callable[[torch.Tensor, torch.Tensor], bool]) -> type:
 
     class State:
         def __init__(self, model: torch.nn.Module) -> None:
-            self.model, self.before = model, self._read()
+            self.model = model
+            self.before = self._read()
 
         def _read(self) -> dict[str, Any]:
             modules = dict(self.model.named_modules(remove_duplicate=False))

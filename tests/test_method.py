@@ -1,0 +1,435 @@
+"""The method on every kind of layer: theta = 0 is the base, the gradient is Pᵀ·dL/dW, P keeps lengths."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import RobertaConfig, RobertaForSequenceClassification
+from transformers.pytorch_utils import Conv1D
+
+import gpart.adapter
+from gpart import GPartConfig, attach, base, get_adapters
+
+ALL = slice(None)
+
+
+class Attention(nn.Module):
+    """MultiheadAttention as a network of one input."""
+
+    def __init__(self, **sizes: Any) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, **sizes)
+        self.sizes = sizes
+
+    def forward(self, x: Tensor) -> Tensor:
+        key = x[..., : self.sizes.get("kdim", 8)]
+        value = x[..., : self.sizes.get("vdim", 8)]
+        return self.attention(x, key, value)[0]
+
+
+FLOATS = torch.randn(3, 5, 8)
+IMAGES = torch.randn(2, 3, 32, 32)
+LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor, list[str], list[str]]] = {
+    "Linear": (lambda: nn.Sequential(nn.Linear(8, 6), nn.Tanh()), FLOATS, ["0"], ["0.weight", "0.bias"]),
+    "Conv1D": (lambda: nn.Sequential(Conv1D(6, 8), nn.Tanh()), FLOATS, ["0"], ["0.weight", "0.bias"]),
+    "Conv1d": (lambda: nn.Sequential(nn.Conv1d(5, 4, 3), nn.Tanh()), FLOATS, ["0"], ["0.weight", "0.bias"]),
+    "Conv2d": (lambda: nn.Sequential(nn.Conv2d(3, 4, 5), nn.Tanh()), IMAGES, ["0"], ["0.weight", "0.bias"]),
+    "Embedding": (lambda: nn.Sequential(nn.Embedding(9, 6), nn.Tanh()), torch.randint(9, (3, 5)), ["0"], ["0.weight"]),
+    "in_proj": (Attention, FLOATS, ["attention"], ["attention.in_proj_weight", "attention.in_proj_bias"]),
+    "separate": (
+        lambda: Attention(kdim=6, vdim=4),
+        FLOATS,
+        ["attention"],
+        [f"attention.{name}" for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias")],
+    ),
+    "timm qkv": (
+        lambda: (
+            timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=24, num_heads=2).double().float()
+        ),
+        IMAGES,
+        ["qkv"],
+        ["blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias"],
+    ),
+}
+
+
+def loss_of(model: nn.Module, data: Tensor) -> Tensor:
+    out = model(data)
+    return (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum()
+
+
+@pytest.mark.parametrize("bias", ["none", "all"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_every_layer(kind: str, bias: str, reference: Any) -> None:
+    build, data, targets, names = LAYERS[kind]
+    names = [name for name in names if bias == "all" or "bias" not in name]
+    model = build()
+    dense = copy.deepcopy(model)
+    # torch's attention takes another kernel where nothing requires a gradient, so there are two base outputs.
+    learning = model(data)
+    with torch.no_grad():
+        frozen = copy.deepcopy(model).requires_grad_(False)(data)
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    size = sum(torch.Size(shapes[name]).numel() for name in names)
+    adapter = attach(model, GPartConfig(d=13, target_modules=targets, bias=bias, seed=5))
+    assert adapter.size == size
+    assert [weight.name for weight in adapter.plan.weights] == names
+    assert torch.equal(model(data), learning)
+    with torch.no_grad():
+        assert torch.equal(model(data), frozen)
+
+    # At a theta that is not 0: the dense copy gets W0 + P·theta from the independent reference.
+    theta = torch.randn(13)
+    with torch.no_grad():
+        adapter.theta.copy_(theta)
+    entries = [(name, ...) for name in names]
+    by_hand = reference(size, 13, seed=5)
+    deltas = by_hand.expand_named(theta, shapes, entries)
+    with torch.no_grad():
+        for name in names:
+            assert torch.allclose(adapter.delta(name).double(), deltas[name], atol=1e-6)
+            dense.get_parameter(name).add_(deltas[name].float())
+    assert torch.allclose(model(data), dense(data), atol=1e-5)
+
+    loss_of(model, data).backward()
+    loss_of(dense, data).backward()
+    gradients = {name: dense.get_parameter(name).grad for name in names}
+    wanted = by_hand.reduce_named(gradients, entries)
+    assert (adapter.theta.grad.double() - wanted).norm() <= 1e-5 * wanted.norm()
+    assert [name for name, value in model.named_parameters() if value.grad is not None] == [adapter.theta_name]
+
+
+def tiny() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
+
+
+def roberta() -> nn.Module:
+    return RobertaForSequenceClassification(RobertaConfig(num_hidden_layers=2, vocab_size=100))
+
+
+@pytest.mark.parametrize(
+    ("build", "targets", "size", "d"), [(tiny, ["0"], 128, 10), (roberta, ["query", "value"], 2_359_296, 23_040)]
+)
+def test_p_is_an_isometry(build: Callable[[], nn.Module], targets: list[str], size: int, d: int) -> None:
+    adapter = attach(build(), GPartConfig(d=d, target_modules=targets))
+    assert adapter.size == size
+    for _ in range(3):
+        with torch.no_grad():
+            adapter.theta.copy_(torch.randn(d))
+        total = sum(adapter.delta(weight.name).double().square().sum() for weight in adapter.plan.weights)
+        assert total.sqrt().item() == pytest.approx(adapter.theta.double().norm().item(), rel=1e-6)
+
+
+def test_the_ablation_is_no_isometry() -> None:
+    adapter = attach(tiny(), GPartConfig(d=10, target_modules=["0"], isometric=False))
+    with torch.no_grad():
+        adapter.theta.fill_(1)
+    assert torch.equal(adapter.delta("0.weight"), torch.ones(16, 8))
+
+
+@pytest.mark.parametrize("d", [1, 128])
+def test_one_group_and_as_many_as_weights(d: int) -> None:
+    """d = D is fine-tuning of these weights, up to a renaming; d = 1 moves all by one number."""
+    model, plain = tiny(), tiny()
+    plain.load_state_dict(model.state_dict())
+    plain.requires_grad_(False)[0].weight.requires_grad_(True)
+    adapter = attach(model, GPartConfig(d=d, target_modules=["0"]))
+    data = torch.randn(4, 8)
+    ours = torch.optim.SGD([adapter.theta], lr=0.1)
+    theirs = torch.optim.SGD([plain[0].weight], lr=0.1)
+    for _ in range(5):
+        for network, optimizer in ((model, ours), (plain, theirs)):
+            optimizer.zero_grad()
+            loss_of(network, data).backward()
+            if d == 1 and network is plain:
+                plain[0].weight.grad.fill_(plain[0].weight.grad.mean())  # PPᵀ·g for a single group
+            optimizer.step()
+    assert torch.allclose(model[0].weight, plain[0].weight, atol=1e-5)
+    assert not torch.allclose(model[0].weight, base.parameter(model, "0.weight"), atol=1e-3)
+
+
+def test_a_gradient_in_bfloat16_is_summed_exactly(reference: Any) -> None:
+    """8,000 weights a group: a float32 running sum would be off by more than 1e-6."""
+    model = nn.Linear(1000, 800, bias=False).bfloat16()
+    dense = copy.deepcopy(model)
+    network = nn.Sequential(model)
+    adapter = attach(network, GPartConfig(d=100, target_modules=["0"]))
+    data = torch.randn(16, 1000).bfloat16()
+    loss_of(network, data).backward()
+    loss_of(dense, data).backward()
+    assert dense.weight.grad.dtype == torch.bfloat16
+    wanted = reference(800_000, 100).reduce_named({"w": dense.weight.grad}, [("w", ...)])
+    assert (adapter.theta.grad.double() - wanted).norm() <= 1e-6 * wanted.norm()
+
+
+def test_slices_are_what_separate_layers_would_be() -> None:
+    class Fused(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.qkv = layer
+
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.v = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    for layer in (nn.Linear(8, 24), Conv1D(24, 8)):
+        for bias in ("none", "all"):
+            slices = {"qkv": [[0, 8], [16, 24]]}
+            fused = attach(Fused(layer), GPartConfig(d=11, target_modules=["qkv"], slices=slices, bias=bias))
+            apart = attach(Apart(), GPartConfig(d=11, target_modules=["q", "v"], bias=bias))
+            assert fused.size == apart.size == 128 + (16 if bias == "all" else 0)
+            theta = torch.randn(11)
+            with torch.no_grad():
+                fused.theta.copy_(theta)
+                apart.theta.copy_(theta)
+            whole = fused.delta("qkv.weight")
+            if isinstance(layer, Conv1D):
+                # Row-major in the block's own layout: compare the sets of numbers, the transposed one orders them anew.
+                assert torch.equal(
+                    whole[:, :8].flatten().sort().values, apart.delta("q.weight").flatten().sort().values
+                )
+                assert not whole[:, 8:16].any()
+            else:
+                assert torch.equal(whole[:8], apart.delta("q.weight"))
+                assert torch.equal(whole[16:], apart.delta("v.weight"))
+                assert not whole[8:16].any()
+            if bias == "all":
+                assert torch.equal(fused.delta("qkv.bias")[16:], apart.delta("v.bias"))
+            fused.detach()
+
+
+class Tied(nn.Module):
+    """Input embedding and output layer are one parameter, as in language models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix, self.head = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 9, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.mix(self.embed(x))))
+
+
+@pytest.fixture
+def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by one at every evaluation of W0 + P·theta."""
+    calls: list[str] = []
+    real = gpart.adapter.expand
+    monkeypatch.setattr(gpart.adapter, "expand", lambda *given: (calls.append("W"), real(*given))[1])
+    return calls
+
+
+def test_a_shared_weight_stands_once_and_all_its_owners_see_it(evaluations: list[str], reference: Any) -> None:
+    model, dense = Tied(), Tied()
+    dense.load_state_dict(model.state_dict())
+    adapter = attach(model, GPartConfig(d=7, target_modules=["head"]))
+    assert adapter.size == 54
+    data = torch.randint(9, (2, 4))
+    loss_of(model, data).backward()
+    assert len(evaluations) == 1
+    loss_of(dense, data).backward()
+    wanted = reference(54, 7).reduce_named({"w": dense.embed.weight.grad}, [("w", ...)])
+    assert torch.allclose(adapter.theta.grad.double(), wanted, atol=1e-5)
+    with torch.no_grad():
+        adapter.theta.normal_()
+    assert torch.equal(model.embed.weight, model.head.weight)
+    assert not torch.equal(model.embed.weight, dense.embed.weight)
+
+
+def test_once_per_forward_and_never_longer(evaluations: list[str]) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Attention())
+    adapter = attach(model, GPartConfig(d=7, target_modules=["attention"]))
+    first = model(FLOATS)
+    assert len(evaluations) == 1
+    model[1](FLOATS)
+    assert len(evaluations) == 2
+    with torch.no_grad():
+        adapter.theta.normal_()
+        assert not torch.equal(model(FLOATS), first)
+    assert len(evaluations) == 3
+    assert adapter._scope.depth == 0
+    assert not adapter._scope.values
+
+
+def test_an_exception_in_a_forward_pass_leaves_nothing_behind() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    adapter = attach(model, GPartConfig(d=7, target_modules=["0"]))
+    with pytest.raises(RuntimeError):
+        model(torch.randn(2, 9))
+    assert (adapter._scope.depth, adapter._scope.values) == (0, {})
+
+
+def test_dropout_drops_and_boosts_with_one_mask_a_pass(evaluations: list[str]) -> None:
+    model = Tied()
+    adapter = attach(model, GPartConfig(d=1, target_modules=["head"], dropout=0.25))
+    with torch.no_grad():
+        adapter.theta.fill_(54**0.5)  # P·theta is 1 everywhere
+    seen: list[Tensor] = []
+    for layer in (model.embed, model.head):
+        layer.register_forward_hook(
+            lambda module, args, out: seen.append((module.weight - kept).detach().round(decimals=4))
+        )
+    kept = base.parameter(model, "embed.weight").detach()
+    model(torch.randint(9, (2, 4)))
+    assert torch.equal(seen[0], seen[1])
+    assert sorted(seen[0].unique().tolist()) == pytest.approx([0, 4 / 3], abs=1e-4)
+    model(torch.randint(9, (2, 4)))
+    assert not torch.equal(seen[0], seen[2])
+    model.eval()
+    model(torch.randint(9, (2, 4)))
+    assert torch.equal(seen[4], torch.ones(9, 6))
+    assert len(evaluations) == 3
+
+
+def test_the_gradient_goes_through_the_same_mask() -> None:
+    model = nn.Sequential(nn.Linear(40, 40, bias=False))
+    adapter = attach(model, GPartConfig(d=1600, target_modules=["0"], dropout=0.5))
+    with torch.no_grad():
+        adapter.theta.fill_(1)
+    before = base.parameter(model, "0.weight")
+    weights: list[Tensor] = []
+    model[0].register_forward_hook(lambda module, args, out: weights.append(module.weight.detach() - before))
+    model(torch.eye(40)).sum().backward()
+    dropped = int((weights[0].abs() < 0.5).sum())
+    assert 600 < dropped < 1000
+    assert int((adapter.theta.grad == 0).sum()) == dropped
+    assert set(adapter.theta.grad.unique().tolist()) == {0.0, 2.0}
+
+
+class Recurrent(nn.Module):
+    """One layer run in three checkpointed regions, as ALBERT shares its layers."""
+
+    def __init__(self, mode: bool | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.mode = nn.Sequential(nn.Linear(6, 6), nn.Tanh()), mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = self.layer(x) if self.mode is None else checkpoint(self.layer, x, use_reentrant=self.mode)
+        return x
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_regions_have_the_same_masks_again(reentrant: bool) -> None:
+    gradients = []
+    for mode in (None, reentrant):
+        model = Recurrent(mode)
+        adapter = attach(model, GPartConfig(d=9, target_modules=["0"], dropout=0.4))
+        with torch.no_grad():
+            adapter.theta.copy_(torch.linspace(-1, 1, 9))
+        torch.manual_seed(3)
+        data = torch.linspace(-1, 1, 24).view(4, 6).requires_grad_()
+        # Two forward passes are pending when the first backward begins.
+        first, second = loss_of(model, data), loss_of(model, data * 2)
+        (first + second).backward()
+        gradients.append(adapter.theta.grad)
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
+    assert gradients[0].count_nonzero() == 9
+
+
+def test_casts_and_moves_keep_theta_wide() -> None:
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 2))
+    adapter = attach(model, GPartConfig(d=5, target_modules=["0"]))
+    with torch.no_grad():
+        adapter.theta.normal_()
+    theta = adapter.theta.detach().clone()
+    for cast in (torch.bfloat16, torch.float16):
+        model.to(cast)
+        assert (adapter.theta.dtype, model[0].weight.dtype, model[1].weight.dtype) == (torch.float32, cast, cast)
+        assert torch.equal(adapter.theta, theta)
+    assert model.double()[0].weight.dtype == adapter.theta.dtype == torch.float64
+    assert model.float().to("meta")[0].weight.is_meta
+    assert model(torch.empty(3, 8, device="meta")).shape == (3, 2)
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert torch.equal(adapter.theta, torch.zeros(5))
+    assert torch.isfinite(model(torch.randn(3, 8))).all()
+
+
+def test_transformers_dtype_stays_what_it_was() -> None:
+    model = roberta().to(torch.bfloat16)
+    attach(model, GPartConfig(d=50, target_modules="all-linear", modules_to_save=["classifier"]))
+    assert model.dtype == torch.bfloat16
+    assert list(model.state_dict())[-1] == "gpart.default.theta"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merge_unmerge_disable_detach_are_exact(dtype: torch.dtype, state_of: Any, same_bits: Any) -> None:
+    build, _, _, _ = LAYERS["in_proj"]
+    model = nn.ModuleDict({"net": build(), "tied": Tied(), "last": nn.Linear(8, 2), "norm": nn.BatchNorm1d(8)}).to(
+        dtype
+    )
+    model["net"].attention.requires_grad_(False)
+    state = state_of(model)
+    data = FLOATS.to(dtype)
+
+    def run(whole: nn.Module) -> Tensor:
+        # In eval mode and without gradients, so that torch's attention takes the same kernel each time.
+        with torch.no_grad():
+            return whole.eval()["net"](data)
+
+    before = run(model)
+    model.train()
+    targets = ["attention", "out_proj", "embed"]
+    adapter = attach(model, GPartConfig(d=17, target_modules=targets, modules_to_save=["last"], bias="all"))
+    with torch.no_grad():
+        adapter.theta.normal_()
+        model["last"].weight.add_(1)
+        model["norm"](torch.randn(4, 8).to(dtype))
+    adapted = run(model)
+    wanted = model["tied"].head.weight.detach().clone()
+    adapter.merge()
+    adapter.merge()
+    assert same_bits(base.parameter(model, "tied.embed.weight"), wanted)
+    assert torch.equal(run(model), adapted)
+    with adapter.disabled():
+        assert torch.equal(run(model), before)
+    adapter.unmerge()
+    assert torch.equal(run(model), adapted)
+    with adapter.disabled():
+        assert torch.equal(run(model), before)
+        assert not torch.equal(model["last"].weight, state.before["bits"]["last.weight"])
+    adapter.merge()
+    model.train()
+    with pytest.raises(ValueError, match="merged"):
+        model["net"](data)
+    copied = copy.deepcopy(model)
+    adapter.detach()
+    state.assert_kept()
+    other = get_adapters(copied)["default"]
+    assert other.model is copied
+    other.unmerge()
+    assert torch.equal(run(copied), adapted)
+    other.detach()
+    assert list(copied.state_dict()) == list(model.state_dict())
+
+
+def test_merge_and_unload_leaves_a_plain_model() -> None:
+    model = tiny()
+    keys, kind = list(model.state_dict()), type(model[0])
+    adapter = attach(model, GPartConfig(d=10, target_modules=["0"], modules_to_save=["2"]))
+    with torch.no_grad():
+        adapter.theta.normal_()
+        model[2].bias.add_(1)
+    data = torch.randn(3, 8)
+    adapted = model(data)
+    assert adapter.merge_and_unload() is model
+    assert torch.equal(model(data), adapted)
+    assert (list(model.state_dict()), type(model[0])) == (keys, kind)
+
+
+def test_attach_in_eval_mode_stays_in_eval_mode() -> None:
+    model = tiny().eval()
+    attach(model, GPartConfig(d=10, target_modules=["0"], dropout=0.5))
+    assert not any(module.training for module in model.modules())
