@@ -107,9 +107,9 @@ def check_same(
     """
     mine = [[weight.name, list(weight.shape)] for weight in made.weights]
     its = manifest["weights"]
+    if not isinstance(its, list):
+        raise ValueError(f"{source} has no list of adapted weights: {its!r}")
     if mine != its:
-        if not isinstance(its, list):
-            raise ValueError(f"{source} has no list of adapted weights: {its!r}")
         if sorted(map(str, mine)) == sorted(map(str, its)):
             at = next(i for i, (a, b) in enumerate(zip(mine, its, strict=True)) if a != b)
             raise ValueError(f"{source} joins the weights in another order: number {at} is {its[at]}, here {mine[at]}")

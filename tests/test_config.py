@@ -1,0 +1,133 @@
+"""A config that exists is valid by itself, and survives the way through a file."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from gpart import GPartConfig
+
+FULL = {
+    "d": 7,
+    "target_modules": ["q", "v"],
+    "modules_to_save": ["head"],
+    "seed": 2**64 - 1,
+    "exclude_modules": r"layer\.0\..*",
+    "slices": {"q": [[0, 2], [4, 6]]},
+    "bias": "all",
+    "dropout": 0.5,
+    "isometric": False,
+}
+
+
+def test_the_defaults_are_the_documented_ones():
+    assert GPartConfig(d=1, target_modules=["q"]).to_dict() == {
+        "d": 1,
+        "target_modules": ["q"],
+        "modules_to_save": None,
+        "seed": 0,
+        "exclude_modules": None,
+        "slices": None,
+        "bias": "none",
+        "dropout": 0.0,
+        "isometric": True,
+    }
+
+
+@pytest.mark.parametrize("settings", [FULL, {**FULL, "target_modules": "all-linear", "slices": None}])
+def test_a_config_survives_json(settings):
+    config = GPartConfig(**settings)
+    assert config.to_dict() == settings
+    assert GPartConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("d", value) for value in (0, -1, 1.0, "5", None, True, [1])],
+        *[("seed", value) for value in (-1, 2**64, 0.0, "0", None, True)],
+        *[("bias", value) for value in ("lora_only", "", None, True)],
+        *[("dropout", value) for value in (-0.1, 1, 1.0, float("nan"), "0.1", None, True)],
+        *[("isometric", value) for value in (0, 1, "yes", None)],
+        *[("target_modules", value) for value in ([], "", None, 5, [""], ["q", 5], {"q"}, {"q": 1}, "layer.(", b"q")],
+        *[("exclude_modules", value) for value in ([], "", 5, [""], ["q", None], {"q"}, "*q")],
+        *[("modules_to_save", value) for value in ("head", [""], [5], {"head"}, 5)],
+        *[("slices", value) for value in ("q", [[0, 1]], 5, {"q": None}, {"q": []}, {"q": "ab"}, {5: [[0, 1]]})],
+        *[
+            ("slices", {"q": pairs})
+            for pairs in ([0, 1], [[0]], [[0, 1, 2]], [[0, 1.5]], [["a", "b"]], [[False, True]])
+        ],
+    ],
+)
+def test_a_bad_value_is_refused_by_its_name_and_value(field, value):
+    with pytest.raises(ValueError) as caught:
+        GPartConfig(**{"d": 1, "target_modules": ["q"], field: value})
+    assert field in str(caught.value)
+    shown = value
+    if isinstance(value, dict) and field == "slices":
+        shown = next(iter(value.values()))
+        shown = shown[0] if isinstance(shown, list) and shown else shown
+    if isinstance(value, (set, frozenset)):
+        shown = sorted(value)
+    assert repr(shown) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ([[-1, 2]], "[-1, 2] after 0"),
+        ([[2, 2]], "[2, 2] after 0"),
+        ([[3, 2]], "[3, 2] after 0"),
+        ([[0, 4], [3, 6]], "[3, 6] after 4"),
+        ([[4, 6], [0, 2]], "[0, 2] after 6"),
+    ],
+)
+def test_slices_that_overlap_or_fall_back_are_refused(pairs, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        GPartConfig(d=1, target_modules=["q"], slices={"q": pairs})
+
+
+def test_the_limits_themselves_are_taken():
+    config = GPartConfig(d=1, target_modules=["q"], seed=2**64 - 1, dropout=0, slices={"q": [[0, 1], [1, 2]]})
+    assert (config.d, config.seed, config.dropout) == (1, 2**64 - 1, 0)
+    assert GPartConfig(d=1, target_modules=["q"], dropout=0.999).dropout == 0.999
+
+
+def test_the_config_keeps_lists_of_its_own():
+    """The caller's lists may change later, and a tuple equals the list that YAML gives."""
+    targets, saved, slices = ["q"], ["head"], {"q": [[0, 2]]}
+    config = GPartConfig(d=1, target_modules=targets, modules_to_save=saved, slices=slices)
+    same = GPartConfig(d=1, target_modules=("q",), modules_to_save=("head",), slices={"q": ((0, 2),)})
+    assert config == same
+    targets.append("v")
+    saved.append("other")
+    slices["q"][0][1] = 99
+    slices["v"] = [[0, 1]]
+    assert config == same
+
+
+def test_empty_means_none_where_none_is_allowed():
+    config = GPartConfig(d=1, target_modules=["q"], modules_to_save=[], slices={})
+    assert (config.modules_to_save, config.slices) == (None, None)
+    assert config == GPartConfig(d=1, target_modules=["q"])
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        GPartConfig(d=1, target_modules=["q"]).d = 2
+
+
+def test_unknown_and_missing_settings_of_a_file_are_named():
+    settings = GPartConfig(d=1, target_modules=["q"]).to_dict()
+    with pytest.raises(ValueError, match=r"unknown \['rank'\], missing \['seed'\]"):
+        GPartConfig.from_dict({**{key: settings[key] for key in settings if key != "seed"}, "rank": 4})
+    with pytest.raises(ValueError, match="d must be a whole number, 1 or more, got 0"):
+        GPartConfig.from_dict({**settings, "d": 0})
+
+
+def test_differences_name_every_setting_with_both_values():
+    mine, other = GPartConfig(d=1, target_modules=["q"]), GPartConfig(d=2, target_modules=["q"], bias="all")
+    assert mine.differences(other) == ["d is 1 and 2", "bias is 'none' and 'all'"]
+    assert mine.differences(GPartConfig(d=1, target_modules=["q"])) == []
