@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gpart import GPartConfig, attach, get_adapters, load_adapter
-from gpart.storage import CONFIG, TENSORS, _content_hash, _render
+from gpart.storage import CONFIG, TENSORS, _content_hash
 
 CONFIGURED = GPartConfig(d=11, target_modules=["first", "second"], modules_to_save=["head"])
 
@@ -116,8 +116,8 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     described = json.loads((folder / CONFIG).read_text())
     described.pop("sha256")
     change(described)
-    text = _render(described)
-    (folder / CONFIG).write_text(_render({**described, "sha256": _content_hash(text)}))
+    digest = _content_hash(json.dumps(described))
+    (folder / CONFIG).write_text(json.dumps({**described, "sha256": digest}))
 
 
 def retensored(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:

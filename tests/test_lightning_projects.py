@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
@@ -161,6 +163,19 @@ def test_networks_are_built_once_wherever_and_adapted_once(where: str) -> None:
     assert get_adapters(module.net) == {"default": adapter}
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    [DDPStrategy(start_method="spawn"), FSDPStrategy(), ModelParallelStrategy()],
+    ids=lambda s: type(s).__name__,
+)
+def test_strategies_that_would_lose_theta_are_refused(strategy: Strategy) -> None:
+    # Not a Trainer: with FSDP its constructor asks for a GPU.
+    module = Late("init")
+    with pytest.raises(ValueError, match="is not supported"):
+        one().setup(SimpleNamespace(strategy=strategy, callbacks=[]), module, "fit")
+    assert not get_adapters(module.net)
+
+
 def test_the_wrap_is_undone_after_an_exception() -> None:
     class Fails(Late):
         def training_step(self, batch: tuple[Tensor, ...], index: int) -> Tensor:
@@ -272,7 +287,7 @@ def test_an_averaged_model_holds_theta_wherever_the_callback_stands() -> None:
     assert callback.adapter.theta.count_nonzero() > 0
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "16-true", "64-true"])
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "16-mixed", "16-true", "64-true"])
 def test_theta_is_never_below_float32(precision: str) -> None:
     seen: list[torch.dtype] = []
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
@@ -52,7 +53,12 @@ class MethodCallback(Callback):
         raise NotImplementedError
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Applies the method now, or as soon as the network is built."""
+        """Applies the method now, or as soon as the network is built.
+
+        Raises:
+            ValueError: if the strategy would lose what is trained.
+        """
+        check_strategy(trainer)
         self._move_first(trainer)
         try:
             self._apply(trainer, pl_module)
@@ -140,6 +146,25 @@ class MethodCallback(Callback):
     def _copied_too_early(self, trainer: Trainer) -> list[Callback]:
         """Callbacks that stood before this one and whose setup copied the model before it was adapted."""
         return [callback for callback in self._before if isinstance(callback, WeightAveraging)]
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Refuses the strategies under which checkpoints or the trained numbers would be wrong without a word.
+
+    Raises:
+        ValueError: for spawned processes and for strategies that save past the checkpoint plugin.
+    """
+    strategy = trainer.strategy
+    name = type(strategy).__name__
+    if getattr(strategy, "_start_method", None) == "spawn":
+        raise ValueError(
+            "strategy 'ddp_spawn' is not supported: an adapted module cannot be pickled back to the parent, which would"
+            " go on without what was trained; use strategy 'ddp'"
+        )
+    if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
+        raise ValueError(
+            f"{name} is not supported yet: it shards the network and saves past the checkpoint plugin; use strategy 'ddp'"
+        )
 
 
 def find_network(pl_module: LightningModule, path: str | None) -> tuple[str, nn.Module]:
