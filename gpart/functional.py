@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 # Index and value copies of the reduction stay in the cache: measured fastest on two cores (48 weights of 590 k).
 _CHUNK = 1 << 18
@@ -174,8 +173,6 @@ class _Reduce(Function):
         ctx.parts, ctx.like = parts, (grad.shape, grad.dtype, grad.device)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         shape, dtype, device = ctx.like
-        zeros = torch.zeros(shape, dtype=dtype, device=device)
-        return _sum(grads[0], zeros, ctx.parts), None, None, None
+        return expand(grads[0], torch.zeros(shape, dtype=dtype, device=device), ctx.parts), None, None, None

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 import gpart.adapter
 from gpart import GPartConfig, attach, base, get_adapters
+from gpart.functional import Part, expand
 
 ALL = slice(None)
 
@@ -433,3 +434,18 @@ def test_attach_in_eval_mode_stays_in_eval_mode() -> None:
     model = tiny().eval()
     attach(model, GPartConfig(d=10, target_modules=["0"], dropout=0.5))
     assert not any(module.training for module in model.modules())
+
+
+def test_the_update_can_be_differentiated_twice() -> None:
+    """Expand and reduce are each other's derivative, also with a dropout mask."""
+    groups = torch.tensor([0, 1, 1, 2, 0, 2], dtype=torch.int32)
+    keep = torch.tensor([True, False, True, True, True, False])
+    part = Part(groups, dim=0, start=0, stop=2, keep=keep, boost=1.5)
+    scaled = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+
+    def cubed(s: Tensor, w: Tensor) -> Tensor:
+        return expand(s, w, (part,)) ** 3
+
+    assert torch.autograd.gradcheck(cubed, (scaled, weight))
+    assert torch.autograd.gradgradcheck(cubed, (scaled, weight))

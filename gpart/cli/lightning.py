@@ -15,7 +15,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import gpart.callbacks
 import gpart.datamodules
 import gpart.lightning_modules
-from gpart.cli.main import one_line
+from gpart.cli.message import one_line
 from gpart.cli.recipes import with_recipes
 from gpart.storage import load_checkpoint_file
 

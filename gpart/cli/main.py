@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from gpart.cli.message import one_line
+
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -39,12 +41,6 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"gpart: error: {one_line(str(meant))}", file=sys.stderr)
         return 2
     return 0
-
-
-def one_line(message: str, most: int = 600) -> str:
-    """A message with its line breaks taken out, cut where it is very long."""
-    line = " ".join(message.split())
-    return line if len(line) <= most else line[: most - 4] + " ..."
 
 
 def _meant_for_users(error: BaseException) -> BaseException | None:
