@@ -11,6 +11,7 @@ Source: paper, section 3.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,7 +80,7 @@ class GPartAdapter:
     def __init__(self, model: nn.Module, config: GPartConfig, name: str, plan: Plan) -> None:
         self.model, self.config, self.name, self.plan = model, config, name, plan
         self._indices = GroupIndices(Partition(plan.size, config.d, config.seed))
-        self._scope = ForwardScope()
+        self._scope = ForwardScope(OrderedDict())
         self._snapshot = Snapshot(model, plan)
         self._disabled = False
         self._bases: dict[str, Tensor] | None = None  # W0 of every weight while merged
@@ -87,7 +88,7 @@ class GPartAdapter:
     @property
     def theta(self) -> nn.Parameter:
         """The one trainable vector, shape (d,), float32 or wider."""
-        return self._holder.theta
+        return self._holder().theta
 
     @property
     def size(self) -> int:
@@ -104,11 +105,13 @@ class GPartAdapter:
         """Whether W0 + P·theta stands in the stored weights."""
         return self._bases is not None
 
-    @property
     def _holder(self) -> Theta:
-        holder = self.model.get_submodule(f"{CONTAINER}.{self.name}")
-        if not isinstance(holder, Theta):
-            raise ValueError(f"adapter {self.name!r}: {CONTAINER}.{self.name} is a {type(holder).__name__}")
+        container = self.model._modules.get(CONTAINER)
+        holder = container._modules.get(self.name) if isinstance(container, Adapters) else None
+        if not isinstance(holder, Theta) or holder.adapter is not self:
+            raise ValueError(
+                f"adapter {self.name!r} is not attached any more; the model carries {get_adapters(self.model)}"
+            )
         return holder
 
     def evaluate(self, weight: AdaptedWeight, base: Tensor, training: bool) -> Tensor:
@@ -118,7 +121,7 @@ class GPartAdapter:
             ValueError: if the merged model is trained.
         """
         if self._disabled:
-            return base if self._bases is None else self._bases[weight.name]
+            return base if self._bases is None else self._bases[weight.name].to(base)  # it may have moved since
         if self._bases is not None:
             if training and torch.is_grad_enabled():
                 raise ValueError(f"adapter {self.name!r} is merged: unmerge() before training, theta has no gradient")
@@ -194,6 +197,9 @@ class GPartAdapter:
 
         Returns:
             The model.
+
+        Raises:
+            ValueError: if it was taken off already.
         """
         self.unmerge()
         self._remove()
@@ -232,6 +238,7 @@ class GPartAdapter:
         save_adapter(self, folder)
 
     def _remove(self) -> None:
+        self._holder()  # raises where it was taken off already
         for weight in self.plan.weights:
             for path, attribute in weight.owners:
                 others = set(_parametrized(self.model.get_submodule(path))) - self._adapted(path)
@@ -268,6 +275,11 @@ def _attach(model: nn.Module, config: GPartConfig, name: str, made: Plan) -> GPa
         raise ValueError(
             f"modules_to_save={config.modules_to_save!r} leaves out {forgotten}, which Transformers has just initialised"
             " at random since the checkpoint has none: name their module in modules_to_save, or they stay random"
+        )
+    inside = [path for path, module in model.named_modules() if path and isinstance(module, Theta)]
+    if inside:
+        raise ValueError(
+            f"cannot attach adapter {name!r}: it would freeze {inside}, adapters of modules inside the model"
         )
     adapter = GPartAdapter(model, config, name, made)
     for parameter in (base.parameter(model, frozen) for frozen in made.frozen):

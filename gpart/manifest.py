@@ -65,7 +65,7 @@ def config_of(manifest: Any, source: str) -> GPartConfig:
         ValueError: if it is no manifest, or one of another scheme or version.
     """
     if not isinstance(manifest, dict) or not set(manifest) >= _FIELDS:
-        found = sorted(manifest) if isinstance(manifest, dict) else type(manifest).__name__
+        found = sorted(map(str, manifest)) if isinstance(manifest, dict) else type(manifest).__name__
         raise ValueError(f"{source} is no adapter's: it needs {sorted(_FIELDS)} and holds {found}")
     if manifest["scheme"] != SCHEME:
         raise ValueError(f"{source} uses partition scheme {manifest['scheme']!r}; this version knows {SCHEME!r}")

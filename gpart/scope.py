@@ -22,29 +22,50 @@ _TAGS_KEPT = 1 << 16
 
 
 class ForwardScope(threading.local):
-    """The values of the forward pass under way in this thread; a copy of the model starts with an empty one."""
+    """The values of the forward pass under way in this thread; a copy of the model starts with an empty one.
 
-    def __init__(self) -> None:
-        self.depth = 0
+    Args:
+        tags: shared by all threads, each of which runs ``__init__`` anew with the same arguments: on an accelerator the
+            backward pass, and with it the recomputation of a checkpointed region, runs in a thread of autograd's own.
+    """
+
+    def __init__(self, tags: OrderedDict[tuple[str, int], int]) -> None:
+        self.open: list[int] = []  # the modules that are being run, outermost first
         self.values: dict[Hashable, tuple[tuple[int | None, ...], Tensor]] = {}
         self.masks: dict[str, int] = {}
-        self.tags: OrderedDict[int, int] = OrderedDict()
+        self.tags = tags
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ForwardScope:
-        copy = memo[id(self)] = type(self)()
+        copy = memo[id(self)] = type(self)(OrderedDict())
         return copy
+
+    @property
+    def depth(self) -> int:
+        """How many hooked modules are being run, one within the other."""
+        return len(self.open)
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """Forward pre-hook."""
-        self.depth += 1
+        if id(module) in self.open:
+            # It was left by what torch calls no hook for, such as Ctrl-C in a notebook that then goes on.
+            self._close(module)
+            self._clear()
+        self.open.append(id(module))
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook, called also when the forward pass raises."""
-        # Not below 0: where another pre-hook raises before ours has run, only this one of the two is called.
-        self.depth = max(0, self.depth - 1)
-        if self.depth == 0:
-            self.values.clear()
-            self.masks.clear()
+        """Forward hook, called also when the forward pass raises an Exception."""
+        # Where another pre-hook raises before ours has run, only this one of the two is called.
+        if id(module) in self.open:
+            self._close(module)
+        if not self.open:
+            self._clear()
+
+    def _close(self, module: nn.Module) -> None:
+        del self.open[self.open.index(id(module)) :]
+
+    def _clear(self) -> None:
+        self.values.clear()
+        self.masks.clear()
 
     def get(self, key: str, sources: tuple[Tensor, ...]) -> Tensor | None:
         """The value computed in this scope, unless one of the tensors it was computed from has changed since.
@@ -61,7 +82,7 @@ class ForwardScope(threading.local):
 
     def put(self, key: str, sources: tuple[Tensor, ...], value: Tensor) -> Tensor:
         """Keeps a value for the rest of the scope, if there is one."""
-        if self.depth:
+        if self.open:
             self.values[key, torch.is_grad_enabled()] = (_versions(sources), value)
         return value
 
@@ -74,11 +95,11 @@ class ForwardScope(threading.local):
         another region and where several forward passes are pending.
         """
         tag = int(torch.randint(1 << 62, (), device="cpu"))
-        seed = self.masks[key] if key in self.masks else self.tags.get(tag, tag)
-        if self.depth:
+        seed = self.masks[key] if key in self.masks else self.tags.get((key, tag), tag)
+        if self.open:
             self.masks[key] = seed
         if seed != tag:
-            self.tags[tag] = seed
+            self.tags[key, tag] = seed
             while len(self.tags) > _TAGS_KEPT:
                 self.tags.popitem(last=False)
         return seed

@@ -70,5 +70,9 @@ def _same(value: Tensor, first: Tensor | None) -> bool:
         return False
     if value.is_meta or first.is_meta:
         return value.is_meta
-    # NaN equals NaN here: what matters is whether the bits would have to be stored.
-    return torch.equal(value.nan_to_num(), first.to(value.device, value.dtype).nan_to_num())
+    # By bits: NaN equals NaN but not 0, and every dtype can be compared.
+    return torch.equal(_bytes(value), _bytes(first.to(value.device, value.dtype)))
+
+
+def _bytes(value: Tensor) -> Tensor:
+    return value.detach().contiguous().reshape(-1).view(torch.uint8)

@@ -132,6 +132,8 @@ def check_tensors(
         raise ValueError(f"{source}: tensors missing {missing}, tensors too many {surplus}")
     shapes = {**buffers, **shapes}
     for key, value in tensors.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
+            raise ValueError(f"{source}: {key} holds a {type(value).__name__} without plain numbers")
         if tuple(value.shape) != shapes[key]:
             raise ValueError(f"{source}: {key} has shape {list(value.shape)}, this model needs {list(shapes[key])}")
     if not tensors[theta].is_floating_point():
@@ -187,7 +189,7 @@ def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged files torch's reader raises whatever it stumbles over
-        raise ValueError(f"{path} cannot be read as a checkpoint: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a checkpoint's dict")
     return loaded
@@ -199,9 +201,11 @@ def reason(error: Exception) -> str:
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    for needed in (folder, folder / CONFIG, folder / TENSORS):
-        if not needed.exists():
-            raise FileNotFoundError(f"no adapter at {folder}: {needed} does not exist")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no adapter at {folder}: there is no such folder")
+    for needed in (folder / CONFIG, folder / TENSORS):
+        if not needed.is_file():
+            raise FileNotFoundError(f"no adapter at {folder}: there is no file {needed.name}")
     text = (folder / CONFIG).read_bytes().decode("utf-8", errors="replace")
     try:
         described = json.loads(text)
@@ -232,7 +236,9 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path} holds no GPart adapter; its keys are {sorted(map(str, checkpoint))}")
     config_of(entry.get("manifest"), str(path))
     prefix = f"{entry['module']}." if entry["module"] else ""
-    state = checkpoint.get("state_dict", {})
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise ValueError(f"{path} holds no state_dict, but a {type(state).__name__} under that key")
     hint = entry.get("hint")
     return entry["manifest"], {
         key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix) and key != hint
@@ -258,7 +264,7 @@ def _content_hash(text: str) -> str:
     """
     content = json.loads(text, parse_float=_spelled, parse_int=_spelled, parse_constant=_spelled)
     content.pop("sha256", None)
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _spelled(number: str) -> list[str]:
@@ -267,5 +273,5 @@ def _spelled(number: str) -> list[str]:
 
 def _check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     for name, value in tensors.items():
-        if bad := int((~torch.isfinite(value)).sum()):
+        if bad := int((~torch.isfinite(value.detach().cpu().double())).sum()):
             raise ValueError(f"{source}: {bad} of the {value.numel()} numbers of {name} are NaN or infinite")

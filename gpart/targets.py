@@ -80,6 +80,7 @@ def plan(model: nn.Module, config: GPartConfig) -> Plan:
             if value is not None:
                 owners.setdefault(id(value), []).append((path, attribute))
     every = dict(model.named_parameters(remove_duplicate=False))
+    first_name = {id(value): name for name, value in reversed(every.items())}
     saved_ids = {id(every[name]) for name in saved}
 
     weights: dict[str, AdaptedWeight] = {}
@@ -92,21 +93,22 @@ def plan(model: nn.Module, config: GPartConfig) -> Plan:
             for start, stop in cuts:
                 for attribute in attributes:
                     value = getattr(module, attribute)
-                    name = f"{path}.{attribute}" if path else attribute
+                    name = first_name[id(value)]
                     if id(value) in seen:
                         continue
                     if id(value) in saved_ids:
                         raise ValueError(f"{name} is tied to a parameter of modules_to_save={config.modules_to_save}")
                     dims[attribute] = dim if value.dim() > 1 else 0
                     length = value.shape[dims[attribute]]
+                    stride = value.numel() // max(length, 1)
                     end = length if stop is None else stop
                     if end > length:
                         raise ValueError(f"slices reach to {end}, but {name} has {length} output features")
                     blocks_of.setdefault(attribute, []).append((start, end, offset))
-                    offset += (end - start) * (value.numel() // length)
+                    offset += (end - start) * stride
         for attribute, blocks in blocks_of.items():
             value = getattr(module, attribute)
-            name = f"{path}.{attribute}" if path else attribute
+            name = first_name[id(value)]
             seen.add(id(value))
             weights[name] = AdaptedWeight(
                 name, tuple(value.shape), dims[attribute], tuple(blocks), tuple(owners[id(value)])

@@ -1,110 +1,37 @@
-"""The method on every kind of layer: theta = 0 is the base, the gradient is Pᵀ·dL/dW, P keeps lengths."""
+"""An adapter's life: dropout, casts and moves, merge, disable, detach, copies."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import RobertaConfig, RobertaForSequenceClassification
-from transformers.pytorch_utils import Conv1D
 
 import gpart.adapter
 from gpart import GPartConfig, attach, base, get_adapters
-from gpart.functional import Part, expand
-
-ALL = slice(None)
 
 
 class Attention(nn.Module):
     """MultiheadAttention as a network of one input."""
 
-    def __init__(self, **sizes: Any) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, **sizes)
-        self.sizes = sizes
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        key = x[..., : self.sizes.get("kdim", 8)]
-        value = x[..., : self.sizes.get("vdim", 8)]
-        return self.attention(x, key, value)[0]
+        return self.attention(x, x, x)[0]
 
 
 FLOATS = torch.randn(3, 5, 8)
-IMAGES = torch.randn(2, 3, 32, 32)
-LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor, list[str], list[str]]] = {
-    "Linear": (lambda: nn.Sequential(nn.Linear(8, 6), nn.Tanh()), FLOATS, ["0"], ["0.weight", "0.bias"]),
-    "Conv1D": (lambda: nn.Sequential(Conv1D(6, 8), nn.Tanh()), FLOATS, ["0"], ["0.weight", "0.bias"]),
-    "Conv1d": (lambda: nn.Sequential(nn.Conv1d(5, 4, 3), nn.Tanh()), FLOATS, ["0"], ["0.weight", "0.bias"]),
-    "Conv2d": (lambda: nn.Sequential(nn.Conv2d(3, 4, 5), nn.Tanh()), IMAGES, ["0"], ["0.weight", "0.bias"]),
-    "Embedding": (lambda: nn.Sequential(nn.Embedding(9, 6), nn.Tanh()), torch.randint(9, (3, 5)), ["0"], ["0.weight"]),
-    "in_proj": (Attention, FLOATS, ["attention"], ["attention.in_proj_weight", "attention.in_proj_bias"]),
-    "separate": (
-        lambda: Attention(kdim=6, vdim=4),
-        FLOATS,
-        ["attention"],
-        [f"attention.{name}" for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias")],
-    ),
-    "timm qkv": (
-        lambda: (
-            timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=24, num_heads=2).double().float()
-        ),
-        IMAGES,
-        ["qkv"],
-        ["blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias"],
-    ),
-}
 
 
 def loss_of(model: nn.Module, data: Tensor) -> Tensor:
     out = model(data)
     return (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum()
-
-
-@pytest.mark.parametrize("bias", ["none", "all"])
-@pytest.mark.parametrize("kind", LAYERS)
-def test_every_layer(kind: str, bias: str, reference: Any) -> None:
-    build, data, targets, names = LAYERS[kind]
-    names = [name for name in names if bias == "all" or "bias" not in name]
-    model = build()
-    dense = copy.deepcopy(model)
-    # torch's attention takes another kernel where nothing requires a gradient, so there are two base outputs.
-    learning = model(data)
-    with torch.no_grad():
-        frozen = copy.deepcopy(model).requires_grad_(False)(data)
-    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    size = sum(torch.Size(shapes[name]).numel() for name in names)
-    adapter = attach(model, GPartConfig(d=13, target_modules=targets, bias=bias, seed=5))
-    assert adapter.size == size
-    assert [weight.name for weight in adapter.plan.weights] == names
-    assert torch.equal(model(data), learning)
-    with torch.no_grad():
-        assert torch.equal(model(data), frozen)
-
-    # At a theta that is not 0: the dense copy gets W0 + P·theta from the independent reference.
-    theta = torch.randn(13)
-    with torch.no_grad():
-        adapter.theta.copy_(theta)
-    entries = [(name, ...) for name in names]
-    by_hand = reference(size, 13, seed=5)
-    deltas = by_hand.expand_named(theta, shapes, entries)
-    with torch.no_grad():
-        for name in names:
-            assert torch.allclose(adapter.delta(name).double(), deltas[name], atol=1e-6)
-            dense.get_parameter(name).add_(deltas[name].float())
-    assert torch.allclose(model(data), dense(data), atol=1e-5)
-
-    loss_of(model, data).backward()
-    loss_of(dense, data).backward()
-    gradients = {name: dense.get_parameter(name).grad for name in names}
-    wanted = by_hand.reduce_named(gradients, entries)
-    assert (adapter.theta.grad.double() - wanted).norm() <= 1e-5 * wanted.norm()
-    assert [name for name, value in model.named_parameters() if value.grad is not None] == [adapter.theta_name]
 
 
 def tiny() -> nn.Module:
@@ -113,19 +40,6 @@ def tiny() -> nn.Module:
 
 def roberta() -> nn.Module:
     return RobertaForSequenceClassification(RobertaConfig(num_hidden_layers=2, vocab_size=100))
-
-
-@pytest.mark.parametrize(
-    ("build", "targets", "size", "d"), [(tiny, ["0"], 128, 10), (roberta, ["query", "value"], 2_359_296, 23_040)]
-)
-def test_p_is_an_isometry(build: Callable[[], nn.Module], targets: list[str], size: int, d: int) -> None:
-    adapter = attach(build(), GPartConfig(d=d, target_modules=targets))
-    assert adapter.size == size
-    for _ in range(3):
-        with torch.no_grad():
-            adapter.theta.copy_(torch.randn(d))
-        total = sum(adapter.delta(weight.name).double().square().sum() for weight in adapter.plan.weights)
-        assert total.sqrt().item() == pytest.approx(adapter.theta.double().norm().item(), rel=1e-6)
 
 
 def test_the_ablation_is_no_isometry() -> None:
@@ -170,43 +84,6 @@ def test_a_gradient_in_bfloat16_is_summed_exactly(reference: Any) -> None:
     assert (adapter.theta.grad.double() - wanted).norm() <= 1e-6 * wanted.norm()
 
 
-def test_slices_are_what_separate_layers_would_be() -> None:
-    class Fused(nn.Module):
-        def __init__(self, layer: nn.Module) -> None:
-            super().__init__()
-            self.qkv = layer
-
-    class Apart(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.q, self.v = nn.Linear(8, 8), nn.Linear(8, 8)
-
-    for layer in (nn.Linear(8, 24), Conv1D(24, 8)):
-        for bias in ("none", "all"):
-            slices = {"qkv": [[0, 8], [16, 24]]}
-            fused = attach(Fused(layer), GPartConfig(d=11, target_modules=["qkv"], slices=slices, bias=bias))
-            apart = attach(Apart(), GPartConfig(d=11, target_modules=["q", "v"], bias=bias))
-            assert fused.size == apart.size == 128 + (16 if bias == "all" else 0)
-            theta = torch.randn(11)
-            with torch.no_grad():
-                fused.theta.copy_(theta)
-                apart.theta.copy_(theta)
-            whole = fused.delta("qkv.weight")
-            if isinstance(layer, Conv1D):
-                # Row-major in the block's own layout: compare the sets of numbers, the transposed one orders them anew.
-                assert torch.equal(
-                    whole[:, :8].flatten().sort().values, apart.delta("q.weight").flatten().sort().values
-                )
-                assert not whole[:, 8:16].any()
-            else:
-                assert torch.equal(whole[:8], apart.delta("q.weight"))
-                assert torch.equal(whole[16:], apart.delta("v.weight"))
-                assert not whole[8:16].any()
-            if bias == "all":
-                assert torch.equal(fused.delta("qkv.bias")[16:], apart.delta("v.bias"))
-            fused.detach()
-
-
 class Tied(nn.Module):
     """Input embedding and output layer are one parameter, as in language models."""
 
@@ -226,46 +103,6 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     real = gpart.adapter.expand
     monkeypatch.setattr(gpart.adapter, "expand", lambda *given: (calls.append("W"), real(*given))[1])
     return calls
-
-
-def test_a_shared_weight_stands_once_and_all_its_owners_see_it(evaluations: list[str], reference: Any) -> None:
-    model, dense = Tied(), Tied()
-    dense.load_state_dict(model.state_dict())
-    adapter = attach(model, GPartConfig(d=7, target_modules=["head"]))
-    assert adapter.size == 54
-    data = torch.randint(9, (2, 4))
-    loss_of(model, data).backward()
-    assert len(evaluations) == 1
-    loss_of(dense, data).backward()
-    wanted = reference(54, 7).reduce_named({"w": dense.embed.weight.grad}, [("w", ...)])
-    assert torch.allclose(adapter.theta.grad.double(), wanted, atol=1e-5)
-    with torch.no_grad():
-        adapter.theta.normal_()
-    assert torch.equal(model.embed.weight, model.head.weight)
-    assert not torch.equal(model.embed.weight, dense.embed.weight)
-
-
-def test_once_per_forward_and_never_longer(evaluations: list[str]) -> None:
-    model = nn.Sequential(nn.Linear(8, 8), Attention())
-    adapter = attach(model, GPartConfig(d=7, target_modules=["attention"]))
-    first = model(FLOATS)
-    assert len(evaluations) == 1
-    model[1](FLOATS)
-    assert len(evaluations) == 2
-    with torch.no_grad():
-        adapter.theta.normal_()
-        assert not torch.equal(model(FLOATS), first)
-    assert len(evaluations) == 3
-    assert adapter._scope.depth == 0
-    assert not adapter._scope.values
-
-
-def test_an_exception_in_a_forward_pass_leaves_nothing_behind() -> None:
-    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-    adapter = attach(model, GPartConfig(d=7, target_modules=["0"]))
-    with pytest.raises(RuntimeError):
-        model(torch.randn(2, 9))
-    assert (adapter._scope.depth, adapter._scope.values) == (0, {})
 
 
 def test_dropout_drops_and_boosts_with_one_mask_a_pass(evaluations: list[str]) -> None:
@@ -367,8 +204,7 @@ def test_transformers_dtype_stays_what_it_was() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_merge_unmerge_disable_detach_are_exact(dtype: torch.dtype, state_of: Any, same_bits: Any) -> None:
-    build, _, _, _ = LAYERS["in_proj"]
-    model = nn.ModuleDict({"net": build(), "tied": Tied(), "last": nn.Linear(8, 2), "norm": nn.BatchNorm1d(8)}).to(
+    model = nn.ModuleDict({"net": Attention(), "tied": Tied(), "last": nn.Linear(8, 2), "norm": nn.BatchNorm1d(8)}).to(
         dtype
     )
     model["net"].attention.requires_grad_(False)
@@ -434,18 +270,3 @@ def test_attach_in_eval_mode_stays_in_eval_mode() -> None:
     model = tiny().eval()
     attach(model, GPartConfig(d=10, target_modules=["0"], dropout=0.5))
     assert not any(module.training for module in model.modules())
-
-
-def test_the_update_can_be_differentiated_twice() -> None:
-    """Expand and reduce are each other's derivative, also with a dropout mask."""
-    groups = torch.tensor([0, 1, 1, 2, 0, 2], dtype=torch.int32)
-    keep = torch.tensor([True, False, True, True, True, False])
-    part = Part(groups, dim=0, start=0, stop=2, keep=keep, boost=1.5)
-    scaled = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-
-    def cubed(s: Tensor, w: Tensor) -> Tensor:
-        return expand(s, w, (part,)) ** 3
-
-    assert torch.autograd.gradcheck(cubed, (scaled, weight))
-    assert torch.autograd.gradgradcheck(cubed, (scaled, weight))
