@@ -195,6 +195,28 @@ def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
+def state_digest(state: Mapping[str, Any]) -> str:
+    """SHA-256 over names, dtypes, shapes and bits of a checkpoint's tensors: torch.load looks at no checksum itself."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key]
+        # What has no plain bits (sparse, meta) is no part of a checkpoint of ours; the checks by name refuse it.
+        if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta:
+            digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_digest(entry: Mapping[str, Any], state: Mapping[str, Any], source: str) -> None:
+    """Checks a checkpoint's tensors against the digest that was stored with them.
+
+    Raises:
+        ValueError: if a bit was changed, with both digests.
+    """
+    if (found := state_digest(state)) != entry.get("sha256"):
+        raise ValueError(f"{source} was changed: its state has SHA-256 {found}, written was {entry.get('sha256')}")
+
+
 def reason(error: Exception) -> str:
     """What a library said, in one short line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
@@ -239,10 +261,9 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     state = checkpoint.get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise ValueError(f"{path} holds no state_dict, but a {type(state).__name__} under that key")
-    hint = entry.get("hint")
-    return entry["manifest"], {
-        key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix) and key != hint
-    }
+    state = {key: value for key, value in state.items() if key != entry.get("hint")}
+    check_digest(entry, state, str(path))
+    return entry["manifest"], {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _render(described: Mapping[str, Any]) -> str:

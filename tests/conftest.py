@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network
@@ -152,3 +154,143 @@ def state_of(same_bits: Callable[[torch.Tensor, torch.Tensor], bool]) -> type:
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_always_called", "_forward_hooks_with_kwargs")
+
+
+# Lightning: one small project, its network built in one of three places. Lightning is imported where it is used, so that
+# the core's tests start quickly.
+
+
+@cache
+def _lit_project() -> dict[str, type]:
+    from lightning.pytorch import LightningModule
+
+    class Project(LightningModule):
+        """BatchNorm, AdamW and a schedule by steps: all that a checkpoint has to bring back. It overrides no build hook."""
+
+        def __init__(self, base: int = 0, width: int = 16, lr: float = 1e-2, extra: Any = None) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            self.lr, self.built, self.net = lr, 0, None
+
+        def build(self) -> None:
+            if self.net is not None:
+                return
+            self.built += 1
+            torch.manual_seed(self.hparams["base"])
+            width, nn = self.hparams["width"], torch.nn
+            self.net = nn.Sequential(nn.Linear(8, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)
+
+        def loss(self, batch: list[torch.Tensor]) -> torch.Tensor:
+            return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+            return self.loss(batch)
+
+        def validation_step(self, batch: list[torch.Tensor], index: int) -> None:
+            self.log("val/loss", self.loss(batch))
+
+        def test_step(self, batch: list[torch.Tensor], index: int) -> None:
+            self.log("test/loss", self.loss(batch))
+
+        def predict_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+            return self(batch[0])
+
+        def configure_optimizers(self) -> dict[str, Any]:
+            optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    class InInit(Project):
+        def __init__(self, base: int = 0, width: int = 16, lr: float = 1e-2, extra: Any = None) -> None:
+            super().__init__(base, width, lr, extra)
+            self.build()
+
+    class InSetup(Project):
+        def setup(self, stage: str) -> None:
+            self.build()
+
+    class InConfigureModel(Project):
+        def configure_model(self) -> None:
+            self.build()
+
+    return {"init": InInit, "setup": InSetup, "configure_model": InConfigureModel}
+
+
+@pytest.fixture(scope="session")
+def lit_built_in() -> dict[str, type]:
+    """The project's class by the place where its network is built."""
+    return _lit_project()
+
+
+@pytest.fixture(scope="session")
+def lit_class() -> type:
+    """The project whose network is built in ``__init__``."""
+    return _lit_project()["init"]
+
+
+@pytest.fixture(params=["init", "setup", "configure_model"])
+def lit_any(request: pytest.FixtureRequest) -> type:
+    """The project, once for each place where its network can be built."""
+    return _lit_project()[request.param]
+
+
+@pytest.fixture(scope="session")
+def lit_loader() -> Callable[[], torch.utils.data.DataLoader]:
+    """Four batches of four, in order."""
+    data = torch.randn(16, 8, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 2
+    return lambda: torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data), batch_size=4)
+
+
+@pytest.fixture(scope="session")
+def lit_gpart() -> Callable[..., Any]:
+    """The callback for that project: D = 128, d = 10, the last layer trained in full."""
+    from gpart.callbacks import GPartCallback
+
+    return lambda **more: GPartCallback(**{"d": 10, "target_modules": ["0"], "modules_to_save": ["3"], **more})
+
+
+@pytest.fixture(scope="session")
+def lit_trainer() -> Callable[..., Any]:
+    """A quiet Trainer on the CPU for 3 steps, without logger and checkpoints unless asked for."""
+    from lightning.pytorch import Trainer
+
+    def make(*callbacks: Any, **more: Any) -> Trainer:
+        quiet = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
+        limit = {} if "max_epochs" in more else {"max_steps": 3}
+        return Trainer(**{"accelerator": "cpu", "callbacks": list(callbacks), **quiet, **limit, **more})
+
+    return make
+
+
+@pytest.fixture
+def lit_fitted(
+    tmp_path: Path, lit_class: type, lit_loader: Any, lit_gpart: Any, lit_trainer: Any
+) -> Callable[..., Any]:
+    """Fits for an epoch: the module, its trainer, and the path of its checkpoint."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    def fit(module: Any = None, method: Any = None, *callbacks: Any, **more: Any) -> tuple[Any, Any, Path]:
+        module = module or lit_class()
+        keeper = ModelCheckpoint(tmp_path / "fitted", filename="{step}", enable_version_counter=False)
+        settings = {"enable_checkpointing": True, "max_epochs": 1, **more}
+        trainer = lit_trainer(method or lit_gpart(), *callbacks, keeper, **settings)
+        trainer.fit(module, lit_loader())
+        return module, trainer, Path(keeper.best_model_path)
+
+    return fit
+
+
+@pytest.fixture(scope="session")
+def lit_frozen_kept(same_bits: Any) -> Callable[[torch.nn.Module, dict[str, torch.Tensor]], None]:
+    """Asserts that the parameters that require no gradient have the bits they had, by their names before attach."""
+
+    def check(network: torch.nn.Module, before: dict[str, torch.Tensor]) -> None:
+        now = {name.replace("parametrizations.weight.original", "weight"): p for name, p in network.named_parameters()}
+        frozen = [name for name in before if not now[name].requires_grad]
+        assert frozen
+        assert [name for name in frozen if not same_bits(now[name], before[name])] == []
+
+    return check

@@ -23,7 +23,7 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from torch import Tensor
 
 from gpart.callbacks.hyperparameters import loadable
-from gpart.storage import CHECKPOINT_KEY, reason, replacing
+from gpart.storage import CHECKPOINT_KEY, check_digest, reason, replacing, state_digest
 
 HINT = "This checkpoint holds an adapter: read it with gpart.callbacks.load_from_checkpoint(cls, path)"
 """A key in the saved state_dict, so that ``LightningModule.load_from_checkpoint``, which no plugin can reach, shows it
@@ -72,16 +72,22 @@ class GPartCheckpointIO(CheckpointIO):
         Raises:
             ValueError: if it holds a value that could not be read again, with its place.
         """
-        if self._part is not None:
-            prefix = f"{self._path}." if self._path else ""
-            frozen = {prefix + key for key in self._part.frozen_keys()}
-            entry = {"module": self._path, "manifest": self._part.manifest(), "hint": HINT}
-            checkpoint = {**checkpoint, CHECKPOINT_KEY: entry}
+        if self._part is not None and self._module is not None:
+            frozen = set(_frozen(self._module, self._path, self._part))
+            checkpoint = dict(checkpoint)
             for name in _states(checkpoint):
                 checkpoint[name] = {key: value for key, value in checkpoint[name].items() if key not in frozen}
-            checkpoint["state_dict"][HINT] = torch.empty(0)
+            state = checkpoint["state_dict"]
+            checkpoint[CHECKPOINT_KEY] = {
+                "module": self._path,
+                "manifest": self._part.manifest(),
+                "sha256": state_digest(state),
+                "hint": HINT,
+            }
+            checkpoint["state_dict"] = {**state, HINT: torch.empty(0)}
+        checkpoint = loadable(checkpoint)  # what is refused was not handed in, and must not hold back removals
         self._order.handed_in()
-        self.checkpoint_io.save_checkpoint(loadable(checkpoint), path, storage_options=storage_options)
+        self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options=storage_options)
 
     def load_checkpoint(
         self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None
@@ -151,8 +157,8 @@ def filled(
     if path == "":
         inside = dict(state)
     part.check(entry.get("manifest"), inside, source)
-    live = module.state_dict()
-    frozen = {prefix + key: live[prefix + key] for key in part.frozen_keys()}
+    check_digest(entry, state, source)
+    live, frozen = module.state_dict(), _frozen(module, path, part)
     # The live module's order, as if nothing had been left out; what is unknown stays, for Lightning's strictness.
     complete = {**checkpoint, "state_dict": state}
     for name in _states(complete):
@@ -160,6 +166,17 @@ def filled(
         ordered = {key: merged.pop(key) for key in live if key in merged}
         complete[name] = {**ordered, **merged}
     return complete
+
+
+def _frozen(module: LightningModule, path: str, part: PartlyTrained) -> dict[str, Tensor]:
+    """The frozen parameters by every key that they have in the whole module's state_dict.
+
+    A parameter has further keys where something outside the adapted module holds it too; a module may also leave frozen
+    weights out of its state_dict by itself, and then they are not looked for.
+    """
+    inside = module.get_submodule(path).state_dict(keep_vars=True)
+    same = {id(inside[key]) for key in part.frozen_keys() if key in inside}
+    return {key: value for key, value in module.state_dict(keep_vars=True).items() if id(value) in same}
 
 
 def _states(checkpoint: dict[str, Any]) -> list[str]:

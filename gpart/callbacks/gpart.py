@@ -126,6 +126,15 @@ class GPartCallback(MethodCallback):
         self._adapter = attached
         return AdapterPart(attached)
 
+    def _applied_to(self, pl_module: LightningModule) -> tuple[str, nn.Module] | None:
+        """Also where an adapter of this name was attached before the trainer came."""
+        if self.module is not None:
+            return None
+        for path, module in pl_module.named_modules():
+            if self.name in get_adapters(module):
+                return path, module
+        return super()._applied_to(pl_module)
+
     def _load(self, network: nn.Module, folder: str) -> GPartAdapter:
         present = bool(get_adapters(network))
         adapter = load_adapter(network, folder, self.check_base)

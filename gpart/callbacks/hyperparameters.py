@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
@@ -16,14 +17,14 @@ import numpy as np
 import torch
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
-_TORCH = (torch.Tensor, torch.Size, torch.dtype, torch.device)
+_TORCH = (torch.Tensor, torch.nn.Parameter, torch.Size, torch.dtype, torch.device)
 
 
 def loadable(value: Any, where: str = "checkpoint") -> Any:
     """A checkpoint, or a value in one, made of what ``weights_only`` reads.
 
     Converted: paths to str, numpy numbers to Python's, numpy arrays to tensors, members of str- and int-enums to their
-    str or int, subclasses of dict, list, str, int and float to those. Tensors are passed on, not copied.
+    str or int, subclasses of dict, list, str, int, float and Tensor to those. Tensors are passed on, not copied.
 
     Args:
         value: the value.
@@ -40,7 +41,7 @@ def loadable(value: Any, where: str = "checkpoint") -> Any:
             ...
         ValueError: checkpoint['hyper_parameters']['config'] is of type builtins.object, which ...weights_only=True...
     """
-    if type(value) in _PLAIN or isinstance(value, _TORCH) or _registered(type(value)):
+    if type(value) in _PLAIN or type(value) in _TORCH or _registered(type(value)):
         return value
     if isinstance(value, (OrderedDict, Counter)) and type(value) in (OrderedDict, Counter):
         return type(value)({_key(key, where): loadable(item, f"{where}[{key!r}]") for key, item in value.items()})
@@ -55,10 +56,13 @@ def loadable(value: Any, where: str = "checkpoint") -> Any:
             return loadable(value.value, where)
     elif isinstance(value, PurePath):
         return str(value)
-    elif isinstance(value, np.generic):
+    elif isinstance(value, torch.Tensor):
+        return value.as_subclass(torch.Tensor)
+    elif isinstance(value, np.generic) and not isinstance(value.item(), np.generic):  # a longdouble's item is itself
         return loadable(value.item(), where)
-    elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return torch.from_numpy(value.copy())
+    elif type(value) is np.ndarray and value.dtype.kind in "biuf":
+        with suppress(TypeError, ValueError):  # torch has no such dtype, or not in this byte order
+            return torch.from_numpy(value.copy())
     else:
         for kind in (int, float, str):
             if isinstance(value, kind):

@@ -16,8 +16,9 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from gpart.adapter import _attach, get_adapters
-from gpart.callbacks.checkpoint import filled
-from gpart.callbacks.parts import AdapterPart
+from gpart.base import split
+from gpart.callbacks.checkpoint import PartlyTrained, filled
+from gpart.callbacks.parts import AdapterPart, SavedModulesPart
 from gpart.manifest import check_model, config_of
 from gpart.storage import CHECKPOINT_KEY, load_checkpoint_file
 
@@ -27,7 +28,7 @@ Module = TypeVar("Module", bound=LightningModule)
 def load_from_checkpoint(
     cls: type[Module], path: str | Path, map_location: Any = "cpu", check_base: bool = True, **kwargs: Any
 ) -> Module:
-    """Builds a LightningModule from a checkpoint that holds its adapter.
+    """Builds a LightningModule from a checkpoint that holds what a method trained: an adapter, or a probe's head.
 
     Args:
         cls: the LightningModule's class; the base weights come from its own ``__init__`` or ``configure_model``.
@@ -46,7 +47,8 @@ def load_from_checkpoint(
     """
     checkpoint = load_checkpoint_file(path)
     entry = checkpoint.get(CHECKPOINT_KEY)
-    if not isinstance(entry, dict) or "config" not in (entry.get("manifest") or {}):
+    described = entry.get("manifest") if isinstance(entry, dict) else None
+    if not isinstance(entry, dict) or not isinstance(described, dict):
         raise ValueError(f"{path} holds no GPart adapter: use {cls.__name__}.load_from_checkpoint for it")
     buffer = io.BytesIO()
     torch.save({**checkpoint, "state_dict": {}}, buffer)
@@ -55,16 +57,25 @@ def load_from_checkpoint(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*contains no parameters|.*keys that are in the model state dict")  # meant
         module = cls.load_from_checkpoint(buffer, map_location=map_location, strict=False, weights_only=True, **kwargs)
-    described = entry["manifest"]
     source = str(path)
     network = _network(module, entry["module"], source)
+    part = _probe(network, described) if "method" in described else _adapted(network, described, source, check_base)
+    complete = filled(checkpoint, source, module, entry["module"], part)
+    module.load_state_dict(complete["state_dict"], strict=True)
+    return module.to(map_location) if isinstance(map_location, (str, torch.device)) else module
+
+
+def _adapted(network: nn.Module, described: dict[str, Any], source: str, check_base: bool) -> PartlyTrained:
     config = config_of(described, source)
     adapter = get_adapters(network).get(described["name"])
     if adapter is None:
         adapter = _attach(network, config, described["name"], check_model(network, described, source, check_base))
-    complete = filled(checkpoint, source, module, entry["module"], AdapterPart(adapter, check_base))
-    module.load_state_dict(complete["state_dict"], strict=True)
-    return module.to(map_location) if isinstance(map_location, (str, torch.device)) else module
+    return AdapterPart(adapter, check_base)
+
+
+def _probe(network: nn.Module, described: dict[str, Any]) -> PartlyTrained:
+    owners = sorted({split(name)[0] for name in described.get("saved", [])})
+    return SavedModulesPart(network, owners, str(described["method"]))
 
 
 def _network(module: LightningModule, path: str, source: str) -> nn.Module:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -24,6 +24,9 @@ from torch import nn
 from gpart.callbacks.checkpoint import GPartCheckpointIO, PartlyTrained
 from gpart.callbacks.hyperparameters import loadable
 from gpart.callbacks.table import print_table
+
+_COPYING = (WeightAveraging, StochasticWeightAveraging)
+"""Lightning's callbacks whose setup copies the model."""
 
 
 class MethodCallback(Callback):
@@ -59,6 +62,9 @@ class MethodCallback(Callback):
             ValueError: if the strategy would lose what is trained.
         """
         check_strategy(trainer)
+        methods = [type(one).__name__ for one in self._callbacks(trainer) if isinstance(one, MethodCallback)]
+        if len(methods) > 1:
+            raise ValueError(f"a trainer takes one method at a time, got {methods}")
         self._move_first(trainer)
         try:
             self._apply(trainer, pl_module)
@@ -110,11 +116,18 @@ class MethodCallback(Callback):
         return {}
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        path, network = find_network(pl_module, self.module)
+        path, network = self._applied_to(pl_module) or find_network(pl_module, self.module)
         self._part = self.apply(network)
         self._network = network
         self._known = {name for name, _ in network.named_parameters()}
         install_checkpoint_io(trainer).connect(pl_module, path, self._part)
+
+    def _applied_to(self, pl_module: LightningModule) -> tuple[str, nn.Module] | None:
+        """Where this method is applied already: a child that was built since does not change the choice."""
+        if self._network is None or self.module is not None:
+            return None
+        found = [path for path, module in pl_module.named_modules() if module is self._network]
+        return (found[0], self._network) if found else None
 
     def _defer(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._unwrap is not None:
@@ -136,16 +149,21 @@ class MethodCallback(Callback):
         pl_module.__dict__["configure_model"] = configure_model
         self._unwrap = unwrap
 
+    @staticmethod
+    def _callbacks(trainer: Trainer) -> list[Callback]:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
+        return callbacks
+
     def _move_first(self, trainer: Trainer) -> None:
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
+        callbacks = self._callbacks(trainer)
         self._before = callbacks[: callbacks.index(self)] if self in callbacks else []
-        if any(isinstance(callback, WeightAveraging) for callback in self._before):
+        if any(isinstance(callback, _COPYING) for callback in self._before):
             # A new list: Lightning is iterating over the present one.
             trainer.callbacks = [self, *[callback for callback in callbacks if callback is not self]]  # type: ignore[attr-defined]
 
     def _copied_too_early(self, trainer: Trainer) -> list[Callback]:
         """Callbacks that stood before this one and whose setup copied the model before it was adapted."""
-        return [callback for callback in self._before if isinstance(callback, WeightAveraging)]
+        return [callback for callback in self._before if isinstance(callback, _COPYING)]
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -156,10 +174,10 @@ def check_strategy(trainer: Trainer) -> None:
     """
     strategy = trainer.strategy
     name = type(strategy).__name__
-    if getattr(strategy, "_start_method", None) == "spawn":
+    if (method := getattr(strategy, "_start_method", None)) in ("spawn", "fork", "forkserver"):
         raise ValueError(
-            "strategy 'ddp_spawn' is not supported: an adapted module cannot be pickled back to the parent, which would"
-            " go on without what was trained; use strategy 'ddp'"
+            f"strategy 'ddp_{method}' is not supported: an adapted module cannot be pickled back to the parent, which"
+            " would go on without what was trained; use strategy 'ddp'"
         )
     if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
         raise ValueError(
@@ -181,7 +199,9 @@ def find_network(pl_module: LightningModule, path: str | None) -> tuple[str, nn.
         children = [
             (name, child) for name, child in pl_module.named_children() if any(True for _ in child.parameters())
         ]
-        whole = len(children) != 1 or any(True for _ in pl_module.parameters(recurse=False))
+        # A child that is a layer itself is no network: its own name would have to be left out of the patterns.
+        network = len(children) == 1 and any(True for _ in children[0][1].children())
+        whole = not network or any(True for _ in pl_module.parameters(recurse=False))
         return ("", pl_module) if whole else children[0]
     try:
         return path, pl_module.get_submodule(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from gpart import base
+from gpart.adapter import get_adapters
 from gpart.callbacks.checkpoint import PartlyTrained
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.parts import SavedModulesPart
@@ -23,7 +24,13 @@ class LinearProbe(MethodCallback):
         self.modules_to_save = modules_to_save
 
     def apply(self, network: nn.Module) -> PartlyTrained:
-        """Freezes all but the saved modules."""
+        """Freezes all but the saved modules.
+
+        Raises:
+            ValueError: if the network carries an adapter, or a random head would be frozen.
+        """
+        if adapters := get_adapters(network):
+            raise ValueError(f"the network carries an adapter, {list(adapters)}: detach() it before a linear probe")
         part = SavedModulesPart(network, self.modules_to_save, type(self).__name__)
         if forgotten := base.randomly_initialised(network, part.frozen):
             raise ValueError(
