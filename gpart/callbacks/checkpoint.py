@@ -152,6 +152,8 @@ def filled(
     if entry.get("module") != path:
         raise ValueError(f"{source} adapts submodule {entry.get('module')!r}, here it is {path!r}")
     prefix = f"{path}." if path else ""
+    if not isinstance(checkpoint.get("state_dict"), Mapping):
+        raise ValueError(f"{source} holds no state_dict; its keys are {sorted(map(str, checkpoint))}")
     state = {key: value for key, value in checkpoint["state_dict"].items() if key != HINT}
     inside = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     if path == "":
