@@ -48,7 +48,7 @@ class ForwardScope(threading.local):
         """Forward pre-hook."""
         if id(module) in self.open:
             # It was left by what torch calls no hook for, such as Ctrl-C in a notebook that then goes on.
-            self._close(module)
+            self.open.clear()
             self._clear()
         self.open.append(id(module))
 
@@ -56,12 +56,9 @@ class ForwardScope(threading.local):
         """Forward hook, called also when the forward pass raises an Exception."""
         # Where another pre-hook raises before ours has run, only this one of the two is called.
         if id(module) in self.open:
-            self._close(module)
+            del self.open[self.open.index(id(module)) :]
         if not self.open:
             self._clear()
-
-    def _close(self, module: nn.Module) -> None:
-        del self.open[self.open.index(id(module)) :]
 
     def _clear(self) -> None:
         self.values.clear()

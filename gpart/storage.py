@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import secrets
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,6 +178,23 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
+def check_checksums(path: str | Path) -> None:
+    """Checks the CRC-32 that ``torch.save`` writes with each record, since ``torch.load`` does not look at it.
+
+    Raises:
+        ValueError: if a record was changed.
+    """
+    if not torch.serialization.get_crc32_options() or not zipfile.is_zipfile(path):
+        return  # none were written; or torch's reader says what it is
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except Exception as error:  # on damaged files zipfile raises whatever it stumbles over
+        raise ValueError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
+    if bad is not None:
+        raise ValueError(f"{path} cannot be read as a checkpoint: {bad} was changed, its checksum differs")
+
+
 def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
     """A ``.ckpt`` as a dict, read without running any code in it.
 
@@ -186,6 +204,7 @@ def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    check_checksums(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged files torch's reader raises whatever it stumbles over

@@ -79,6 +79,20 @@ class Traffic(Callback):
         trainer.strategy.model.register_comm_hook(None, hook)
 
 
+class CountedAdapter(GPartCallback):
+    saves = 0
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        save = self.adapter.save
+
+        def counting(folder: str) -> None:
+            self.saves += 1
+            save(folder)
+
+        self.adapter.save = counting
+        super().on_fit_end(trainer, pl_module)
+
+
 class Counted(AtomicCheckpointIO):
     written = 0
 
@@ -103,8 +117,8 @@ def main(out: Path, devices: int) -> None:
         sampler = DistributedSampler(data, num_replicas=devices, rank=rank, shuffle=False)
         return DataLoader(data, BATCH // devices, sampler=sampler)
 
-    def gpart(folder: str | None = None) -> GPartCallback:
-        return GPartCallback(d=SMALL, target_modules=["0"], modules_to_save=["2"], module="net", save_folder=folder)
+    def gpart(folder: str | None = None) -> CountedAdapter:
+        return CountedAdapter(d=SMALL, target_modules=["0"], modules_to_save=["2"], module="net", save_folder=folder)
 
     first, traffic, plugin = gpart(str(out / f"adapter-{devices}")), Traffic(), Counted()
     keeper = ModelCheckpoint(out / f"checkpoint-{devices}", monitor="val/loss")
@@ -119,6 +133,7 @@ def main(out: Path, devices: int) -> None:
         "broadcast": list(traffic.broadcast),
         "buffers": traffic.names,
         "written": plugin.written,
+        "saves": first.saves,
     }
     validated = run.validate(module, loader(rank), verbose=False)
     tested = run.test(module, loader(rank), ckpt_path="best", verbose=False)
@@ -182,7 +197,8 @@ def test_no_index_is_broadcast(runs: tuple[Any, ...]) -> None:
 def test_one_process_writes_prints_and_the_files_load_in_one(runs: tuple[Any, ...]) -> None:
     out, found, printed = runs
     assert [found[rank]["written"] for rank in ("2-0", "2-1")] == [1, 0]
-    assert printed.count("GPartCallback ") == 2  # a table for each of the two fits
+    assert [found[rank]["saves"] for rank in ("2-0", "2-1")] == [1, 0]
+    assert printed.count("CountedAdapter ") == 2  # a table for each of the two fits
     (path,) = (out / "checkpoint-2").iterdir()
     assert str(path) == found["2-0"]["path"] == found["2-1"]["path"]
     loaded = load_from_checkpoint(Module, path)

@@ -142,6 +142,11 @@ def test_what_has_no_plain_equal_is_named_with_its_place(kind: str) -> None:
         loadable({"a": [0, {"b": value}]})
 
 
+def test_a_numpy_value_whose_python_value_is_no_plain_one_is_named() -> None:
+    with pytest.raises(ValueError, match=r"checkpoint\['day'\] is of type datetime\.date"):
+        loadable({"day": np.datetime64("2020-01-01")})
+
+
 def test_a_refused_key_is_named_too() -> None:
     with pytest.raises(ValueError, match=r"a key of checkpoint\['a'\] is of type .*Mode"):
         loadable({"a": {Mode.FAST: 1}})

@@ -626,8 +626,9 @@ def test_a_value_computed_without_gradient_is_not_given_to_a_reader_who_needs_on
     assert adapter.theta.grad.norm() > 0
 
 
+@pytest.mark.parametrize("then", ["model", "part"])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_forward_pass_that_breaks_off_leaves_nothing_behind(error, evaluations):
+def test_a_forward_pass_that_breaks_off_leaves_nothing_behind(error, then, evaluations):
     """Also Ctrl-C, after which a notebook goes on: torch calls no hook then. A stale mask would stay for ever."""
     model = nn.Sequential(Rereading(), nn.Identity()).train()
     adapter = attach(model, GPartConfig(d=3, target_modules=["layer"], dropout=0.5))
@@ -640,9 +641,12 @@ def test_a_forward_pass_that_breaks_off_leaves_nothing_behind(error, evaluations
     model[0].between = fail
     with pytest.raises(error):
         model(torch.ones(1, 4))
+    if error is RuntimeError:
+        assert not adapter._scope.open
+        assert not adapter._scope.values
     model[0].between = lambda: None
     evaluations.clear()
-    read = [model(torch.ones(1, 4))[0] for _ in range(6)]
+    read = [(model if then == "model" else model[0])(torch.ones(1, 4))[0] for _ in range(6)]
     assert len(evaluations) == 6
     assert any(not weight.equal(read[0]) for weight in read)
     assert not adapter._scope.values

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gpart import GPartConfig, attach, load_adapter
+from gpart.base import fingerprint
 from gpart.manifest import manifest
 from gpart.storage import CONFIG, TENSORS, save_adapter, state_digest
 
@@ -382,3 +383,56 @@ def test_tensors_of_the_right_names_but_no_right_checksum_are_refused(tmp_path):
     save_file(tensors, tmp_path / TENSORS)
     with pytest.raises(ValueError, match=r"was changed or truncated: its \d+ bytes have SHA-256 .*, the config has"):
         load_adapter(base(), tmp_path)
+
+
+# --- the fingerprint of the base ---
+
+
+def fingerprint_by_hand(parameters):
+    """SHA-256 over names, shapes and at most 4,096 evenly spaced numbers of each tensor, as bfloat16, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(parameters.items()):
+        digest.update(f"{name}{list(tensor.shape)}\n".encode())
+        flat = tensor.flatten().tolist()
+        chosen = [flat[i * len(flat) // 4096] for i in range(4096)] if len(flat) > 4096 else flat
+        digest.update(bytes(torch.tensor(chosen).bfloat16().view(torch.uint8).tolist()))
+    return digest.hexdigest()
+
+
+def test_the_fingerprint_is_what_its_description_says():
+    """It stands in files, so it must stay what it is."""
+    parameters = {"b": torch.randn(3, 5), "a": torch.randn(4096), "c": torch.randn(5, 1000), "d": torch.zeros(0)}
+    expected = fingerprint_by_hand(parameters)
+    assert fingerprint(parameters) == expected
+    assert fingerprint(dict(reversed(parameters.items()))) == expected
+    assert fingerprint({name: value.bfloat16() for name, value in parameters.items()}) == expected
+    assert fingerprint({**parameters, "c": parameters["c"].t().contiguous().t()}) == expected
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"a": torch.ones(5000), "other": torch.zeros(2, 3)},
+        {"a": torch.ones(5000), "b": torch.zeros(3, 2)},
+        {"a": torch.ones(5000)},
+        {"a": torch.ones(5000), "b": torch.full((2, 3), 0.01)},
+        {"a": torch.ones(4999), "b": torch.zeros(2, 3)},
+    ],
+    ids=["name", "shape", "missing", "value", "length"],
+)
+def test_the_fingerprint_tells_bases_apart(changed):
+    assert fingerprint(changed) != fingerprint({"a": torch.ones(5000), "b": torch.zeros(2, 3)})
+
+
+def test_the_saved_modules_are_no_part_of_the_base(tmp_path):
+    """A head that starts from other random numbers is no other base; any other parameter is."""
+    trained().save(tmp_path)
+    model = base()
+    with torch.no_grad():
+        model[2].weight.add_(5)
+    load_adapter(model, tmp_path)
+    other = base()
+    with torch.no_grad():
+        other[1].weight.add_(5)
+    with pytest.raises(ValueError, match=r"another base model: fingerprint [0-9a-f]{64}, this model has [0-9a-f]{64}"):
+        load_adapter(other, tmp_path)

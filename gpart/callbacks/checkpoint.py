@@ -23,7 +23,7 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from torch import Tensor
 
 from gpart.callbacks.hyperparameters import loadable
-from gpart.storage import CHECKPOINT_KEY, check_digest, reason, replacing, state_digest
+from gpart.storage import CHECKPOINT_KEY, check_checksums, check_digest, reason, replacing, state_digest
 
 HINT = "This checkpoint holds an adapter: read it with gpart.callbacks.load_from_checkpoint(cls, path)"
 """A key in the saved state_dict, so that ``LightningModule.load_from_checkpoint``, which no plugin can reach, shows it
@@ -98,6 +98,8 @@ class GPartCheckpointIO(CheckpointIO):
             FileNotFoundError: if there is none at ``path``.
             ValueError: if it is damaged or does not fit the live model, with both values.
         """
+        if Path(path).is_file():
+            check_checksums(path)
         try:
             checkpoint = self.checkpoint_io.load_checkpoint(path, weights_only=True)
         except FileNotFoundError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
@@ -110,6 +111,27 @@ class MethodCallback(Callback):
                     loadable(dict(owner.hparams), f"checkpoint['{owner.CHECKPOINT_HYPER_PARAMS_KEY}']")
         if trainer.is_global_zero:
             print_table(type(self).__name__, self.summary(trainer), network, trainer.optimizers)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before an average takes the model's place."""
+        self._keep_frozen(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before an average takes the model's place."""
+        self._keep_frozen(trainer, pl_module)
+
+    @torch.no_grad()
+    def _keep_frozen(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Puts the frozen weights into averaged models: an average of equal numbers is rounded, and not the same."""
+        network = self._network
+        frozen = {id(value) for value in network.parameters() if not value.requires_grad} if network else set()
+        for callback in self._callbacks(trainer):
+            if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+                # By name: where the network was built after the copy, the copy has none of it.
+                averaged = dict(callback._average_model.module.named_parameters())
+                for name, value in pl_module.named_parameters():
+                    if id(value) in frozen and name in averaged:
+                        averaged[name].copy_(value)
 
     def summary(self, trainer: Trainer) -> dict[str, str]:
         """The method's own rows of the table."""
