@@ -41,6 +41,12 @@ def state_key(model: nn.Module, name: str) -> str:
     return f"{path}.parametrizations.{attribute}.original".lstrip(".")
 
 
+def entries_of(state: Mapping[str, Tensor], tensors: Iterable[Tensor]) -> dict[str, Tensor]:
+    """The entries of a ``state_dict(keep_vars=True)`` that are these very tensors: a shared one has several keys."""
+    same = {id(tensor) for tensor in tensors}
+    return {key: value for key, value in state.items() if id(value) in same}
+
+
 def fingerprint(parameters: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes and at most 4,096 fixed positions of each tensor, rounded to bfloat16; 64 hex digits.
 

@@ -22,6 +22,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from torch import Tensor
 
+from gpart.base import entries_of
 from gpart.callbacks.hyperparameters import loadable
 from gpart.storage import CHECKPOINT_KEY, check_checksums, check_digest, reason, replacing, state_digest
 
@@ -158,8 +159,6 @@ def filled(
         raise ValueError(f"{source} holds no state_dict; its keys are {sorted(map(str, checkpoint))}")
     state = {key: value for key, value in checkpoint["state_dict"].items() if key != HINT}
     inside = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    if path == "":
-        inside = dict(state)
     part.check(entry.get("manifest"), inside, source)
     check_digest(entry, state, source)
     live, frozen = module.state_dict(), _frozen(module, path, part)
@@ -179,8 +178,8 @@ def _frozen(module: LightningModule, path: str, part: PartlyTrained) -> dict[str
     weights out of its state_dict by itself, and then they are not looked for.
     """
     inside = module.get_submodule(path).state_dict(keep_vars=True)
-    same = {id(inside[key]) for key in part.frozen_keys() if key in inside}
-    return {key: value for key, value in module.state_dict(keep_vars=True).items() if id(value) in same}
+    tensors = (inside[key] for key in part.frozen_keys() if key in inside)
+    return entries_of(module.state_dict(keep_vars=True), tensors)
 
 
 def _states(checkpoint: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from gpart import base
 from gpart.adapter import GPartAdapter, attach, get_adapters
 from gpart.callbacks.checkpoint import PartlyTrained
-from gpart.callbacks.method import MethodCallback, in_an_optimizer
+from gpart.callbacks.method import MethodCallback, group_of
 from gpart.callbacks.parts import AdapterPart
 from gpart.config import GPartConfig
 from gpart.storage import load_adapter
@@ -155,7 +155,7 @@ class GPartCallback(MethodCallback):
         self._learned = False
         if self.adapter.merged:
             raise ValueError(f"adapter {self.name!r} is merged: unmerge() before fit, theta has no gradient")
-        if in_an_optimizer(trainer, self.adapter.theta) is None:
+        if group_of(self.adapter.theta, trainer.optimizers) is None:
             raise ValueError(
                 f"theta, {self.adapter.theta_name} of {type(self.adapter.model).__name__}, is in no optimizer: make"
                 " them in configure_optimizers from self.parameters() or the adapted module's parameters(), not from a"
@@ -180,7 +180,7 @@ class GPartCallback(MethodCallback):
             ValueError: if it has none.
         """
         theta = self.adapter.theta
-        if self._learned or not any(item is theta for group in optimizer.param_groups for item in group["params"]):
+        if self._learned or group_of(theta, [optimizer]) is None:
             return
         self._learned = True
         if theta.grad is None:
@@ -194,8 +194,8 @@ class GPartCallback(MethodCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Logs ‖theta‖ and theta's learning rate."""
-        group = in_an_optimizer(trainer, self.adapter.theta)
-        if not trainer.loggers or group is None:
+        group = group_of(self.adapter.theta, trainer.optimizers) if trainer.loggers else None
+        if group is None:
             return
         prefix = "gpart" if self.name == "default" else f"gpart/{self.name}"
         norm = self.adapter.theta.detach().norm()
@@ -212,7 +212,7 @@ class GPartCallback(MethodCallback):
     def _warn_if_unrepresentable(self, trainer: Trainer) -> None:
         """In half precision a weight cannot hold an update below its spacing: theta may train and nothing change."""
         adapter = self.adapter
-        group = in_an_optimizer(trainer, adapter.theta)
+        group = group_of(adapter.theta, trainer.optimizers)
         rate = float(group["lr"]) if group is not None else 0.0
         with torch.no_grad():
             # Adam's first step moves every entry of theta by about the learning rate.

@@ -11,7 +11,7 @@ checkpoint is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
+from torch.optim import Optimizer
 
 from gpart.callbacks.checkpoint import GPartCheckpointIO, PartlyTrained
 from gpart.callbacks.hyperparameters import loadable
@@ -38,7 +39,8 @@ class MethodCallback(Callback):
 
     Args:
         module: the submodule to adapt, such as ``"model"``; default the LightningModule's only child with parameters,
-            or the LightningModule itself where there are several. What is outside it is left as it was.
+            or the LightningModule itself where there are several, or where that child is a single layer. What is
+            outside it is left as it was.
     """
 
     def __init__(self, module: str | None = None) -> None:
@@ -66,7 +68,7 @@ class MethodCallback(Callback):
         methods = [type(one).__name__ for one in self._callbacks(trainer) if isinstance(one, MethodCallback)]
         if len(methods) > 1:
             raise ValueError(f"a trainer takes one method at a time, got {methods}")
-        self._move_first(trainer)
+        copied_too_early = self._move_first(trainer)
         try:
             self._apply(trainer, pl_module)
         except ValueError:
@@ -74,7 +76,7 @@ class MethodCallback(Callback):
                 raise  # nothing more will be built
             self._defer(trainer, pl_module)
             return
-        for callback in self._copied_too_early(trainer):
+        for callback in copied_too_early:
             callback.setup(trainer, pl_module, stage)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -176,16 +178,15 @@ class MethodCallback(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
         return callbacks
 
-    def _move_first(self, trainer: Trainer) -> None:
+    def _move_first(self, trainer: Trainer) -> list[Callback]:
+        """Puts this callback before those that copy the model; returns those whose setup has already done so."""
         callbacks = self._callbacks(trainer)
-        self._before = callbacks[: callbacks.index(self)] if self in callbacks else []
-        if any(isinstance(callback, _COPYING) for callback in self._before):
+        before = callbacks[: callbacks.index(self)] if self in callbacks else []
+        copying: list[Callback] = [callback for callback in before if isinstance(callback, _COPYING)]
+        if copying:
             # A new list: Lightning is iterating over the present one.
             trainer.callbacks = [self, *[callback for callback in callbacks if callback is not self]]  # type: ignore[attr-defined]
-
-    def _copied_too_early(self, trainer: Trainer) -> list[Callback]:
-        """Callbacks that stood before this one and whose setup copied the model before it was adapted."""
-        return [callback for callback in self._before if isinstance(callback, _COPYING)]
+        return copying
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -241,9 +242,9 @@ def install_checkpoint_io(trainer: Trainer) -> GPartCheckpointIO:
     return plugin
 
 
-def in_an_optimizer(trainer: Trainer, parameter: nn.Parameter) -> dict[str, Any] | None:
+def group_of(parameter: nn.Parameter, optimizers: Iterable[Optimizer]) -> dict[str, Any] | None:
     """The parameter group that holds this parameter, or None."""
-    for optimizer in trainer.optimizers:
+    for optimizer in optimizers:
         for group in optimizer.param_groups:
             if any(item is parameter for item in group["params"]):
                 return group

@@ -25,8 +25,9 @@ class AdapterPart:
 
     def frozen_keys(self) -> set[str]:
         """All but theta and the saved modules."""
-        keys = {base.state_key(self.adapter.model, name) for name in self.adapter.plan.frozen}
-        return keys | _other_names(self.adapter.model, keys)
+        return _with_other_names(
+            self.adapter.model, {base.state_key(self.adapter.model, name) for name in self.adapter.plan.frozen}
+        )
 
     def check(self, manifest: Any, state: dict[str, Tensor], source: str) -> None:
         """The checks of the adapter folder, and that every trained parameter and buffer is there."""
@@ -69,7 +70,7 @@ class SavedModulesPart:
 
     def frozen_keys(self) -> set[str]:
         """All but the saved modules' parameters."""
-        return set(self.frozen) | _other_names(self.model, set(self.frozen))
+        return _with_other_names(self.model, set(self.frozen))
 
     def check(self, manifest: Any, state: dict[str, Tensor], source: str) -> None:
         """Same method, same parameters, same base."""
@@ -97,8 +98,7 @@ def _check_keys(model: nn.Module, frozen: set[str], state: dict[str, Tensor], so
             raise ValueError(f"{source}: {key} has shape {list(state[key].shape)}, here {list(live[key].shape)}")
 
 
-def _other_names(model: nn.Module, keys: set[str]) -> set[str]:
-    """The further keys of tensors that ``keys`` names: a shared parameter stands under several in a state_dict."""
+def _with_other_names(model: nn.Module, keys: set[str]) -> set[str]:
+    """The keys, and the further ones of the tensors that they name."""
     state = model.state_dict(keep_vars=True)
-    same = {id(state[key]) for key in keys if key in state}
-    return {key for key, value in state.items() if id(value) in same}
+    return keys | set(base.entries_of(state, (state[key] for key in keys if key in state)))

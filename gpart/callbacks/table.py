@@ -27,15 +27,16 @@ def print_table(title: str, rows: Mapping[str, str], network: nn.Module, optimiz
     table.add_column(justify="right")
     trained = sum(value.numel() for value in network.parameters() if value.requires_grad)
     frozen = sum(value.numel() for value in network.parameters() if not value.requires_grad)
+    kept = kept_bytes(network)
     every = {
         **rows,
         "trainable parameters": f"{trained:,}",
         "frozen parameters": f"{frozen:,}",
-        "checkpoint, weights": readable_bytes(kept_bytes(network)),
+        "checkpoint, weights": readable_bytes(kept),
     }
     state = _state_bytes(optimizers)
     if state is not None:
-        every["checkpoint, with optimizer state"] = readable_bytes(kept_bytes(network) + state)
+        every["checkpoint, with optimizer state"] = readable_bytes(kept + state)
     for name, value in every.items():
         table.add_row(name, value)
     Console().print(table)
