@@ -124,6 +124,7 @@ class GPartCallback(MethodCallback):
                 raise ValueError("no settings and no adapter folder")  # __init__ has refused this
             attached = attach(network, self.config, self.name)
         self._adapter = attached
+        self.modules_to_save = attached.config.modules_to_save
         return AdapterPart(attached)
 
     def _applied_to(self, pl_module: LightningModule) -> tuple[str, nn.Module] | None:

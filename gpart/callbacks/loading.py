@@ -16,9 +16,11 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from gpart.adapter import _attach, get_adapters
-from gpart.base import split
+from gpart.callbacks.baselines import BitFit, FullFineTuning, LinearProbe
 from gpart.callbacks.checkpoint import PartlyTrained, filled
-from gpart.callbacks.parts import AdapterPart, SavedModulesPart
+from gpart.callbacks.method import MethodCallback
+from gpart.callbacks.parts import AdapterPart
+from gpart.callbacks.peft import PeftCallback
 from gpart.manifest import check_model, config_of
 from gpart.storage import CHECKPOINT_KEY, load_checkpoint_file
 
@@ -59,7 +61,10 @@ def load_from_checkpoint(
         module = cls.load_from_checkpoint(buffer, map_location=map_location, strict=False, weights_only=True, **kwargs)
     source = str(path)
     network = _network(module, entry["module"], source)
-    part = _probe(network, described) if "method" in described else _adapted(network, described, source, check_base)
+    if "method" in described:
+        part = _method(described, source).apply(network)
+    else:
+        part = _adapted(network, described, source, check_base)
     complete = filled(checkpoint, source, module, entry["module"], part)
     module.load_state_dict(complete["state_dict"], strict=True)
     return module.to(map_location) if isinstance(map_location, (str, torch.device)) else module
@@ -73,9 +78,17 @@ def _adapted(network: nn.Module, described: dict[str, Any], source: str, check_b
     return AdapterPart(adapter, check_base)
 
 
-def _probe(network: nn.Module, described: dict[str, Any]) -> PartlyTrained:
-    owners = sorted({split(name)[0] for name in described.get("saved", [])})
-    return SavedModulesPart(network, owners, str(described["method"]))
+def _method(described: dict[str, Any], source: str) -> MethodCallback:
+    known: dict[str, type[MethodCallback]] = {
+        cls.__name__: cls for cls in (BitFit, FullFineTuning, LinearProbe, PeftCallback)
+    }
+    name, settings = described["method"], described.get("settings")
+    if name not in known or not isinstance(settings, dict):
+        raise ValueError(f"{source} was trained by {name!r} with {settings!r}; known here are {list(known)}")
+    try:
+        return known[name](**settings)
+    except TypeError as error:
+        raise ValueError(f"{source}: {name} does not take {settings}: {error}") from error
 
 
 def _network(module: LightningModule, path: str, source: str) -> nn.Module:

@@ -23,9 +23,11 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
+from gpart import base
 from gpart.callbacks.checkpoint import GPartCheckpointIO, PartlyTrained
 from gpart.callbacks.hyperparameters import loadable
 from gpart.callbacks.table import print_table
+from gpart.targets import saved_parameters
 
 _COPYING = (WeightAveraging, StochasticWeightAveraging)
 """Lightning's callbacks whose setup copies the model."""
@@ -42,6 +44,9 @@ class MethodCallback(Callback):
             or the LightningModule itself where there are several, or where that child is a single layer. What is
             outside it is left as it was.
     """
+
+    modules_to_save: list[str] | None = None
+    """What is trained and stored in full beside the method's own parameters: the head."""
 
     def __init__(self, module: str | None = None) -> None:
         self.module = module
@@ -138,6 +143,32 @@ class MethodCallback(Callback):
     def summary(self, trainer: Trainer) -> dict[str, str]:
         """The method's own rows of the table."""
         return {}
+
+    def counts(self) -> tuple[int, int]:
+        """Numbers trained in the adapted network, and how many of them are the head's (``modules_to_save``).
+
+        Raises:
+            ValueError: before the network is built.
+        """
+        if self._network is None:
+            raise ValueError(f"{type(self).__name__} has not been applied yet")
+        head = set(saved_parameters(self._network, self.modules_to_save)[1])
+        trained = {id(value): value for value in self._network.parameters() if value.requires_grad}
+        named = self._network.named_parameters(remove_duplicate=False)
+        of_head = {id(value): value for name, value in named if name in head and id(value) in trained}
+        return sum(value.numel() for value in trained.values()), sum(value.numel() for value in of_head.values())
+
+    def refuse_random(self, network: nn.Module, frozen: list[str]) -> None:
+        """Checks that nothing is frozen that Transformers has just initialised at random.
+
+        Raises:
+            ValueError: if so, with the names: the forgotten head.
+        """
+        if forgotten := base.randomly_initialised(network, frozen):
+            raise ValueError(
+                f"modules_to_save={self.modules_to_save!r} leaves out {forgotten}, which Transformers has just"
+                " initialised at random"
+            )
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path, network = self._applied_to(pl_module) or find_network(pl_module, self.module)

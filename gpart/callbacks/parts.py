@@ -1,7 +1,8 @@
-"""What the checkpoint plugin needs to know of a module under GPart, or under a method that trains some modules only."""
+"""What the checkpoint plugin needs to know of a module under GPart, or under a method that trains a part of its parameters."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +11,6 @@ from gpart import base
 from gpart.adapter import GPartAdapter
 from gpart.manifest import manifest
 from gpart.storage import check_attached, check_tensors
-from gpart.targets import saved_parameters
 
 
 class AdapterPart:
@@ -39,46 +39,52 @@ class AdapterPart:
         check_tensors(adapter.model, adapter.plan, adapter.config, adapter.name, tensors, source)
 
 
-class SavedModulesPart:
-    """A module of which only ``modules_to_save`` is trained: the linear probe.
+class TrainedPart:
+    """A module of which some parameters are trained and the others frozen, whatever the method.
 
     Args:
         model: the module.
-        modules_to_save: names or name endings of what is trained.
+        trained: the names of what is trained; of a shared parameter any of its names.
         method: the method's name, for the checkpoint.
-
-    Raises:
-        ValueError: if a pattern matches nothing.
+        settings: what the method was made with, plain values, for the checkpoint.
     """
 
-    def __init__(self, model: nn.Module, modules_to_save: list[str], method: str) -> None:
-        self.model, self.method = model, method
-        names = set(saved_parameters(model, modules_to_save)[1])
+    def __init__(self, model: nn.Module, trained: Iterable[str], method: str, settings: dict[str, Any]) -> None:
+        self.model, self.method, self.settings = model, method, settings
         every = dict(model.named_parameters(remove_duplicate=False))
-        kept = {id(every[name]) for name in names}
-        self.saved = [name for name, value in model.named_parameters() if id(value) in kept]
+        kept = {id(every[name]) for name in trained}
+        self.trained = [name for name, value in model.named_parameters() if id(value) in kept]
         self.frozen = [name for name, value in model.named_parameters() if id(value) not in kept]
 
     def freeze(self) -> None:
-        """Freezes all but the saved modules."""
+        """Freezes all that is not trained."""
         for name in self.frozen:
             base.parameter(self.model, name).requires_grad_(False)
 
     def manifest(self) -> dict[str, Any]:
-        """Method, saved parameters, base."""
-        return {"method": self.method, "saved": self.saved, "base": self._fingerprint()}
+        """Method, settings, trained parameters, base."""
+        return {
+            "method": self.method,
+            "settings": self.settings,
+            "trained": self.trained,
+            "base": self._fingerprint(),
+        }
 
     def frozen_keys(self) -> set[str]:
-        """All but the saved modules' parameters."""
+        """All parameters but the trained ones."""
         return _with_other_names(self.model, set(self.frozen))
 
     def check(self, manifest: Any, state: dict[str, Tensor], source: str) -> None:
-        """Same method, same parameters, same base."""
+        """Same method and settings, same parameters, same base."""
         if not isinstance(manifest, dict) or manifest.get("method") != self.method:
             found = manifest.get("method", "GPart") if isinstance(manifest, dict) else manifest
             raise ValueError(f"{source} was trained by {found}, this run uses {self.method}")
-        if manifest.get("saved") != self.saved:
-            raise ValueError(f"{source} holds {manifest.get('saved')}, this run trains {self.saved}")
+        if manifest.get("trained") != self.trained:
+            raise ValueError(f"{source} holds {manifest.get('trained')}, this run trains {self.trained}")
+        if manifest.get("settings") != self.settings:
+            raise ValueError(
+                f"{source} was trained by {self.method} with {manifest.get('settings')}, this run has {self.settings}"
+            )
         if (found := self._fingerprint()) != manifest.get("base"):
             raise ValueError(f"{source} was trained on base {manifest.get('base')}, this model has fingerprint {found}")
         _check_keys(self.model, self.frozen_keys(), state, source)

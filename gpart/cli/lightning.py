@@ -50,8 +50,11 @@ class GPartCLI(LightningCLI):
     """LightningCLI whose fine-tuning method has a key of its own, so that an overlay changes it and nothing else."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds ``method:``, any Callback; without it everything is trained."""
+        """Adds ``method:``, any Callback; without it everything is trained. ``fit`` also takes ``test_best``."""
         parser.add_lightning_class_args(Callback, "method", subclass_mode=True, required=False)
+        parser.add_argument(
+            "--test_best", type=bool, default=False, help="after fit, score the best checkpoint by the test dataloader"
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the words that main was given, without Lightning's warning that the process has others."""
@@ -70,13 +73,17 @@ class GPartCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Says how good it is and where it is."""
-        if not self.trainer.is_global_zero:
-            return
+        checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        if self.trainer.is_global_zero:
+            self._report(checkpoint)
+        if self._get(self.config_init, "test_best"):
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=checkpoint or None)
+
+    def _report(self, checkpoint: str) -> None:
         scores = {
             name: value.item() for name, value in self.trainer.callback_metrics.items() if name.startswith("val/")
         }
         print("  ".join(["last epoch:", *(f"{name} {value:.4f}" for name, value in scores.items())]))
-        checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         if checkpoint:
             print(f"best checkpoint: {checkpoint}")
         method = self._get(self.config_init, "method")

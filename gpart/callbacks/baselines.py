@@ -1,0 +1,102 @@
+"""The baselines that train some of the model's own parameters: full fine-tuning, BitFit, the linear probe."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import nn
+
+from gpart import base
+from gpart.adapter import get_adapters
+from gpart.callbacks.checkpoint import PartlyTrained
+from gpart.callbacks.method import MethodCallback
+from gpart.callbacks.parts import TrainedPart
+from gpart.targets import saved_parameters
+
+
+class _Selection(MethodCallback):
+    """Freezes everything but a selection of the parameters; the methods differ in the selection only."""
+
+    @abstractmethod
+    def trained(self, network: nn.Module) -> list[str]:
+        """Names of what is trained."""
+
+    def apply(self, network: nn.Module) -> PartlyTrained:
+        """Freezes the rest.
+
+        Raises:
+            ValueError: if the network carries an adapter, or a random head would be frozen.
+        """
+        method = type(self).__name__
+        if adapters := get_adapters(network):
+            raise ValueError(f"the network carries an adapter, {list(adapters)}: detach() it before {method}")
+        settings = {} if self.modules_to_save is None else {"modules_to_save": self.modules_to_save}
+        part = TrainedPart(network, self.trained(network), method, settings)
+        self.refuse_random(network, part.frozen)
+        part.freeze()
+        return part
+
+
+class FullFineTuning(_Selection):
+    """Trains everything that the model does not freeze itself: the paper's baseline FF.
+
+    Args:
+        module: the submodule that is meant; default the only child with parameters, or the whole.
+    """
+
+    def trained(self, network: nn.Module) -> list[str]:
+        """All that requires a gradient.
+
+        Raises:
+            ValueError: if nothing does.
+        """
+        names = [name for name, value in network.named_parameters() if value.requires_grad]
+        if not names:
+            raise ValueError(f"{type(network).__name__} has no parameter that requires a gradient")
+        return names
+
+
+class LinearProbe(_Selection):
+    """Trains ``modules_to_save`` only: the paper's baseline LP.
+
+    Args:
+        modules_to_save: what is trained: the head, by name or name ending.
+        module: the submodule to freeze; default the only child with parameters, or the whole.
+    """
+
+    def __init__(self, modules_to_save: list[str], module: str | None = None) -> None:
+        super().__init__(module)
+        self.modules_to_save = modules_to_save
+
+    def trained(self, network: nn.Module) -> list[str]:
+        """The saved modules' parameters."""
+        return saved_parameters(network, self.modules_to_save)[1]
+
+
+class BitFit(_Selection):
+    """Trains the biases, those of normalisation layers too, and ``modules_to_save``: the paper's baseline BitFit.
+
+    Source: E. Ben Zaken, Y. Goldberg, S. Ravfogel, "BitFit", ACL 2022, section 3. For RoBERTa-base it is 102,144
+    biases, for RoBERTa-large 271,360.
+
+    Args:
+        modules_to_save: what is trained beside the biases: the head, by name or name ending.
+        module: the submodule to freeze; default the only child with parameters, or the whole.
+    """
+
+    def __init__(self, modules_to_save: list[str] | None = None, module: str | None = None) -> None:
+        super().__init__(module)
+        self.modules_to_save = modules_to_save
+
+    def trained(self, network: nn.Module) -> list[str]:
+        """The biases' and the saved modules' parameters.
+
+        Raises:
+            ValueError: if the network has no bias.
+        """
+        named = network.named_parameters()
+        # MultiheadAttention calls its own in_proj_bias.
+        biases = [name for name, _ in named if base.split(name)[1] in ("bias", "in_proj_bias")]
+        if not biases:
+            raise ValueError(f"{type(network).__name__} has no bias to train: its layers have weights only")
+        return [*biases, *saved_parameters(network, self.modules_to_save)[1]]

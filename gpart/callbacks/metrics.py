@@ -1,0 +1,120 @@
+"""What a run came to, as one JSON file: scores, seconds, parameters, memory."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import transformers
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from gpart.callbacks.method import MethodCallback
+from gpart.callbacks.table import kept_bytes
+from gpart.storage import replacing
+from gpart.version import __version__
+
+
+class MetricsWriter(Callback):
+    """Writes ``fit``'s and ``test``'s results to a JSON file, on the first rank.
+
+    After fit: ``fit`` with its ``seconds`` (from the first training step's start to the end of training, validation
+    within it included), ``epochs``, ``steps``, the best checkpoint's ``best_monitor`` and ``best_score``, and the
+    ``last`` validation's metrics; ``parameters`` with those ``trainable`` and, of them, the ``head``'s;
+    ``kept_bytes``, what a checkpoint keeps of the network; ``peak_memory_bytes``, the GPU's allocated memory or the
+    process's resident memory; ``device``; ``versions``. ``state`` is ``"fitted"``; after test, which adds its metrics
+    under ``test``, it is ``"tested"``.
+
+    Args:
+        path: the file, replaced as a whole each time.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._record: dict[str, Any] = {}
+        self._start = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins a new record."""
+        self._record = {}
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._start = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops the clock."""
+        self._record["fit"] = {"seconds": round(time.perf_counter() - self._start, 2)}
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes what fit came to: by now the last checkpoint is chosen."""
+        best = trainer.checkpoint_callback
+        score = getattr(best, "best_model_score", None)
+        self._record.setdefault("fit", {"seconds": 0.0}).update(
+            epochs=trainer.current_epoch,
+            steps=trainer.global_step,
+            best_monitor=getattr(best, "monitor", None),
+            best_score=None if score is None else float(score),
+            last=_plain(trainer.callback_metrics, "val/"),
+        )
+        trainable, head = _counts(trainer, pl_module)
+        self._record["parameters"] = {"trainable": trainable, "head": head}
+        self._record["kept_bytes"] = kept_bytes(pl_module)
+        self._write(trainer, "fitted")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Adds the score."""
+        self._record["test"] = _plain(trainer.callback_metrics, "test/")
+        self._write(trainer, "tested")
+
+    def _write(self, trainer: Trainer, state: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        versions = {"gpart": __version__, "torch": torch.__version__, "lightning": lightning.__version__}
+        record = {
+            "state": state,
+            **self._record,
+            "peak_memory_bytes": _peak_memory(),
+            "device": _device(trainer),
+            "versions": {**versions, "transformers": transformers.__version__},
+        }
+        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(Path(self.path)) as file:
+            file.write((json.dumps(record, indent=1) + "\n").encode())
+
+
+def _counts(trainer: Trainer, pl_module: LightningModule) -> tuple[int, int]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
+    for callback in callbacks:
+        if isinstance(callback, MethodCallback):
+            return callback.counts()
+    return sum(value.numel() for value in pl_module.parameters() if value.requires_grad), 0
+
+
+def _plain(metrics: Any, prefix: str) -> dict[str, float]:
+    return {
+        name: float(value) for name, value in metrics.items() if name.startswith(prefix) and isinstance(value, Tensor)
+    }
+
+
+def _peak_memory() -> int | None:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return None  # it has no getrusage
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, kilobytes on Linux
+
+
+def _device(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
