@@ -1,5 +1,6 @@
 """DataModules for the paper's tasks and the quick start."""
 
+from gpart.datamodules.glue import GLUEDataModule
 from gpart.datamodules.movie_reviews import MovieReviewDataModule
 
-__all__ = ["MovieReviewDataModule"]
+__all__ = ["GLUEDataModule", "MovieReviewDataModule"]

@@ -9,21 +9,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import RandomSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
-from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from gpart.datamodules.text import Collate, Example, load_tokenizer, loader
 from gpart.packaged import fetch, resolve
 
 FILE = "movieReviewSnippets_GroundTruth.txt"
 
-Example = dict[str, Any]
 Row = tuple[str, int]
 """A text and its class: 0 negative, 1 positive."""
 
@@ -118,12 +115,7 @@ class MovieReviewDataModule(LightningDataModule):
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         if self._pad is None:
-            tokenizer = AutoTokenizer.from_pretrained(resolve(self.hparams["model"]))
-            if tokenizer.pad_token is None:  # decoders' tokenizers; the attention mask hides what is padded
-                if tokenizer.eos_token is None:
-                    raise ValueError(f"the tokenizer of {self.hparams['model']} has neither a pad nor an end token")
-                tokenizer.pad_token = tokenizer.eos_token
-            self._pad = DataCollatorWithPadding(tokenizer)
+            self._pad = DataCollatorWithPadding(load_tokenizer(self.hparams["model"]))
         return self._pad.tokenizer
 
     def _encode(self, tokenizer: PreTrainedTokenizerBase, rows: Iterable[tuple[str, int | None]]) -> list[Example]:
@@ -137,35 +129,15 @@ class MovieReviewDataModule(LightningDataModule):
     def _loader(self, part: str, shuffle: bool = False) -> StatefulDataLoader:
         if self._pad is None or part not in self.parts:
             raise ValueError(f"no part {part!r} among {sorted(self.parts)}: setup() has not run for this stage")
-        # No generator of our own: seed_everything governs the order. On several ranks it must be torch's sampler, which
-        # Lightning replaces by each rank's share; the loader's own it only wraps, and then ranks that nobody has seeded
-        # each share out an order of their own: some sentences come twice, as many never.
-        ranks = 1 if self.trainer is None else self.trainer.world_size
-        sampler = RandomSampler(self.parts[part]) if shuffle and ranks > 1 else None
-        return StatefulDataLoader(
-            self.parts[part],
-            batch_size=self.hparams["batch_size"],
-            shuffle=shuffle and sampler is None,
-            sampler=sampler,
-            num_workers=self.hparams["num_workers"],
-            persistent_workers=self.hparams["num_workers"] > 0,
-            collate_fn=_Collate(self._pad, texts=part == "predict"),
+        predicting = part == "predict"
+        return loader(
+            self.parts[part],  # type: ignore[arg-type]  # a list serves as a Dataset
+            Collate(self._pad, lists=("text",) if predicting else (), labels=not predicting),
+            self.hparams["batch_size"],
+            self.hparams["num_workers"],
+            shuffle,
+            1 if self.trainer is None else self.trainer.world_size,
         )
-
-
-@dataclass(frozen=True)
-class _Collate:
-    """Pads a batch to its longest sentence. An object of its own: spawned workers pickle it without the datamodule."""
-
-    pad: DataCollatorWithPadding
-    texts: bool
-
-    def __call__(self, examples: list[Example]) -> dict[str, Any]:
-        aside = ("labels", "text")
-        batch = dict(self.pad([{key: value for key, value in one.items() if key not in aside} for one in examples]))
-        if self.texts:
-            return {**batch, "text": [one["text"] for one in examples]}
-        return {**batch, "labels": torch.tensor([one["labels"] for one in examples])}
 
 
 def read(path: Path) -> list[Row]:

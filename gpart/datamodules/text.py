@@ -1,0 +1,83 @@
+"""What the text DataModules share: the tokenizer, the padding of a batch, the loader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, RandomSampler
+from torchdata.stateful_dataloader import StatefulDataLoader
+from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from gpart.packaged import resolve
+
+Example = dict[str, Any]
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, able to pad.
+
+    Args:
+        model: a name on the hub, a folder, or ``packaged:NAME``.
+
+    Raises:
+        ValueError: if it has neither a padding token nor an end token to pad with.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(resolve(model))
+    if tokenizer.pad_token is None:  # decoders' tokenizers; the attention mask hides what is padded
+        if tokenizer.eos_token is None:
+            raise ValueError(f"the tokenizer of {model} has neither a pad nor an end token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Pads a batch to its longest sentence. An object of its own: spawned workers pickle it without the datamodule.
+
+    Args:
+        pad: Transformers' collator for what the tokenizer made.
+        lists: columns that stay lists, such as row ids and texts.
+        labels: whether the batch holds ``labels``, as a tensor; whole numbers become int64, others float32.
+    """
+
+    pad: DataCollatorWithPadding
+    lists: tuple[str, ...] = ()
+    labels: bool = True
+
+    def __call__(self, examples: list[Example]) -> dict[str, Any]:
+        """The batch: what the tokenizer made, padded, then labels and lists."""
+        aside = ("labels", "text", "idx")
+        batch = dict(self.pad([{key: value for key, value in one.items() if key not in aside} for one in examples]))
+        if self.labels:
+            batch["labels"] = torch.tensor([one["labels"] for one in examples])
+        return {**batch, **{name: [one[name] for one in examples] for name in self.lists}}
+
+
+def loader(
+    examples: Dataset[Example], collate: Collate, batch_size: int, num_workers: int, shuffle: bool, ranks: int
+) -> StatefulDataLoader:
+    """A loader that can be resumed within an epoch.
+
+    Args:
+        examples: the part.
+        collate: makes a batch.
+        batch_size: examples a step and device.
+        num_workers: processes.
+        shuffle: for training.
+        ranks: how many processes the Trainer shares the part among.
+    """
+    # No generator of our own: seed_everything governs the order. On several ranks it must be torch's sampler, which
+    # Lightning replaces by each rank's share; the loader's own it only wraps, and then ranks that nobody has seeded
+    # each share out an order of their own: some sentences come twice, as many never.
+    sampler = RandomSampler(examples) if shuffle and ranks > 1 else None  # type: ignore[arg-type]  # it has a length
+    return StatefulDataLoader(
+        examples,
+        batch_size=batch_size,
+        shuffle=shuffle and sampler is None,
+        sampler=sampler,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        collate_fn=collate,
+    )
