@@ -1,126 +1,150 @@
-"""Sequence classification with any Hugging Face encoder. It knows nothing of the adapter."""
+"""Sequence classification and regression with any Hugging Face encoder. It knows nothing of the adapter."""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
-from transformers import AutoModelForSequenceClassification, get_scheduler
+from torchmetrics import MetricCollection
+from transformers import AutoModelForSequenceClassification
 
+from gpart.lightning_modules.metrics import metric_collection
+from gpart.lightning_modules.optimizers import SCHEDULES, adamw, scheduler
 from gpart.packaged import resolve
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 
 
 class SequenceClassifier(LightningModule):
-    """A pretrained encoder with a classification head, trained by AdamW.
+    """A pretrained encoder with a classification or regression head, trained by AdamW.
 
-    The head has a learning rate of its own; everything else that requires a gradient when the optimizer is made shares
-    the other. So full fine-tuning, a linear probe and an adapter all train by this same code.
+    The head has a learning rate and a weight decay of its own; everything else that requires a gradient when the
+    optimizer is made shares the others. So full fine-tuning, a linear probe and an adapter all train by this same code.
+    Validation logs ``val/loss`` and ``val/NAME`` for each metric, ``test`` the same under ``test/``.
 
     Args:
         model: a model's name on the hub, a folder, or ``packaged:NAME``.
-        num_labels: number of classes.
+        num_labels: number of classes; 1 is a regression by mean squared error.
+        metrics: of accuracy, f1, matthews (classes), pearson, spearman (regression); default accuracy, or both of
+            the regression's.
         lr: learning rate of all but the head.
         head_lr: learning rate of the head; default ``lr``.
         head: name of the head's module in the model.
-        weight_decay: AdamW's, on all that is trained.
+        weight_decay: AdamW's, on all that is trained but biases and normalisation layers, as in Transformers' Trainer.
+        head_weight_decay: the head's; default ``weight_decay``.
         warmup_ratio: part of the steps in which the learning rate rises from 0.
         schedule: ``"linear"``, ``"cosine"`` or ``"constant"`` after that, Transformers' names.
         labels: the classes' names, for predictions; default their numbers.
+        gradient_checkpointing: recompute activations in the backward pass, for less memory (not re-entrant).
+
+    Raises:
+        ValueError: if a setting is out of its range or the metrics do not fit the number of labels.
     """
 
     def __init__(
         self,
         model: str = "packaged:minilm",
         num_labels: int = 2,
+        metrics: list[str] | None = None,
         lr: float = 5e-3,
         head_lr: float | None = None,
         head: str = "classifier",
         weight_decay: float = 0.01,
+        head_weight_decay: float | None = None,
         warmup_ratio: float = 0.06,
         schedule: str = "linear",
         labels: list[str] | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if labels is not None and len(labels) != num_labels:
             raise ValueError(f"labels names {len(labels)} classes, num_labels is {num_labels}: {labels}")
-        if schedule not in ("linear", "cosine", "constant"):
-            raise ValueError(f"schedule must be 'linear', 'cosine' or 'constant', got {schedule!r}")
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {list(SCHEDULES)}, got {schedule!r}")
         if not 0 <= warmup_ratio <= 1:
             raise ValueError(f"warmup_ratio must be from 0 to 1, got {warmup_ratio}")
         self.save_hyperparameters()
         self.model: nn.Module | None = None
-        self.val_accuracy = MulticlassAccuracy(num_labels, average="micro")
-        self.test_accuracy = MulticlassAccuracy(num_labels, average="micro")
+        self.val_metrics = metric_collection(metrics, num_labels, "val/")
+        self.test_metrics = metric_collection(metrics, num_labels, "test/")
 
     def configure_model(self) -> None:
         """Loads the pretrained network, once; its head is new, and random, where the checkpoint has none."""
         if self.model is not None:
             return
-        self.model = AutoModelForSequenceClassification.from_pretrained(
+        model = AutoModelForSequenceClassification.from_pretrained(
             resolve(self.hparams["model"]), num_labels=self.hparams["num_labels"]
         )
+        if self.hparams["gradient_checkpointing"]:
+            # Not re-entrant: the embeddings are frozen, and a re-entrant region needs an input that requires grad.
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         # from_pretrained returns it in eval mode: without this, dropout would be off for some methods and not others.
-        self.model.train()
+        self.model = model.train()
 
     def forward(self, batch: Batch) -> Any:
         """The network's output for a batch; ``logits`` has shape (batch, num_labels), ``loss`` is there with labels."""
-        if self.model is None:
-            raise ValueError("the network is not built yet: call configure_model() first")
-        return self.model(**{key: value for key, value in batch.items() if isinstance(value, Tensor)})
+        return self._network()(**{key: value for key, value in batch.items() if isinstance(value, Tensor)})
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The cross-entropy of a batch."""
+        """The cross-entropy of a batch, or the mean squared error."""
         loss = cast("Tensor", self(batch).loss)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss and accuracy on the part that chooses the checkpoint."""
+        """Loss and metrics on the part that chooses the checkpoint."""
         output = self(batch)
-        self.val_accuracy(output.logits, batch["labels"])
         self.log("val/loss", output.loss, batch_size=len(batch["labels"]), sync_dist=True)
-        self.log("val/accuracy", self.val_accuracy, prog_bar=True)
+        self._measure(self.val_metrics, output.logits, batch["labels"])
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Accuracy on the part that scores."""
-        self.test_accuracy(self(batch).logits, batch["labels"])
-        self.log("test/accuracy", self.test_accuracy)
+        """The metrics on the part that scores."""
+        self._measure(self.test_metrics, self(batch).logits, batch["labels"])
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, list[Any]]:
-        """Label and probability of each example, with its text where the batch has it."""
-        probability, label = self(batch).logits.softmax(-1).max(-1)
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Any]]:
+        """Each example's label and its probability, or its score, with its id and text where the batch has them."""
+        logits = self(batch).logits.float()
+        columns: dict[str, list[Any]] = {name: batch[name] for name in ("idx", "text") if name in batch}
+        if self.hparams["num_labels"] == 1:
+            return {**columns, "score": [round(value, 4) for value in logits.squeeze(-1).tolist()]}
+        probability, label = logits.softmax(-1).max(-1)
         labels = self.hparams["labels"]
-        columns: dict[str, list[Any]] = {"text": batch["text"]} if "text" in batch else {}
         columns["label"] = [labels[i] if labels else i for i in label.tolist()]
         columns["probability"] = [round(value, 4) for value in probability.tolist()]
         return columns
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with a group for the head and one for the rest; the schedule goes by steps."""
-        if self.model is None:
-            raise ValueError("the network is not built yet: call configure_model() first")
-        head = {id(value) for value in self.model.get_submodule(self.hparams["head"]).parameters()}
-        trained = [value for value in self.parameters() if value.requires_grad]
-        lr, head_lr = self.hparams["lr"], self.hparams["head_lr"]
-        groups = [
-            {"params": [value for value in trained if id(value) in head], "lr": lr if head_lr is None else head_lr},
-            {"params": [value for value in trained if id(value) not in head], "lr": lr},
-        ]
-        optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], weight_decay=self.hparams["weight_decay"]
+        """AdamW with groups for the head and for the rest; the schedule goes by steps."""
+        network, name = self._network(), self.hparams["head"]
+        try:
+            head = network.get_submodule(name)
+        except AttributeError:
+            children = [child for child, _ in network.named_children()]
+            raise ValueError(
+                f"head={name!r} is no submodule of {type(network).__name__}, which has {children}"
+            ) from None
+        lr, decay = self.hparams["lr"], self.hparams["weight_decay"]
+        head_lr, head_decay = self.hparams["head_lr"], self.hparams["head_weight_decay"]
+        optimizer = adamw(
+            self,
+            head,
+            lr=lr,
+            head_lr=lr if head_lr is None else head_lr,
+            weight_decay=decay,
+            head_weight_decay=decay if head_decay is None else head_decay,
         )
         total = int(self.trainer.estimated_stepping_batches)
-        name = self.hparams["schedule"]
-        schedule = get_scheduler(
-            "constant_with_warmup" if name == "constant" else name,
-            optimizer,
-            num_warmup_steps=round(self.hparams["warmup_ratio"] * total),
-            num_training_steps=total,
-        )
+        schedule = scheduler(optimizer, self.hparams["schedule"], self.hparams["warmup_ratio"], total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _network(self) -> nn.Module:
+        if self.model is None:
+            raise ValueError("the network is not built yet: call configure_model() first")
+        return self.model
+
+    def _measure(self, metrics: MetricCollection, logits: Tensor, labels: Tensor) -> None:
+        # Half-precision predictions would tie, and Spearman's ranks depend on ties.
+        metrics.update(logits.float().squeeze(-1), labels)
+        self.log_dict(metrics, prog_bar=True, batch_size=len(labels))
