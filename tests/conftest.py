@@ -294,3 +294,83 @@ def lit_frozen_kept(same_bits: Any) -> Callable[[torch.nn.Module, dict[str, torc
         assert [name for name in frozen if not same_bits(now[name], before[name])] == []
 
     return check
+
+
+# Language understanding: GLUE in the hub's layout and an encoder, both tiny. Hugging Face is imported where it is used.
+
+_WORDS = [
+    *("the", "a", "film", "story", "joy", "mess", "heart", "soul", "is", "was"),
+    *("very", "not", "good", "bad", "dull", "fine", "bright", "slow", "with", "and"),
+]
+_GLUE = {
+    "cola": (("sentence",), ["unacceptable", "acceptable"]),
+    "sst2": (("sentence",), ["negative", "positive"]),
+    "mrpc": (("sentence1", "sentence2"), ["not_equivalent", "equivalent"]),
+    "stsb": (("sentence1", "sentence2"), []),
+    "qnli": (("question", "sentence"), ["entailment", "not_entailment"]),
+    "rte": (("sentence1", "sentence2"), ["entailment", "not_entailment"]),
+    "wnli": (("sentence1", "sentence2"), ["not_entailment", "entailment"]),
+    "qqp": (("question1", "question2"), ["not_duplicate", "duplicate"]),
+    "mnli": (("premise", "hypothesis"), ["entailment", "neutral", "contradiction"]),
+}
+_GLUE_ROWS = {"train": 80, "validation": 24, "test": 12}
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random RoBERTa of two layers with a word tokenizer, as a Hugging Face folder; its head is not in it."""
+    from transformers import BertTokenizer, RobertaConfig, RobertaModel
+
+    folder = tmp_path_factory.mktemp("encoder")
+    vocabulary = folder / "words.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *_WORDS]) + "\n")
+    BertTokenizer(str(vocabulary)).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "type_vocab_size": 2}
+    torch.manual_seed(0)
+    config = RobertaConfig(vocab_size=len(_WORDS) + 5, max_position_embeddings=64, **sizes, **special)
+    RobertaModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def glue_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All nine tasks as ``nyu-mll/glue`` lies on the hub: a README with the configurations, one parquet file a split.
+
+    The ids are unlike in every split and are not the rows' places; the test sets' labels are -1.
+    """
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    folder = tmp_path_factory.mktemp("glue")
+    lines, rng = ["---", "configs:"], np.random.default_rng(0)
+
+    def text() -> str:
+        return " ".join(rng.choice(_WORDS, size=rng.integers(3, 12)))
+
+    for number, (task, (columns, names)) in enumerate(_GLUE.items()):
+        label = ClassLabel(names=names) if names else Value("float32")
+        features = Features({**{name: Value("string") for name in columns}, "label": label, "idx": Value("int32")})
+        lines += [f"- config_name: {task}", "  data_files:"]
+        first = 1000 * number
+        for split, size in _GLUE_ROWS.items():
+            for name in [f"{split}_matched", f"{split}_mismatched"] if task == "mnli" and split != "train" else [split]:
+                ids = [first + 3 * place for place in range(size)]
+                first = ids[-1] + 3
+                whole = [place % len(names) if names else round(place * 5.0 / size, 2) for place in range(size)]
+                labels = [-1 if names else -1.0] * size if split == "test" else whole
+                data = {**{column: [text() for _ in ids] for column in columns}, "label": labels, "idx": ids}
+                (folder / task).mkdir(exist_ok=True)
+                Dataset.from_dict(data, features).to_parquet(folder / task / f"{name}-00000-of-00001.parquet")
+                lines += [f"  - split: {name}", f"    path: {task}/{name}-*.parquet"]
+    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
+    return folder
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of ``datasets`` that nothing is in yet."""
+    import datasets
+
+    cache = tmp_path / "datasets-cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    return cache

@@ -7,6 +7,7 @@ validation set is only ever scored.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, cast
@@ -263,5 +264,10 @@ def _rank(identity: int, seed: int) -> str:
 def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """What the tokenizer does to a text: its whole definition where it has one, else its class, name and vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    whole = backend.to_str() if backend is not None else f"{type(tokenizer)}{sorted(tokenizer.get_vocab().items())}"
+    if backend is None:
+        whole = f"{type(tokenizer)}{sorted(tokenizer.get_vocab().items())}"
+    else:
+        parts = json.loads(backend.to_str())
+        # Set by each call, and so another after the first one.
+        whole = json.dumps({name: part for name, part in parts.items() if name not in ("truncation", "padding")})
     return hashlib.sha256(f"{whole}{tokenizer.padding_side}{tokenizer.truncation_side}".encode()).hexdigest()

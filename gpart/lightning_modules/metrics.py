@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.classification import (
     BinaryF1Score,
     MulticlassAccuracy,
+    MulticlassConfusionMatrix,
     MulticlassF1Score,
-    MulticlassMatthewsCorrCoef,
 )
 
 
@@ -21,6 +22,22 @@ class _PositiveF1(BinaryF1Score):
         super().update(preds.argmax(-1), target)
 
 
+class _Matthews(MulticlassConfusionMatrix):
+    """The Matthews correlation of C classes, from the confusion matrix; 0 where all answers, or all labels, are one.
+
+    torchmetrics' own (1.9) gives a two-class constant answer a value other than 0, such as 0.098: scikit-learn gives 0,
+    and a checkpoint would be chosen by it. Source of the formula: J. Gorodkin, "Comparing two K-category assignments by
+    a K-category correlation coefficient", 2004.
+    """
+
+    def compute(self) -> Tensor:
+        table = super().compute().double()  # rows: labels, columns: answers
+        labels, answers, count = table.sum(1), table.sum(0), table.sum()
+        covariance = table.trace() * count - labels @ answers
+        spread = (count**2 - labels @ labels) * (count**2 - answers @ answers)
+        return (covariance / spread.sqrt() if spread > 0 else torch.zeros_like(count)).float()
+
+
 def _f1(classes: int) -> Metric:
     return _PositiveF1() if classes == 2 else MulticlassF1Score(classes, average="macro")
 
@@ -28,7 +45,7 @@ def _f1(classes: int) -> Metric:
 _CLASSES: dict[str, Callable[[int], Metric]] = {
     "accuracy": lambda classes: MulticlassAccuracy(classes, average="micro"),
     "f1": _f1,
-    "matthews": MulticlassMatthewsCorrCoef,
+    "matthews": _Matthews,
 }
 _REGRESSION: dict[str, Callable[[], Metric]] = {"pearson": PearsonCorrCoef, "spearman": SpearmanCorrCoef}
 
