@@ -320,7 +320,7 @@ def test_a_run_that_does_not_end_when_asked_is_killed(work: Path, monkeypatch: p
     file = Path("out/RTE/A/seed-0/pid")
     children: list[subprocess.Popen[bytes]] = []
 
-    class Interrupted(subprocess.Popen):  # type: ignore[type-arg]
+    class Interrupted(subprocess.Popen):
         def wait(self, timeout: float | None = None) -> int:
             if not children:
                 until(lambda: file.exists() and file.read_text())

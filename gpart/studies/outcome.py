@@ -65,9 +65,11 @@ def no_score(run: Run, outcome: Outcome) -> str | None:
     """Why a finished run has no score, with what there is instead; None where it has one."""
     if outcome.state != "finished" or outcome.score(run) is not None:
         return None
-    test = outcome.metrics.get("test")
-    names = ", ".join(test) if isinstance(test, Mapping) and test else "nothing"
-    return f"metric {run.metric!r}: its test gave no test/{run.metric} but {names}"
+    given, name = outcome.metrics.get("test"), f"test/{run.metric}"
+    test = given if isinstance(given, Mapping) else {}
+    if name in test:
+        return f"metric {run.metric!r}: its test gave {name} {test[name]!r}, which is no number"
+    return f"metric {run.metric!r}: its test gave no {name} but {', '.join(test) or 'nothing'}"
 
 
 def choose(cell: Cell, firsts: Sequence[Outcome]) -> tuple[Candidate | None, str]:
