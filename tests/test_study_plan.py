@@ -243,4 +243,5 @@ def test_studies_know_neither_the_command_nor_an_adapter() -> None:
     for name in ("study", "schema", "plan", "outcome", "running", "results", "tables"):
         tree = ast.parse((folder / f"{name}.py").read_text())
         names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-        assert all(found.startswith("gpart.studies.") for found in names if found.startswith("gpart")), name
+        known = {found for found in names if found.startswith("gpart") and not found.startswith("gpart.studies.")}
+        assert known <= {"gpart.storage"}, name  # how a file is replaced as a whole

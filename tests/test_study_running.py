@@ -162,6 +162,15 @@ def test_a_killed_process_leaves_nothing_to_the_next(work: Path, monkeypatch: py
     assert (folder / "metrics.json").read_text() == whole
 
 
+def test_a_study_killed_before_it_had_named_its_run_is_no_obstacle(work: Path) -> None:
+    folder = Path("out/RTE/A/seed-0")
+    folder.mkdir(parents=True)
+    (folder / ".command.json.1-ab.part").write_text("{")
+    Path("out/RTE/A/seed-1").mkdir()
+    assert [kind for kind, _ in kinds(run(cells_of()))] == ["finished"] * 2
+    assert not list(folder.glob(".*"))
+
+
 @pytest.mark.parametrize("carries", [None, "{}", "[", '["words"]'])
 def test_a_foreign_folder_is_never_emptied(work: Path, carries: str | None) -> None:
     folder = Path("out/RTE/A/seed-0")

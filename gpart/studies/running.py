@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
+from gpart.storage import replacing
 from gpart.studies.outcome import choose, no_score, read_object, read_outcome
 from gpart.studies.plan import COMMAND_FILE, LOG_FILE, METRICS_FILE, Cell, Run
 
@@ -79,22 +79,6 @@ def run_cells(cells: Sequence[Cell], tell: Tell, command: Sequence[str] = COMMAN
             tell(Event("skipped", f"{cell.name} / seed {run.seed}", why))
 
 
-def write_text(path: Path, text: str, scratch: Path | None = None) -> None:
-    """Writes a file in one step, so that no reader finds half of it.
-
-    Args:
-        path: the file.
-        text: its content.
-        scratch: a folder on the same file system for the unfinished file; default the file's own.
-    """
-    unfinished = (scratch or path.parent) / f".{path.name}.{uuid4().hex}"
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def _run_once(run: Run, tell: Tell, command: Sequence[str]) -> None:
     try:
         run.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +115,9 @@ def _clear(folder: Path) -> str | None:
         folder.mkdir()
         return None
     entries = sorted(folder.iterdir()) if folder.is_dir() else [folder]
-    if entries and "words" not in (read_object(folder / COMMAND_FILE) or {}):
+    # A study that was killed while it wrote the first command.json left its unfinished form alone.
+    unfinished = all(entry.name.startswith(f".{COMMAND_FILE}.") for entry in entries)
+    if not unfinished and "words" not in (read_object(folder / COMMAND_FILE) or {}):
         return f"{folder} is there and no run of a study (it has no {COMMAND_FILE} of one); nothing was removed"
     for entry in entries:
         if entry.name == COMMAND_FILE:
@@ -205,7 +191,8 @@ def _write_command(run: Run, command: Sequence[str], failed: str | None = None) 
     content: dict[str, Any] = {"words": list(run.words), "command": shlex.join([*command, *run.words])}
     if failed is not None:
         content["failed"] = failed
-    write_text(run.folder / COMMAND_FILE, json.dumps(content, indent=1) + "\n", scratch=run.folder.parent)
+    with replacing(run.folder / COMMAND_FILE) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 def _last_words(log: Path) -> str:

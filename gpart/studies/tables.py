@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpart.storage import replacing
 from gpart.studies.results import Choice, Record, Results, Row, Score
-from gpart.studies.running import write_text
 from gpart.studies.study import AVERAGE, RUN_FIELDS
 
 _COSTS = ("trainable (no head)", "adapter bytes", "train s", "peak MB")
@@ -27,7 +27,8 @@ def write_table(results: Results) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     forms = {"md": markdown(results), "csv": csv_text(results), "json": json_text(results)}
     for ending, text in forms.items():
-        write_text(folder / f"table.{ending}", text)
+        with replacing(folder / f"table.{ending}") as file:
+            file.write(text.encode())
     return [folder / f"table.{ending}" for ending in forms]
 
 
