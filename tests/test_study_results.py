@@ -168,6 +168,17 @@ def test_failed_and_unscored_runs_are_named_and_stale_ones_do_not_count() -> Non
     assert "Failed:\n\n- RTE / seed 0: exit status 1; boom" in text
 
 
+def test_a_choice_does_not_rest_on_a_run_of_other_words() -> None:
+    study, cells = cells_of()
+    fill(cells, FULL)
+    put(cells[1].candidates[1].runs[0], 0.5, 0.6, command={"words": ["fit"]})
+    results = collect(study, cells)
+    assert results.choices[0].chosen is None
+    assert results.choices[0].why == "the choice waits for 1 of 2 candidates"
+    assert results.rows[1].scores["RTE"] is None
+    assert results.missing == 1 + 2
+
+
 def test_a_score_that_is_not_finite_is_shown_and_never_best() -> None:
     results = results_of({"RTE / A": [float("nan"), 0.9, 0.9], "RTE / B|b": [0.1, 0.1, 0.1]})
     assert [line[1] for line in table(markdown(results))[2:4]] == ["nan (paper 78.3)", "**10.0 ± 0.0**"]
