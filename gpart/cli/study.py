@@ -1,0 +1,175 @@
+"""``gpart study``: many runs from one file, and their table."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from gpart.studies.outcome import choose, read_outcome
+from gpart.studies.plan import Cell, plan, shard_of
+from gpart.studies.results import collect
+from gpart.studies.running import COMMAND, Event, count_runs, run_cells
+from gpart.studies.schema import read_study
+from gpart.studies.study import Study
+from gpart.studies.tables import markdown, write_table
+
+DESCRIPTION = """Runs methods x tasks x seeds, each as a process of its own ('gpart fit ...'), and writes the table.
+What is finished is kept: started again, a study goes on where it was stopped."""
+
+EPILOG = """a study's file:
+  folder: runs/glue            # default runs/<the file's name>
+  every:                       # words of every run
+    config: []                 # recipes or files
+    set: {trainer.max_epochs: 2}
+  axes:                        # axis -> label -> {config, set, tune}, each optional
+    task:
+      RTE: {config: glue/rte, metric: accuracy}
+      CoLA: {config: glue/cola, metric: matthews}
+    method:                    # after task, as its recipes go over the task's
+      GPart: {tune: {model.lr: [5.0e-3, 1.0e-2]}}
+      LoRA: {config: methods/lora, tune: {model.lr: [5.0e-4, 2.0e-3]}}
+  columns: task                # the axis whose values, each with a metric, are the table's columns
+  seeds: [0, 1, 2]
+  statistic: median            # or mean
+  scale: 100
+  paper: {GPart: {RTE: 78.3, Avg: 83.7}}
+
+tune: every candidate is run with the first seed; the one with the best validation score (the highest fit.best_score,
+so the recipe's checkpoint monitors something where more is better) is run with the other seeds. The test set has no
+part in it.
+
+A run is made again if its words have changed. A changed recipe is not seen in the words: remove the run's folder.
+
+on a cluster, by Slurm:
+  sbatch --array=1-8 --gpus=1 --wrap 'gpart study STUDY.yaml --shard $SLURM_ARRAY_TASK_ID/8'
+  gpart study STUDY.yaml --table
+"""
+
+
+def study_command(words: list[str], command: Sequence[str] = COMMAND) -> int:
+    """``gpart study``: runs a study, lists its runs, or writes its table.
+
+    Args:
+        words: what the user typed after ``study``.
+        command: what a run's words are appended to.
+
+    Returns:
+        0; 1 if a run failed; 130 if it was stopped by Ctrl-C.
+
+    Raises:
+        FileNotFoundError: if there is no such study.
+        ValueError: if its file or ``--shard`` is wrong.
+    """
+    parser = argparse.ArgumentParser(
+        prog="gpart study",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("study", metavar="STUDY.yaml")
+    parser.add_argument("--shard", metavar="I/N", help="only the I-th of N parts of the cells, I from 1")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--dry-run", action="store_true", help="list the runs and start none")
+    only.add_argument("--table", action="store_true", help="only write the table, from what is finished")
+    asked = parser.parse_args(words)
+    if asked.table and asked.shard:
+        raise ValueError(f"--table is of the whole study; leave --shard {asked.shard} out")
+    study = read_study(asked.study)
+    cells = plan(study)
+    mine = cells if asked.shard is None else shard_of(cells, *_shard(asked.shard))
+    if asked.dry_run:
+        _list(mine)
+        return 0
+    failed = 0
+    if not asked.table:
+        try:
+            with _sigterm_raises():
+                failed = _run(mine, command)
+        except KeyboardInterrupt:
+            print("gpart study: stopped; what is finished is kept, and the same command goes on from here")
+            return 130
+    _write(study, cells)
+    return 1 if failed else 0
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None:
+        raise ValueError(f"--shard {text}: it is I/N, such as 1/8")
+    return int(match[1]), int(match[2])
+
+
+def _write(study: Study, cells: Sequence[Cell]) -> None:
+    results = collect(study, cells)
+    files = write_table(results)
+    print(f"\n{markdown(results)}")
+    print("written:", ", ".join(file.as_posix() for file in files))
+
+
+def _run(cells: Sequence[Cell], command: Sequence[str]) -> int:
+    """Runs the cells with a progress bar, or lines where there is no terminal; returns how many runs failed."""
+    failed = 0
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=count_runs(cells))
+
+        def tell(event: Event) -> None:
+            nonlocal failed
+            failed += event.kind in ("failed", "unchosen")
+            if event.kind == "started":
+                progress.update(bar, description=event.name)
+            elif event.kind != "unchosen":
+                progress.advance(bar)
+            console.print(f"{event.kind:<8}  {event.name}" + (f": {event.text}" if event.text else ""))
+
+        run_cells(cells, tell, command)
+    return failed
+
+
+def _list(cells: Sequence[Cell]) -> None:
+    counts: dict[str, int] = {}
+
+    def count(state: str, text: str) -> None:
+        counts[state] = counts.get(state, 0) + 1
+        print(f"{state:<8}  {text}")
+
+    for cell in cells:
+        firsts = [read_outcome(candidate.runs[0]) for candidate in cell.candidates]
+        chosen, why = choose(cell, firsts)
+        runs = [candidate.runs[0] for candidate in cell.candidates]
+        for run in [*runs, *(chosen.runs[1:] if chosen else ())]:
+            outcome = read_outcome(run)
+            state = "finished" if outcome.state == "finished" else "to run"
+            note = f": {outcome.why}" if outcome.why else ""
+            count(state, f"{run.name}{note}\n          {shlex.join(['gpart', *run.words])}")
+        for run in () if chosen else cell.candidates[0].runs[1:]:
+            count("waits", f"{cell.name} / seed {run.seed}: {why}")
+    print("\n" + (", ".join(f"{number} {state}" for state, number in counts.items()) or "nothing to run"))
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Lets SIGTERM end the study as an exception does, so that its run is ended too and not left behind."""
+
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set what a signal does
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
