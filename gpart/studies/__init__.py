@@ -1,0 +1,1 @@
+"""What runs experiments, counts and draws."""
