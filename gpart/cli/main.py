@@ -31,6 +31,10 @@ def main(args: Sequence[str] | None = None) -> int:
             from gpart.cli.recipes import configs_command
 
             return configs_command(words[1:])
+        if words[:1] == ["params"]:
+            from gpart.cli.params import params_command
+
+            return params_command(words[1:])
         from gpart.cli.lightning import run
 
         run(words)
