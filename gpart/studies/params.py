@@ -1,8 +1,8 @@
 """How many parameters each method trains on a model: the paper's Table 5, by applying the methods and counting.
 
 Invariant: nothing here is a formula. Each method is applied to a fresh model on the meta device, which has shapes and
-no numbers, and what requires a gradient afterwards is counted by identity, so that a shared parameter counts once. The
-head, which every method but full fine-tuning leaves out of its count, is what ``modules_to_save`` names.
+no numbers, and what requires a gradient afterwards is counted, a shared parameter once, as torch lists it. The head,
+which every method but full fine-tuning leaves out of its count, is what ``modules_to_save`` names.
 """
 
 from __future__ import annotations
@@ -214,4 +214,4 @@ def _row(method: _Method, model: nn.Module, layers: list[str], head: list[str], 
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(value.numel() for value in {id(value): value for value in parameters}.values())
+    return sum(value.numel() for value in parameters)
