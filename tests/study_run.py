@@ -21,6 +21,7 @@ def main(words: list[str]) -> int:
         "metric": "accuracy",
         "test": 0.5,
         "val": 0.5,
+        "mode": "max",
         "seconds": 2.0,
         "trainable": 1100,
         "head": 100,
@@ -53,7 +54,13 @@ def main(words: list[str]) -> int:
         return 0
     content = {
         "state": "fitted" if do == "fitted" else "tested",
-        "fit": {"seconds": wanted["seconds"], "epochs": 2, "steps": 10, "best_score": wanted["val"]},
+        "fit": {
+            "seconds": wanted["seconds"],
+            "epochs": 2,
+            "steps": 10,
+            "best_score": wanted["val"],
+            "best_mode": wanted["mode"],
+        },
         "test": {f"test/{wanted['metric']}": wanted["test"], "test/f1": 0.25},
         "parameters": {"trainable": wanted["trainable"], "head": wanted["head"]},
         "kept_bytes": 4400,

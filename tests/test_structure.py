@@ -59,6 +59,13 @@ def test_the_method_knows_no_room() -> None:
             assert not any(name.startswith(f"gpart.{room}") for name in imports(path)), path
 
 
+def test_the_studies_know_no_command() -> None:
+    files = room_files("studies")
+    assert files
+    for path in files:
+        assert not any(name.startswith("gpart.cli") for name in imports(path)), path
+
+
 def test_import_gpart_is_light() -> None:
     code = (
         "import sys, time, json, torch, safetensors.torch; before = set(sys.modules); t = time.perf_counter();"
@@ -95,4 +102,5 @@ def test_the_wheel_holds_the_recipes_and_no_links(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "build", "--wheel", "-o", str(tmp_path), str(ROOT)], check=True)
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     assert {"gpart/configs/quickstart.yaml", "gpart/py.typed", "gpart/callbacks/gpart.py"} <= set(names)
+    assert "gpart/architectures/google/gemma-7b.json" in names
     assert not [name for name in names if name.split("/")[0] in ("callbacks", "configs", "tests")]

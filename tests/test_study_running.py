@@ -214,6 +214,12 @@ def test_the_validation_score_chooses_and_the_test_score_does_not(work: Path, mo
     assert "--lr=2" in starts()[3]
 
 
+def test_a_loss_chooses_by_its_lowest_value(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    do(monkeypatch, ("lr=1", {"val": 0.9, "mode": "min"}), ("lr=2", {"val": 0.3, "mode": "min"}))
+    events = run(cells_of(axes=methods(A={"tune": {"lr": [1, 2]}})))
+    assert [name for kind, name in kinds(events) if "seed 1" in name] == ["RTE / A / lr=2 / seed 1"]
+
+
 def test_a_failed_candidate_leaves_the_choice_to_the_others(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     do(monkeypatch, ("lr=1", {"do": "exit"}), ("lr=2", {"val": float("nan")}), ("lr=3", {"val": -1.0}))
     assert kinds(run(cells_of(axes=methods(A=TUNED))))[-1] == ("finished", "RTE / A / lr=3 / seed 1")

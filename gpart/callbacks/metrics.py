@@ -24,7 +24,7 @@ class MetricsWriter(Callback):
     """Writes ``fit``'s and ``test``'s results to a JSON file, on the first rank.
 
     After fit: ``fit`` with its ``seconds`` (from the first training step's start to the end of training, validation
-    within it included), ``epochs``, ``steps``, the best checkpoint's ``best_monitor`` and ``best_score``, and the
+    within it included), ``epochs``, ``steps``, the best checkpoint's ``best_monitor``, ``best_mode`` (max or min) and ``best_score``, and the
     ``last`` validation's metrics; ``parameters`` with those ``trainable`` and, of them, the ``head``'s;
     ``kept_bytes``, what a checkpoint keeps of the network; ``peak_memory_bytes``, the GPU's allocated memory or the
     process's resident memory; ``device``; ``versions``. ``state`` is ``"fitted"``; after test, which adds its metrics
@@ -61,6 +61,7 @@ class MetricsWriter(Callback):
             epochs=trainer.current_epoch,
             steps=trainer.global_step,
             best_monitor=getattr(best, "monitor", None),
+            best_mode=getattr(best, "mode", None),
             best_score=None if score is None else float(score),
             last=_plain(trainer.callback_metrics, "val/"),
         )

@@ -86,7 +86,11 @@ class PeftCallback(MethodCallback):
                 with warnings.catch_warnings():
                     # Meant: the head is ours to train, and what VeRA does not store comes from its seed.
                     warnings.filterwarnings("ignore", ".*save_projection.*")
-                    self._peft_model = get_peft_model(network, self._config())
+                    # Transformers' new name for what PEFT asks it for.
+                    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+                    # Of a network without numbers PEFT needs to be told.
+                    meta = any(value.is_meta for value in network.parameters())
+                    self._peft_model = get_peft_model(network, self._config(), low_cpu_mem_usage=meta)
             except (ValueError, TypeError, AttributeError) as error:
                 for value, flag in flags:
                     value.requires_grad_(flag)

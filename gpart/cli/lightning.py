@@ -20,7 +20,8 @@ from gpart.cli.recipes import with_recipes
 from gpart.storage import load_checkpoint_file
 
 DESCRIPTION = """Fine-tune by a YAML recipe. --config takes a file or a shipped recipe's name and may be given several
-times, the later winning; every setting can be overridden by its dotted name. 'gpart configs' lists the recipes."""
+times, the later winning; every setting can be overridden by its dotted name. 'gpart configs' lists the recipes,
+'gpart params MODEL' counts what each method trains."""
 
 CLASSES = {
     "model": gpart.lightning_modules.__all__,

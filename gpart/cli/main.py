@@ -35,6 +35,10 @@ def main(args: Sequence[str] | None = None) -> int:
             from gpart.cli.study import study_command
 
             return study_command(words[1:])
+        if words[:1] == ["params"]:
+            from gpart.cli.params import params_command
+
+            return params_command(words[1:])
         from gpart.cli.lightning import run
 
         run(words)

@@ -44,9 +44,8 @@ EPILOG = """a study's file:
   scale: 100
   paper: {GPart: {RTE: 78.3, Avg: 83.7}}
 
-tune: every candidate is run with the first seed; the one with the best validation score (the highest fit.best_score,
-so the recipe's checkpoint monitors something where more is better) is run with the other seeds. The test set has no
-part in it.
+tune: every candidate is run with the first seed; the one with the best validation score (fit.best_score, by the mode
+of the recipe's ModelCheckpoint) is run with the other seeds. The test set has no part in it.
 
 A run is made again if its words have changed. A changed recipe is not seen in the words: remove the run's folder.
 

@@ -1,1 +1,1 @@
-"""What runs experiments and draws: studies of methods x tasks x seeds, measurements, figures."""
+"""What runs experiments and measures: studies of methods x tasks x seeds, trained parameters by method."""

@@ -45,6 +45,12 @@ class Outcome:
         score = self.number("fit", "best_score")
         return score if score is not None and math.isfinite(score) else None
 
+    @property
+    def rank(self) -> float:
+        """The validation score, the larger the better whatever the mode of the run's ModelCheckpoint."""
+        score = -math.inf if self.validation is None else self.validation
+        return -score if self.metrics["fit"].get("best_mode") == "min" else score
+
 
 def read_outcome(run: Run) -> Outcome:
     """Reads a run's folder."""
@@ -89,7 +95,7 @@ def choose(cell: Cell, firsts: Sequence[Outcome]) -> tuple[Candidate | None, str
     if waiting:
         return None, f"the choice waits for {waiting} of {len(firsts)} candidates"
     scores = [
-        (outcome.validation, candidate)
+        (outcome.rank, candidate)
         for outcome, candidate in zip(firsts, cell.candidates, strict=True)
         if outcome.validation is not None
     ]
