@@ -84,8 +84,6 @@ class PeftCallback(MethodCallback):
             flags = [(value, value.requires_grad) for value in network.parameters()]
             try:
                 with warnings.catch_warnings():
-                    # Meant: the head is ours to train, and what VeRA does not store comes from its seed.
-                    warnings.filterwarnings("ignore", ".*save_projection.*")
                     # Transformers' new name for what PEFT asks it for.
                     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
                     # Of a network without numbers PEFT needs to be told.
@@ -122,8 +120,10 @@ class PeftCallback(MethodCallback):
             raise ValueError(f"peft_type {self.peft_type!r} is none of PEFT's: {', '.join(names)}")
         cls = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(self.peft_type)]
         try:
-            # Every type's class but the base takes target_modules.
-            config: PeftConfig = cls(target_modules=self.target_modules, **self.settings)  # type: ignore[call-arg]
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Specified to not save vera_A")  # meant: they come from their seed
+                # Every type's class but the base takes target_modules.
+                config: PeftConfig = cls(target_modules=self.target_modules, **self.settings)  # type: ignore[call-arg]
         except (TypeError, ValueError) as error:
             raise ValueError(f"{cls.__name__} refuses {self.settings}: {error}") from error
         return config

@@ -21,7 +21,8 @@ from gpart.storage import load_checkpoint_file
 
 DESCRIPTION = """Fine-tune by a YAML recipe. --config takes a file or a shipped recipe's name and may be given several
 times, the later winning; every setting can be overridden by its dotted name. 'gpart configs' lists the recipes,
-'gpart params MODEL' counts what each method trains."""
+'gpart study FILE' runs methods x tasks x seeds and writes their table, 'gpart params MODEL' counts what each method
+trains."""
 
 CLASSES = {
     "model": gpart.lightning_modules.__all__,

@@ -9,11 +9,19 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from gpart.cli.message import one_line
 
 PACKAGE = Path(__file__).resolve().parent.parent
+
+COMMANDS = {
+    "configs": ("gpart.cli.recipes", "configs_command"),
+    "params": ("gpart.cli.params", "params_command"),
+    "study": ("gpart.cli.study", "study_command"),
+}
+"""What is not LightningCLI's: module and function, imported when asked for, since each pulls in libraries of its own."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -27,18 +35,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
-        if words[:1] == ["configs"]:
-            from gpart.cli.recipes import configs_command
-
-            return configs_command(words[1:])
-        if words[:1] == ["study"]:
-            from gpart.cli.study import study_command
-
-            return study_command(words[1:])
-        if words[:1] == ["params"]:
-            from gpart.cli.params import params_command
-
-            return params_command(words[1:])
+        if words and words[0] in COMMANDS:
+            module, name = COMMANDS[words[0]]
+            return int(getattr(import_module(module), name)(words[1:]))
         from gpart.cli.lightning import run
 
         run(words)
