@@ -99,6 +99,27 @@ def resolve(model: str) -> str:
     return str(fetch(model[len(PREFIX) :])) if model.startswith(PREFIX) else model
 
 
+@contextmanager
+def loading(model: str) -> Iterator[str]:
+    """Gives what Transformers' ``from_pretrained`` takes for this model, and names the model where that fails.
+
+    Raises:
+        FileNotFoundError: there is no such folder, and the hub has no such model or can't be reached.
+        ValueError: what is there is no model that Transformers knows.
+
+    >>> with loading("bert-base-uncased") as name:
+    ...     name
+    'bert-base-uncased'
+    """
+    name = resolve(model)
+    try:
+        yield name
+    except OSError as error:
+        raise FileNotFoundError(f"model {model!r} can't be loaded, as a folder or from the hub: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"model {model!r} can't be loaded: {error}") from error
+
+
 def cache_folder() -> Path:
     """Returns ``$GPART_CACHE``, else ``$XDG_CACHE_HOME/gpart``, else ``~/.cache/gpart``; always absolute."""
     if own := os.environ.get("GPART_CACHE"):

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from gpart.datamodules import GLUEDataModule, glue
 from gpart.datamodules.glue import TASKS, chosen, hold_out
+from gpart.lightning_modules import SequenceClassifier
 
 
 @pytest.fixture
@@ -290,6 +291,15 @@ def test_what_is_wrong_is_named(data: Any, more: dict[str, Any], error: type[Exc
 
     with pytest.raises(error, match=said):
         whole()
+
+
+def test_a_model_that_is_not_there_is_named(data: Any, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="model 'nosuch/model' can't be loaded, as a folder or from the hub"):
+        data(model="nosuch/model").setup("fit")
+    with pytest.raises(ValueError, match=f"model '{tmp_path}' can't be loaded"):
+        data(model=str(tmp_path)).setup("fit")
+    with pytest.raises(FileNotFoundError, match="model 'nosuch/model' can't be loaded"):
+        SequenceClassifier(model="nosuch/model").configure_model()
 
 
 def test_a_loader_before_setup_is_named(data: Any) -> None:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, RandomSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from gpart.packaged import resolve
+from gpart.packaged import loading
 
 Example = dict[str, Any]
 
@@ -22,9 +22,11 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
         model: a name on the hub, a folder, or ``packaged:NAME``.
 
     Raises:
-        ValueError: if it has neither a padding token nor an end token to pad with.
+        FileNotFoundError: if there is none.
+        ValueError: if it cannot be read, or has neither a padding token nor an end token to pad with.
     """
-    tokenizer = AutoTokenizer.from_pretrained(resolve(model))
+    with loading(model) as name:
+        tokenizer = AutoTokenizer.from_pretrained(name)
     if tokenizer.pad_token is None:  # decoders' tokenizers; the attention mask hides what is padded
         if tokenizer.eos_token is None:
             raise ValueError(f"the tokenizer of {model} has neither a pad nor an end token")

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from gpart.lightning_modules.metrics import metric_collection
 from gpart.lightning_modules.optimizers import SCHEDULES, adamw, scheduler
-from gpart.packaged import resolve
+from gpart.packaged import loading
 
 Batch = dict[str, Any]
 
@@ -74,9 +74,8 @@ class SequenceClassifier(LightningModule):
         """Loads the pretrained network, once; its head is new, and random, where the checkpoint has none."""
         if self.model is not None:
             return
-        model = AutoModelForSequenceClassification.from_pretrained(
-            resolve(self.hparams["model"]), num_labels=self.hparams["num_labels"]
-        )
+        with loading(self.hparams["model"]) as name:
+            model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=self.hparams["num_labels"])
         if self.hparams["gradient_checkpointing"]:
             # Not re-entrant: the embeddings are frozen, and a re-entrant region needs an input that requires grad.
             model.gradient_checkpointing_enable({"use_reentrant": False})
