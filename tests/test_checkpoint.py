@@ -351,7 +351,11 @@ def test_the_probes_and_gparts_are_not_taken_for_each_other(
 ) -> None:
     for mine, other, said in (
         (lit_gpart, lambda: LinearProbe(["3"]), "was trained by GPart, this run uses LinearProbe"),
-        (lambda: LinearProbe(["3"]), lit_gpart, r"is no adapter's: it needs .*holds \['base', 'method', 'settings', 'trained'\]"),
+        (
+            lambda: LinearProbe(["3"]),
+            lit_gpart,
+            r"is no adapter's: it needs .*holds \['base', 'method', 'settings', 'trained'\]",
+        ),
     ):
         _, _, path = lit_fitted(method=mine())
         module, live = lit_class(), lit_trainer(other())

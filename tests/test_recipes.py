@@ -12,6 +12,8 @@ import yaml
 
 from gpart.cli import main
 from gpart.cli.recipes import CONFIGS, recipes
+from gpart.studies.plan import plan
+from gpart.studies.schema import read_study
 
 NLU = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("glue*/**/*.yaml"))
 OVERLAYS = sorted(path.stem for path in CONFIGS.rglob("methods/**/*.yaml"))
@@ -160,3 +162,54 @@ def test_the_non_isometric_overlay_keeps_the_recipes_other_settings(
     method, model = printed["method"]["init_args"], printed["model"]["init_args"]
     assert (method["isometric"], method["d"], method["dropout"]) == (False, 23040, 0.1)
     assert (model["lr"], model["head_lr"]) == (2e-4, 1e-2)
+
+
+STUDIES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("studies/**/*.yaml"))
+
+# The paper's averages, ../shared/experiments.md.
+AVERAGES = {
+    "studies/glue-base": {
+        "LP": 66.0, "FF": 83.8, "LoRA (r = 8)": 83.5, "BitFit": 83.5, "VeRA (r = 1024)": 83.4, "Uni-LoRA": 83.0,
+        "GPart": 83.7, "GPart non-isometric": 80.7,
+    },
+    "studies/glue-large": {
+        "LP": 64.7, "FF": 86.9, "LoRA (r = 8)": 86.7, "BitFit": 85.9, "VeRA (r = 256)": 85.8, "Uni-LoRA": 85.9,
+        "GPart": 86.3, "GPart non-isometric": 84.8,
+    },
+}  # fmt: skip
+
+
+def test_the_studies_are_the_papers_tables() -> None:
+    assert sorted(AVERAGES) == STUDIES
+    for name, averages in AVERAGES.items():
+        study = read_study(CONFIGS / f"{name}.yaml")
+        assert {row: figures["Avg"] for row, figures in study.paper.items()} == averages
+        cells = plan(study)
+        assert len(cells) == 6 * 9
+        for cell in cells:
+            words = cell.candidates[0].runs[0].words
+            named = [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+            assert set(named) <= set(recipes())
+            # GPart's own settings are the recipe's: nothing is tuned.
+            assert (len(cell.candidates) == 1) == (cell.labels["method"] == "GPart")
+            score = SCORE.get(named[0].split("/")[1], "accuracy")
+            assert cell.candidates[0].runs[0].metric == score
+
+
+@pytest.mark.parametrize("method", [*AVERAGES["studies/glue-base"], "FourierFT (n = 1000)"])
+def test_the_studys_words_are_understood(method: str, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each method's run of the study is parsed by the real command, whose settings then hold what the study sets."""
+    for name in STUDIES:
+        study = read_study(CONFIGS / f"{name}.yaml")
+        for cell in plan(study):
+            if cell.labels["method"] == method and cell.labels["task"] == "RTE":
+                with pytest.raises(SystemExit) as stop:
+                    main([*cell.candidates[-1].runs[-1].words, "--print_config"])
+                assert stop.value.code == 0
+                printed = yaml.safe_load(capsys.readouterr().out)
+                assert printed["seed_everything"] == 2
+                assert printed["trainer"]["callbacks"][-1]["class_path"].endswith("MetricsWriter")
+                for key, value in cell.candidates[-1].tuned.items():
+                    assert printed["model"]["init_args"][key.removeprefix("model.")] == value
+                if method.startswith("VeRA"):
+                    assert printed["method"]["init_args"]["settings"]["r"] == int(method[10:-1])

@@ -308,7 +308,7 @@ def test_dry_run_lists_and_starts_nothing(work: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nosuch.yaml"], "no study at nosuch.yaml"),
+        (["nosuch.yaml"], "no config file and no recipe 'nosuch.yaml'"),
         (["bad.yaml"], "bad.yaml is no YAML"),
         (["s.yaml", "--shard=5/4"], "shard 5/4"),
         (["s.yaml", "--shard=one"], "--shard one: it is I/N"),
@@ -330,7 +330,7 @@ def test_help_shows_the_file_and_the_cluster(capsys: pytest.CaptureFixture[str])
         main(["study", "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    assert "sbatch --array=1-8 --gpus=1 --wrap 'gpart study STUDY.yaml --shard $SLURM_ARRAY_TASK_ID/8'" in out
+    assert "sbatch --array=1-8 --gpus=1 --wrap 'gpart study STUDY --shard $SLURM_ARRAY_TASK_ID/8'" in out
     # The file it shows is one that is read.
     text = out.split("a study's file:\n", 1)[1].split("\n\n", 1)[0]
     Path("help.yaml").write_text("\n".join(line[2:] for line in text.splitlines()))

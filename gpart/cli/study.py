@@ -15,6 +15,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from gpart.cli.recipes import find_recipe
 from gpart.studies.outcome import choose, read_outcome
 from gpart.studies.plan import Cell, plan, shard_of
 from gpart.studies.results import collect
@@ -50,8 +51,8 @@ of the recipe's ModelCheckpoint) is run with the other seeds. The test set has n
 A run is made again if its words have changed. A changed recipe is not seen in the words: remove the run's folder.
 
 on a cluster, by Slurm:
-  sbatch --array=1-8 --gpus=1 --wrap 'gpart study STUDY.yaml --shard $SLURM_ARRAY_TASK_ID/8'
-  gpart study STUDY.yaml --table
+  sbatch --array=1-8 --gpus=1 --wrap 'gpart study STUDY --shard $SLURM_ARRAY_TASK_ID/8'
+  gpart study STUDY --table
 """
 
 
@@ -75,7 +76,7 @@ def study_command(words: list[str], command: Sequence[str] = COMMAND) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("study", metavar="STUDY.yaml")
+    parser.add_argument("study", metavar="STUDY", help="a file, or a shipped study's name (gpart configs lists them)")
     parser.add_argument("--shard", metavar="I/N", help="only the I-th of N parts of the cells, I from 1")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--dry-run", action="store_true", help="list the runs and start none")
@@ -83,7 +84,7 @@ def study_command(words: list[str], command: Sequence[str] = COMMAND) -> int:
     asked = parser.parse_args(words)
     if asked.table and asked.shard:
         raise ValueError(f"--table is of the whole study; leave --shard {asked.shard} out")
-    study = read_study(asked.study)
+    study = read_study(find_recipe(asked.study))
     cells = plan(study)
     mine = cells if asked.shard is None else shard_of(cells, *_shard(asked.shard))
     if asked.dry_run:
