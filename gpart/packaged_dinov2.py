@@ -116,16 +116,19 @@ def read(source: Path) -> Graph:
     from google.protobuf.message import DecodeError
 
     try:
-        # never what the file says lies in other files
         graph = onnx.load(str(source), format="protobuf", load_external_data=False).graph
-        tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        elsewhere = [t.name for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+        # to_array would look for the others' file in the working folder
+        tensors = {} if elsewhere else {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
     except (DecodeError, ValueError, TypeError) as error:
         raise ValueError(f"{source} can't be read as an ONNX file: {error}") from error
+    if elsewhere:
+        raise ValueError(f"{source}: the tensors {elsewhere[:3]} ({len(elsewhere)}) lie in another file")
     return Graph(tensors, tuple(Node(node.op_type, node.name, tuple(node.input)) for node in graph.node))
 
 
 def state(graph: Graph) -> dict[str, NDArray[Any]]:
-    """The tensors of the backbone in the graph, under the names of Transformers' ``Dinov2Model``.
+    """The tensors of the backbone in the graph, under the names of ``shapes()``.
 
     The mask token is of use in pretraining only and is no part of an exported graph; it is 0.
     """
@@ -148,7 +151,9 @@ def state(graph: Graph) -> dict[str, NDArray[Any]]:
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """The names and shapes of the parameters of Transformers' ``Dinov2Model`` with ``CONFIG``.
+    """The names and shapes in the file of Transformers' ``Dinov2Model`` with ``CONFIG``.
+
+    Its later releases call the modules otherwise (``q_proj`` for ``query``), and rename when loading and saving.
 
     >>> shapes()["embeddings.position_embeddings"]
     (1, 1370, 384)

@@ -19,8 +19,9 @@ class Conversion:
     files: tuple[str, ...]
     """What it writes."""
     needs: str
-    """The module that it imports from the optional dependencies, ``extra`` being their name."""
+    """The module that it imports beside this package's own dependencies."""
     extra: str
+    """The name of the optional dependencies that bring that module."""
 
 
 @dataclass(frozen=True)
