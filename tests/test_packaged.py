@@ -326,6 +326,13 @@ def test_nothing_is_written_outside_the_folder(cache: Path, tmp_path: Path) -> N
 IMAGES = {"good/1.jpg": b"a weave", "good/2.jpg": b"another", "bad/1.jpg": b"a hole"}
 
 
+def forget(folder: Path, file: str) -> None:
+    """Takes a file out of the marker, as if an entry had named less when the folder was made."""
+    said = json.loads((folder / MARKER).read_text())
+    del said["files"][file]
+    (folder / MARKER).write_text(json.dumps(said))
+
+
 def images_entry(cache: Path) -> Packaged:
     """A wheel of pictures in the cache's downloads, and an entry that names its two class folders."""
     files = {f"fake_model/images/{name}": data for name, data in IMAGES.items()}
@@ -355,10 +362,7 @@ def test_folder_that_lost_a_picture_is_made_anew(cache: Path, damage: str) -> No
         (folder / "bad" / "1.jpg").unlink()
         (folder / "bad").rmdir()
     if damage == "class unknown to the marker":
-        marker = folder / MARKER
-        said = json.loads(marker.read_text())
-        del said["files"]["bad/1.jpg"]
-        marker.write_text(json.dumps(said))
+        forget(folder, "bad/1.jpg")
     assert fetch("model") == folder
     assert content(folder) == {**IMAGES, "LICENSE": b"MIT"}
     assert leftovers(cache) == []
@@ -405,11 +409,12 @@ def test_conversion(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fetch("model")
     assert content(folder) == CONVERTED  # without what it was made of
     assert leftovers(cache) == []
-    for damage in ("gone", "cut"):
-        if damage == "gone":
-            (folder / "made").unlink()
-        else:
+    for damage in ("gone", "cut", "unknown to the marker"):
+        (folder / "made").unlink()
+        if damage == "cut":
             (folder / "made").write_bytes(b"W")
+        elif damage == "unknown to the marker":
+            forget(folder, "made")
         assert fetch("model") == folder
         assert content(folder) == CONVERTED
     conversion_is(monkeypatch, lambda source, folder: pytest.fail("converted again"))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Dinov2Config, Dinov2Model
 
@@ -105,6 +106,8 @@ def test_converted_folder_loads_with_only_the_head_new(
     assert not info["unexpected_keys"]
     assert not info["mismatched_keys"]
     assert model.classifier.out_features == 3
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}  # what releases of Transformers have asked for
     loaded = saved(Dinov2Model.from_pretrained(folder), folder.parent / "saved")
     assert loaded.keys() == state.keys()
     for name, value in state.items():
@@ -209,6 +212,20 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path, folder: Path, graph: Gr
         convert(path, folder)
     assert str(path) in str(caught.value)
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("field", ["dims", "data_type"])
+def test_tensor_without_sense_is_refused(tmp_path: Path, field: str) -> None:
+    onnx = pytest.importorskip("onnx")
+    path = write_onnx(tmp_path / "x.onnx", Graph({"x": np.ones(1000, np.float32)}, ()))
+    model = onnx.load(path)
+    if field == "dims":
+        model.graph.initializer[0].dims[0] = 999
+    else:
+        model.graph.initializer[0].data_type = onnx.TensorProto.UNDEFINED
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match="can't be read as an ONNX file"):
+        read(path)
 
 
 def test_tensor_in_another_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

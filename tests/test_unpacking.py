@@ -66,7 +66,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_folder_and_member(path: Path, tmp_path: Path) -> None:
     others = {"pkg/images.txt": b"no", "pkg/imagesque/c.jpg": b"no", "images/d.jpg": b"no", "pkg/LICENSE": b"MIT"}
-    make(path, {"pkg/images/": b"", **PICTURES, **others})
+    make(path, {"pkg/images/": b"", "pkg/images/deep/": b"", **PICTURES, **others})
     sizes = unpack(path, [*TREE, ("pkg/LICENSE", "LICENSE")], tmp_path / "out")
     assert sizes == {"images/a.jpg": 5, "images/deep/er/b-2_x.jpg": 6, "LICENSE": 3}
     expected = {"images/a.jpg": b"first", "images/deep/er/b-2_x.jpg": b"second", "LICENSE": b"MIT"}
@@ -112,7 +112,7 @@ def test_nul_in_a_name_is_refused(tmp_path: Path) -> None:
     assert files(tmp_path / "out") == {}
 
 
-@pytest.mark.parametrize("second", ["pkg/images/a.jpg", "pkg/images/a.jpg/b.jpg"])
+@pytest.mark.parametrize("second", ["pkg/images/a.jpg", "pkg/images/a.jpg/b.jpg", "pkg/images/a.jpg/deep/b.jpg"])
 def test_name_that_is_there_twice(path: Path, tmp_path: Path, second: str) -> None:
     make(path, [("pkg/images/a.jpg", b"first"), (second, b"second")])
     with pytest.raises(ValueError, match=r"more than one member would become 'images/a\.jpg"):
