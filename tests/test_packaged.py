@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
 import importlib.util
 import io
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+import types
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tomllib
 
 from gpart import packaged
-from gpart.packaged import MARKER, Packaged, cache_folder, fetch, resolve
+from gpart.packaged import MARKER, cache_folder, fetch, resolve
+from gpart.packaged_registry import Conversion, Packaged
 
 ROOT = Path(packaged.__file__).resolve().parent.parent
+OPTIONAL = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 WHEEL = "fake_model-0.1.0-py3-none-any.whl"
 SDIST = "fakeReviews-1.0.tar.gz"
 INNER = "fakeReviews-1.0/extra/data.tar.gz!data/reviews.txt"
@@ -153,7 +161,8 @@ def forbid_pip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MARKER}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != MARKER]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def leftovers(cache: Path) -> list[str]:
@@ -164,16 +173,24 @@ EXPECTED = {**MODEL_FILES, "LICENSE": b"MIT"}
 
 
 def test_the_real_registry_is_well_formed() -> None:
-    assert set(packaged.PACKAGED) == {"minilm", "movie-reviews"}
+    assert set(packaged.PACKAGED) == {"minilm", "movie-reviews", "textiles", "dinov2-small"}
     for name, item in packaged.PACKAGED.items():
         assert item.name == name
         assert len(bytes.fromhex(item.sha256)) == 32
         assert "==" in item.requirement
         assert item.sdist == item.filename.endswith(".tar.gz")
         targets = [target for _, target in item.files]
-        assert len(set(targets)) == len(targets)
-        assert all(Path(target).name == target for target in targets)
-        assert any("LICENSE" in target for target in targets)
+        for member, target in item.files:
+            assert member.endswith("/") == target.endswith("/")
+        if made := item.conversion:
+            targets += made.files
+            assert any(re.match(rf"{made.needs}\b", wanted) for wanted in OPTIONAL[made.extra])
+            module, function = made.function.split(":")
+            assert callable(getattr(importlib.import_module(module), function))
+        plain = [target.removesuffix("/") for target in targets]
+        assert len({target.lower() for target in plain}) == len(plain)
+        assert all(Path(target).name == target != MARKER for target in plain)
+        assert any("LICENSE" in target or target == "METADATA" for target in targets)
 
 
 def test_file_put_by_hand_needs_no_pip(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,6 +323,143 @@ def test_nothing_is_written_outside_the_folder(cache: Path, tmp_path: Path) -> N
     assert [path for path in tmp_path.rglob("*") if path.name == "evil.txt"] == []
 
 
+IMAGES = {"good/1.jpg": b"a weave", "good/2.jpg": b"another", "bad/1.jpg": b"a hole"}
+
+
+def forget(folder: Path, file: str) -> None:
+    """Takes a file out of the marker, as if an entry had named less when the folder was made."""
+    said = json.loads((folder / MARKER).read_text())
+    del said["files"][file]
+    (folder / MARKER).write_text(json.dumps(said))
+
+
+def images_entry(cache: Path) -> Packaged:
+    """A wheel of pictures in the cache's downloads, and an entry that names its two class folders."""
+    files = {f"fake_model/images/{name}": data for name, data in IMAGES.items()}
+    entry = model_entry(make_wheel(cache / "downloads", files={**files, "fake_model/images/other/1.jpg": b"other"}))
+    trees = tuple((f"fake_model/images/{kind}/", f"{kind}/") for kind in ("good", "bad"))
+    return replace(entry, files=(*trees, entry.files[-1]))
+
+
+def test_folders_of_an_archive_are_taken_whole(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(images_entry(cache))
+    folder = fetch("model")
+    assert content(folder) == {**IMAGES, "LICENSE": b"MIT"}
+    forbid_pip(monkeypatch)
+    (cache / "downloads" / WHEEL).unlink()
+    assert fetch("model") == folder
+
+
+@pytest.mark.parametrize("damage", ["picture gone", "picture cut", "class gone", "class unknown to the marker"])
+def test_folder_that_lost_a_picture_is_made_anew(cache: Path, damage: str) -> None:
+    register(images_entry(cache))
+    folder = fetch("model")
+    if damage == "picture gone":
+        (folder / "good" / "2.jpg").unlink()
+    elif damage == "picture cut":
+        (folder / "good" / "2.jpg").write_bytes(b"")
+    else:
+        (folder / "bad" / "1.jpg").unlink()
+        (folder / "bad").rmdir()
+    if damage == "class unknown to the marker":
+        forget(folder, "bad/1.jpg")
+    assert fetch("model") == folder
+    assert content(folder) == {**IMAGES, "LICENSE": b"MIT"}
+    assert leftovers(cache) == []
+
+
+def test_hostile_name_below_a_folder_leaves_nothing(cache: Path, tmp_path: Path) -> None:
+    hostile = "fake_model/images/good/../../../../evil.txt"
+    files = {"fake_model/images/good/1.jpg": b"a weave", hostile: b"evil"}
+    entry = model_entry(make_wheel(cache / "downloads", files=files))
+    item = register(replace(entry, files=(("fake_model/images/good/", "good/"),)))
+    with pytest.raises(ValueError) as caught:
+        fetch("model")
+    assert hostile in str(caught.value)
+    assert not (cache / item.folder).exists()
+    assert leftovers(cache) == []
+    assert not list(tmp_path.rglob("evil.txt"))
+
+
+def converted_entry(cache: Path) -> Packaged:
+    """The fake model, whose weights only a conversion can give."""
+    entry = model_entry(make_wheel(cache / "downloads"))
+    conversion = Conversion("fake_model/model/model.safetensors", "fake_conversion:convert", ("made",), "json", "extra")
+    return replace(entry, files=(entry.files[0], entry.files[-1]), conversion=conversion)
+
+
+def conversion_is(monkeypatch: pytest.MonkeyPatch, convert: Callable[[Path, Path], None]) -> None:
+    module = types.ModuleType("fake_conversion")
+    monkeypatch.setattr(module, "convert", convert, raising=False)
+    monkeypatch.setitem(sys.modules, "fake_conversion", module)
+
+
+def upper(source: Path, folder: Path) -> None:
+    assert (folder / "config.json").is_file()  # the other files lie there before
+    assert not (folder / MARKER).exists()
+    (folder / "made").write_bytes(source.read_bytes().upper())
+
+
+CONVERTED = {"config.json": b"{}", "LICENSE": b"MIT", "made": MODEL_FILES["model.safetensors"].upper()}
+
+
+def test_conversion(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = register(converted_entry(cache))
+    conversion_is(monkeypatch, upper)
+    folder = fetch("model")
+    assert content(folder) == CONVERTED  # without what it was made of
+    assert leftovers(cache) == []
+    for damage in ("gone", "cut", "unknown to the marker"):
+        (folder / "made").unlink()
+        if damage == "cut":
+            (folder / "made").write_bytes(b"W")
+        elif damage == "unknown to the marker":
+            forget(folder, "made")
+        assert fetch("model") == folder
+        assert content(folder) == CONVERTED
+    conversion_is(monkeypatch, lambda source, folder: pytest.fail("converted again"))
+    register(replace(item, conversion=replace(item.conversion, needs="no_such_module")))
+    assert fetch("model") == folder  # once made, it needs nothing
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong tensors"), FileNotFoundError("made"), KeyboardInterrupt()])
+def test_conversion_that_fails_leaves_nothing(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    item = register(converted_entry(cache))
+
+    def fail(source: Path, folder: Path) -> None:
+        (folder / "made").write_bytes(b"half")
+        raise error
+
+    conversion_is(monkeypatch, fail)
+    with pytest.raises(type(error)):
+        fetch("model")
+    assert not (cache / item.folder).exists()
+    assert leftovers(cache) == []
+    conversion_is(monkeypatch, upper)
+    assert content(fetch("model")) == CONVERTED
+
+
+def test_conversion_that_forgets_a_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = register(converted_entry(cache))
+    conversion_is(monkeypatch, lambda source, folder: None)
+    with pytest.raises(FileNotFoundError, match="made"):
+        fetch("model")
+    assert not (cache / item.folder).exists()
+
+
+def test_conversion_without_its_dependency_is_refused_before_the_download(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid_pip(monkeypatch)
+    item = converted_entry(cache)
+    register(replace(item, conversion=replace(item.conversion, needs="no_such_module")))
+    (cache / "downloads" / WHEEL).unlink()
+    with pytest.raises(ValueError, match=r"'model'.*'no_such_module'.*pip install 'gpart-lightning\[extra\]'"):
+        fetch("model")
+
+
 @needs_pip
 def test_pip_downloads_a_wheel(cache: Path, index: Path) -> None:
     register(model_entry(make_wheel(index)))
@@ -396,9 +550,9 @@ def test_no_pip(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in
 # A process of its own: it registers the entry, notes each unpacking in a file, and may stop half-way.
 PROCESS = """
 import pathlib, sys, time
-from gpart import packaged
+from gpart import packaged, packaged_registry
 name, log, mode = sys.argv[2:]
-packaged.PACKAGED[name] = eval(sys.argv[1], {"Packaged": packaged.Packaged})
+packaged.PACKAGED[name] = eval(sys.argv[1], vars(packaged_registry))
 unpack = packaged._unpack
 def noted(item, archive, folder):
     with open(log, "a") as file:
@@ -419,9 +573,19 @@ print(packaged.fetch(name))
 
 
 def start(item: Packaged, log: Path, mode: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(log.parent)])}
     command = [sys.executable, "-c", PROCESS, repr(item), item.name, str(log), mode]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def kill_when_it_hangs(victim: subprocess.Popen[str], log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not Path(f"{log}.hangs").exists():
+        assert time.monotonic() < deadline
+        assert victim.poll() is None
+        time.sleep(0.02)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
 
 
 def test_two_processes_race_and_one_unpacks(cache: Path, tmp_path: Path) -> None:
@@ -439,17 +603,32 @@ def test_two_processes_race_and_one_unpacks(cache: Path, tmp_path: Path) -> None
 def test_killed_process_leaves_nothing_half_made(cache: Path, tmp_path: Path) -> None:
     item = register(model_entry(make_wheel(cache / "downloads")))
     log = tmp_path / "log"
-    victim = start(item, log, "hang")
-    deadline = time.monotonic() + 60
-    while not Path(f"{log}.hangs").exists():
-        assert time.monotonic() < deadline
-        assert victim.poll() is None
-        time.sleep(0.02)
-    victim.send_signal(signal.SIGKILL)
-    victim.communicate()
+    kill_when_it_hangs(start(item, log, "hang"), log)
     assert len(leftovers(cache)) == 1
     assert not (cache / item.folder).exists()
     assert content(fetch("model")) == EXPECTED  # the kernel has released the lock
+    assert leftovers(cache) == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_killed_conversion_leaves_nothing_half_made(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item = register(converted_entry(cache))
+    log = tmp_path / "log"
+    code = (
+        "import pathlib, time\n"
+        "def convert(source, folder):\n"
+        "    (folder / 'made').write_bytes(b'half')\n"
+        f"    pathlib.Path({f'{log}.hangs'!r}).touch()\n"
+        "    time.sleep(600)\n"
+    )
+    (tmp_path / "fake_conversion.py").write_text(code)
+    kill_when_it_hangs(start(item, log, "convert"), log)
+    assert len(leftovers(cache)) == 1
+    assert not (cache / item.folder).exists()
+    conversion_is(monkeypatch, upper)
+    assert content(fetch("model")) == CONVERTED
     assert leftovers(cache) == []
 
 
