@@ -14,7 +14,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from gpart.datamodules import GLUEDataModule, glue
-from gpart.datamodules.glue import TASKS, chosen, hold_out
+from gpart.datamodules.glue import TASKS
+from gpart.datamodules.parts import chosen, hold_out
 
 
 @pytest.fixture
