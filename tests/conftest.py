@@ -374,3 +374,30 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cache = tmp_path / "datasets-cache"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     return cache
+
+
+# Vision: image data sets in their layouts on disk and a processor, all tiny.
+
+
+@pytest.fixture(scope="session")
+def image_folders() -> Any:
+    """The module that writes fake pictures in each data set's layout (tests are imported by path, so by path here)."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("image_folders", Path(__file__).with_name("image_folders.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_processor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an image processor only: 16 x 16 of a picture whose shorter side is 20."""
+    from transformers import BitImageProcessor
+
+    folder = tmp_path_factory.mktemp("processor")
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.5]
+    BitImageProcessor(
+        size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}, image_mean=mean, image_std=std
+    ).save_pretrained(folder)
+    return folder

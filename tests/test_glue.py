@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import load_dataset
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from gpart.datamodules import GLUEDataModule, glue
-from gpart.datamodules.glue import TASKS, chosen, hold_out
+from gpart.datamodules.glue import TASKS
+from gpart.datamodules.parts import chosen, hold_out
 from gpart.lightning_modules import SequenceClassifier
 
 
@@ -160,15 +161,38 @@ def data_batches(own: GLUEDataModule) -> list[dict[str, Any]]:
 
 
 def test_training_is_shuffled_by_the_global_seed_and_scoring_is_in_order(data: Any) -> None:
-    own = data()
-    own.setup("fit")
-
     def order(seed: int) -> list[int]:
-        torch.manual_seed(seed)
-        return [idx for batch in own.train_dataloader() for idx in batch["idx"]]
+        seed_everything(seed)
+        own = data()
+        own.setup("fit")
+        first, again = ([idx for batch in own.train_dataloader() for idx in batch["idx"]] for _ in range(2))
+        assert sorted(first) == rows(own, "train") != first
+        assert first == again
+        return first
 
     assert order(0) == order(0) != order(1)
-    assert sorted(order(0)) == rows(own, "train") != order(0)
+
+
+@pytest.mark.parametrize("every", [3, 8, 9])
+def test_a_resumed_run_sees_the_rows_that_it_would_have_seen(every: int, data: Any, tmp_path: Path) -> None:
+    """An epoch has 9 steps: the checkpoint is of the first epoch's middle, its last step but one, its last step."""
+
+    def fit(limit: int, path: Path | None = None) -> list[int]:
+        seed_everything(0)
+        module = Recorder()
+        keeper = ModelCheckpoint(tmp_path / str(limit), every_n_train_steps=every, save_top_k=-1, filename="{step}")
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+        trainer = Trainer(max_steps=limit, callbacks=[keeper], num_sanity_val_steps=0, **quiet)
+        trainer.fit(module, datamodule=data(held_out=0.1), ckpt_path=path)
+        return module.seen["train"]
+
+    whole = fit(20)
+    begun = fit(every)
+    assert begun == whole[: len(begun)]
+    resumed = fit(20, tmp_path / str(every) / f"step={every}.ckpt")
+    assert begun + resumed == whole
+    assert whole[:72] != whole[72:144]  # the second epoch has an order of its own
+    assert sorted(whole[:72]) == sorted(whole[72:144])
 
 
 def test_texts_are_tokenised_once(data: Any, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.trainer.connectors.data_connector import _get_distributed_sampler
 from torch import nn
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
@@ -222,7 +221,8 @@ def test_only_training_is_shuffled_and_the_global_seed_governs_it(reviews: str, 
 
     def order(seed: int) -> list[list[int]]:
         seed_everything(seed)
-        return [row for batch in data.train_dataloader() for row in batch["input_ids"][:, :3].tolist()]
+        loader = ready(reviews, tokenizer).train_dataloader()
+        return [row for batch in loader for row in batch["input_ids"][:, :3].tolist()]
 
     assert order(1) == order(1)
     assert order(1) != order(2)
@@ -323,11 +323,10 @@ def test_ranks_share_one_order(reviews: str, tokenizer: str) -> None:
     for rank in range(2):
         torch.manual_seed(rank)
         data = ready(reviews, tokenizer)
-        data.trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
-        share = _get_distributed_sampler(
-            data.train_dataloader(), shuffle=True, overfit_batches=0, num_replicas=2, rank=rank
-        )
-        assert list(share) != sorted(share)
+        loop = SimpleNamespace(epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)))
+        data.trainer = SimpleNamespace(world_size=2, global_rank=rank, fit_loop=loop)  # type: ignore[assignment]
+        share = [at for _, at in data.train_dataloader().sampler]
+        assert share != sorted(share)
         seen += share
     assert sorted(seen) == list(range(240))
 

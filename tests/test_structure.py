@@ -21,7 +21,7 @@ HEAVY = {"lightning", "transformers", "timm", "peft", "datasets", "torchvision",
 FORBIDDEN = {
     "": HEAVY,
     "lightning_modules": {"gpart", "peft"},
-    "datamodules": {"peft", "timm"},
+    "datamodules": {"peft"},
 }
 # The one exception: it fetches files and is no part of the adapter.
 ALLOWED = {"gpart.packaged"}

@@ -51,11 +51,15 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _meant_for_users(error: BaseException) -> BaseException | None:
-    """The first of an error and its causes that this package raised itself; None if it is a fault somewhere below."""
+    """The first of an error and its causes that this package raised itself; None if it is a fault somewhere below.
+
+    One of its own classes counts wherever it was raised: a DataLoader raises again what a worker process raised.
+    """
     current: BaseException | None = error
     while current is not None:
         frames = traceback.extract_tb(current.__traceback__)
-        if frames and PACKAGE in Path(frames[-1].filename).resolve().parents:
+        own_class = type(current).__module__.partition(".")[0] == PACKAGE.name
+        if own_class or (frames and PACKAGE in Path(frames[-1].filename).resolve().parents):
             return current
         current = current.__cause__  # jsonargparse wraps what a class's __init__ raises
     return None

@@ -1,6 +1,7 @@
 """DataModules for the paper's tasks and the quick start."""
 
 from gpart.datamodules.glue import GLUEDataModule
+from gpart.datamodules.images import ImageDataModule
 from gpart.datamodules.movie_reviews import MovieReviewDataModule
 
-__all__ = ["GLUEDataModule", "MovieReviewDataModule"]
+__all__ = ["GLUEDataModule", "ImageDataModule", "MovieReviewDataModule"]

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, cast
 
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
-from lightning.pytorch import LightningDataModule
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from gpart.datamodules.parts import chosen, hold_out
+from gpart.datamodules.seeded import SeededDataModule
 from gpart.datamodules.text import Collate, load_tokenizer, loader
 from gpart.packaged import resolve
 
@@ -49,7 +49,7 @@ TASKS = {
 """The tasks by GLUE's names, as https://huggingface.co/datasets/nyu-mll/glue has them."""
 
 
-class GLUEDataModule(LightningDataModule):
+class GLUEDataModule(SeededDataModule):
     """One GLUE task for any Hugging Face encoder.
 
     ``fit`` trains on the training set without the part held out; ``validate``, and the choice of the checkpoint, use
@@ -65,7 +65,7 @@ class GLUEDataModule(LightningDataModule):
         max_length: tokens after which an example is cut, the longer text of a pair first.
         held_out: the part of the training set held out, stratified by class (by rounded score for a regression).
         train_size: train on this many of the others only, stratified; a smaller number is a part of a larger one.
-        seed: what both choices come from.
+        seed: what both choices come from; with the seed of ``seed_everything``, if there is one, also the order.
         num_workers: the loaders' processes.
         score_split: the split that ``test`` scores; default the task's, for mnli ``validation_matched``.
         predict_split: the split that ``predict`` labels; default the task's, for mnli ``test_matched``.
@@ -210,55 +210,8 @@ class GLUEDataModule(LightningDataModule):
             Collate(self._pad, lists=("idx",), labels=part != "predict"),
             self.hparams["batch_size"],
             self.hparams["num_workers"],
-            shuffle=part == "train",
-            ranks=1 if self.trainer is None else self.trainer.world_size,
+            self.sampler(len(self.parts[part])) if part == "train" else None,
         )
-
-
-def hold_out(rows: list[tuple[int, int]], part: float, seed: int) -> tuple[list[int], list[int]]:
-    """Positions of the rows that stay and of those held out, each in the rows' order.
-
-    ``round(part * len(rows))`` rows are held out, at least 1, each stratum in its proportion.
-
-    Args:
-        rows: (stratum, id) of each row.
-        part: what is held out, above 0 and below 1.
-        seed: what the choice comes from.
-
-    Raises:
-        ValueError: if nothing would stay.
-
-    Example:
-        >>> stay, held = hold_out([(i % 2, i) for i in range(20)], 0.2, seed=0)
-        >>> len(stay), len(held), sum(i % 2 for i in held)
-        (16, 4, 2)
-    """
-    size = max(1, round(part * len(rows)))
-    if size >= len(rows):
-        raise ValueError(f"held_out={part} of {len(rows)} rows leaves none to train on")
-    held = chosen(rows, range(len(rows)), size, seed)
-    out = set(held)
-    return [at for at in range(len(rows)) if at not in out], held
-
-
-def chosen(rows: list[tuple[int, int]], among: range | list[int], size: int, seed: int) -> list[int]:
-    """``size`` of the positions ``among``, each stratum in its proportion, in the rows' order; of a smaller size, a part.
-
-    Each stratum's rows are put in the order of SHA-256 over seed and id; row k (from 0) of a stratum of n is due at
-    (k + 1/2) / n, and those due first are chosen.
-    """
-    strata = defaultdict(list)
-    for at in among:
-        strata[rows[at][0]].append(at)
-    due: list[tuple[float, str, int]] = []
-    for members in strata.values():
-        ordered = sorted((_rank(rows[at][1], seed), at) for at in members)
-        due += [((place + 0.5) / len(members), rank, at) for place, (rank, at) in enumerate(ordered)]
-    return sorted(at for _, _, at in sorted(due)[:size])
-
-
-def _rank(identity: int, seed: int) -> str:
-    return hashlib.sha256(f"{seed}:{identity}".encode()).hexdigest()
 
 
 def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
-from lightning.pytorch import LightningDataModule
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from gpart.datamodules.seeded import SeededDataModule
 from gpart.datamodules.text import Collate, Example, load_tokenizer, loader
 from gpart.packaged import fetch, resolve
 
@@ -25,7 +25,7 @@ Row = tuple[str, int]
 """A text and its class: 0 negative, 1 positive."""
 
 
-class MovieReviewDataModule(LightningDataModule):
+class MovieReviewDataModule(SeededDataModule):
     """10,568 sentences of film reviews; the class is the sign of the mean of about twenty people's scores.
 
     Source: C.J. Hutto and E. Gilbert, "VADER", ICWSM 2014, shipped in the package vaderSentiment. Sentences scored 0
@@ -37,7 +37,7 @@ class MovieReviewDataModule(LightningDataModule):
         batch_size: sentences a step and device.
         max_length: tokens after which a sentence is cut.
         train_size: train on this many only, in the classes' proportion; a smaller number is a part of a larger one.
-        seed: what the parts come from.
+        seed: what the parts come from; with the seed of ``seed_everything``, if there is one, also the order.
         num_workers: the loaders' processes.
         sentences: what ``predict`` labels; default the test part.
     """
@@ -96,7 +96,7 @@ class MovieReviewDataModule(LightningDataModule):
 
     def train_dataloader(self) -> StatefulDataLoader:
         """The training part, in random order."""
-        return self._loader("train", shuffle=True)
+        return self._loader("train")
 
     def val_dataloader(self) -> StatefulDataLoader:
         """The part that chooses the checkpoint."""
@@ -126,17 +126,16 @@ class MovieReviewDataModule(LightningDataModule):
             for index, (text, label) in enumerate(zip(texts, classes, strict=True))
         ]
 
-    def _loader(self, part: str, shuffle: bool = False) -> StatefulDataLoader:
+    def _loader(self, part: str) -> StatefulDataLoader:
         if self._pad is None or part not in self.parts:
             raise ValueError(f"no part {part!r} among {sorted(self.parts)}: setup() has not run for this stage")
         predicting = part == "predict"
         return loader(
-            self.parts[part],  # type: ignore[arg-type]  # a list serves as a Dataset
+            self.parts[part],
             Collate(self._pad, lists=("text",) if predicting else (), labels=not predicting),
             self.hparams["batch_size"],
             self.hparams["num_workers"],
-            shuffle,
-            1 if self.trainer is None else self.trainer.world_size,
+            self.sampler(len(self.parts[part])) if part == "train" else None,
         )
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, RandomSampler
+from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from gpart.datamodules.epoch_sampler import EpochSampler, Key
 from gpart.packaged import loading
 
 Example = dict[str, Any]
@@ -57,27 +58,36 @@ class Collate:
         return {**batch, **{name: [one[name] for one in examples] for name in self.lists}}
 
 
+@dataclass(frozen=True, eq=False)
+class _Keyed(Dataset[Example]):
+    """Takes the keys of an :class:`EpochSampler`, of which a text needs the position only."""
+
+    examples: Any
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, key: Key | int) -> Example:
+        # Lightning's overfit_batches replaces the sampler by one that knows no epoch.
+        example: Example = self.examples[key if isinstance(key, int) else key[1]]
+        return example
+
+
 def loader(
-    examples: Dataset[Example], collate: Collate, batch_size: int, num_workers: int, shuffle: bool, ranks: int
+    examples: Any, collate: Collate, batch_size: int, num_workers: int, sampler: EpochSampler | None = None
 ) -> StatefulDataLoader:
     """A loader that can be resumed within an epoch.
 
     Args:
-        examples: the part.
+        examples: the part: a list, or a Dataset of ``datasets``.
         collate: makes a batch.
         batch_size: examples a step and device.
         num_workers: processes.
-        shuffle: for training.
-        ranks: how many processes the Trainer shares the part among.
+        sampler: the order of training; None for the part's own.
     """
-    # No generator of our own: seed_everything governs the order. On several ranks it must be torch's sampler, which
-    # Lightning replaces by each rank's share; the loader's own it only wraps, and then ranks that nobody has seeded
-    # each share out an order of their own: some sentences come twice, as many never.
-    sampler = RandomSampler(examples) if shuffle and ranks > 1 else None  # type: ignore[arg-type]  # it has a length
     return StatefulDataLoader(
-        examples,
+        _Keyed(examples),
         batch_size=batch_size,
-        shuffle=shuffle and sampler is None,
         sampler=sampler,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,

@@ -1,0 +1,46 @@
+"""What the DataModules share: the order of the training rows is the run's own, also in a resumed run.
+
+Invariant: the order of an epoch's training rows is a function of (run's seed, epoch), on any number of ranks and worker
+processes; a checkpoint keeps the run's seed.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from gpart.datamodules.epoch_sampler import EpochSampler
+
+
+class SeededDataModule(LightningDataModule):
+    """A DataModule whose training rows are sampled by :class:`EpochSampler`; its hyperparameters have a ``seed``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._run: str | None = None
+
+    @property
+    def run_seed(self) -> str:
+        """The seed of ``seed_everything``, if there is one, with the DataModule's own."""
+        if self._run is None:
+            # As Lightning's own samplers: the launcher hands this variable to every rank.
+            self._run = f"{os.environ.get('PL_GLOBAL_SEED', '')}:{self.hparams['seed']}"
+        return self._run
+
+    def sampler(self, length: int) -> EpochSampler:
+        """This rank's share of the rows, from the epoch on at which the trainer is."""
+        trainer = self.trainer
+        # What Lightning will tell the sampler too, but only after the first iterator.
+        epoch = 0 if trainer is None else trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+        ranks, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+        return EpochSampler(length, self.run_seed, epoch, ranks, rank)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run's seed, so that a resumed run goes on with it."""
+        return {"run": self.run_seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over that seed."""
+        self._run = state_dict["run"]
