@@ -382,6 +382,19 @@ def test_training_pictures_are_random_parts_at_random_mirrored() -> None:
     assert kinds[:2] == [v2.RandomResizedCrop, v2.RandomHorizontalFlip]
 
 
+def test_the_share_that_a_crop_takes_is_a_setting(image_folders: Any) -> None:
+    ramp = Image.fromarray(np.tile(np.arange(0, 240, 4, dtype=np.uint8)[None, :, None], (60, 1, 3)))
+    settings = Normalisation((16, 16), 20, (0.0,) * 3, (1.0,) * 3)
+    drawn = [draw(training_transform(settings, (0.9, 1.0)), ramp, "a", epoch, 0)[0] for epoch in range(60)]
+    assert min(float(one.max() - one.min()) for one in drawn) > 0.7  # near the whole, which spans 0.93
+
+
+@pytest.mark.parametrize("scale", [(0.0, 1.0), (0.5, 0.4), (0.5, 1.1)])
+def test_a_crop_scale_out_of_range_is_refused(scale: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match=rf"crop_scale is two shares.*got \({scale[0]}, {scale[1]}\)"):
+        ImageDataModule("imagefolder", "model", path="nowhere", crop_scale=scale)
+
+
 def test_the_shorter_side_is_resized_and_the_centre_cut_out() -> None:
     """A picture twice as wide as high, of three stripes: only the middle one is left."""
     pixels = np.zeros((40, 80, 3), dtype=np.uint8)

@@ -128,12 +128,17 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def training_transform(settings: Normalisation) -> v2.Compose:
-    """A random part of the picture, at random mirrored."""
+def training_transform(settings: Normalisation, scale: tuple[float, float] = (0.08, 1.0)) -> v2.Compose:
+    """A random part of the picture, at random mirrored.
+
+    Args:
+        settings: the model's.
+        scale: the smallest and the largest share of the picture's area, RandomResizedCrop's default.
+    """
     mode = v2.InterpolationMode(settings.interpolation)
     return v2.Compose(
         [
-            v2.RandomResizedCrop(settings.size, interpolation=mode),
+            v2.RandomResizedCrop(settings.size, scale=scale, interpolation=mode),
             v2.RandomHorizontalFlip(),
             *_to_tensor(settings),
         ]
