@@ -1,7 +1,7 @@
 """Pictures of how a classifier errs: the confusion matrix and the worst mistakes.
 
-Invariant: drawing changes nothing outside this module. matplotlib is imported when something is drawn, through
-``Figure`` and the Agg canvas alone, so that the user's own pyplot, backend and open figures stay as they are.
+Invariant: drawing changes nothing outside this module. It goes through matplotlib's ``Figure`` and Agg canvas alone, so
+that the user's own pyplot, backend and open figures stay as they are.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MOST_MISTAKES = 16
 """A grid of four by four."""
@@ -104,8 +103,6 @@ def confusion_figure(table: Tensor, names: Sequence[str]) -> Figure:
         table: counts, (classes, classes), rows true and columns given.
         names: the classes' names.
     """
-    from matplotlib.figure import Figure
-
     counts = table.detach().cpu().double().numpy()
     classes = len(counts)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -140,8 +137,6 @@ def mistakes_figure(mistakes: Sequence[Mistake], names: Sequence[str]) -> Figure
         mistakes: at least one.
         names: the classes' names.
     """
-    from matplotlib.figure import Figure
-
     columns = min(4, len(mistakes))
     rows = math.ceil(len(mistakes) / columns)
     figure = Figure(figsize=(2.8 * columns, 3.4 * rows), layout="constrained")
@@ -158,8 +153,6 @@ def mistakes_figure(mistakes: Sequence[Mistake], names: Sequence[str]) -> Figure
 
 def rendered(figure: Figure) -> NDArray[np.uint8]:
     """The figure's pixels, (height, width, 3)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]  # matplotlib's stubs leave these two out
     pixels: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]

@@ -171,7 +171,8 @@ class ImageClassifier(LightningModule):
             ValueError: if there is no such head, or it has just been initialised at random and would stay so.
         """
         network = self._network()
-        head = self.hparams["head"] or networks.head_name(network)
+        asked = self.hparams["head"]
+        head = networks.head_name(network) if asked is None else asked
         made = adamw_by_steps(self, network, head)
         trained = any(value.requires_grad for value in network.get_submodule(head).parameters())
         # For Transformers' models the methods' callbacks refuse this; timm's bear no mark that they could read.
