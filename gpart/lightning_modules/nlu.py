@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 from transformers import AutoModelForSequenceClassification
 
 from gpart.lightning_modules.metrics import metric_collection
-from gpart.lightning_modules.optimizers import SCHEDULES, adamw, scheduler
+from gpart.lightning_modules.optimizers import adamw_by_steps, check_schedule
 from gpart.packaged import loading
 
 Batch = dict[str, Any]
@@ -61,10 +61,7 @@ class SequenceClassifier(LightningModule):
         super().__init__()
         if labels is not None and len(labels) != num_labels:
             raise ValueError(f"labels names {len(labels)} classes, num_labels is {num_labels}: {labels}")
-        if schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {list(SCHEDULES)}, got {schedule!r}")
-        if not 0 <= warmup_ratio <= 1:
-            raise ValueError(f"warmup_ratio must be from 0 to 1, got {warmup_ratio}")
+        check_schedule(schedule, warmup_ratio)
         self.save_hyperparameters()
         self.model: nn.Module | None = None
         self.val_metrics = metric_collection(metrics, num_labels, "val/")
@@ -116,27 +113,7 @@ class SequenceClassifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with groups for the head and for the rest; the schedule goes by steps."""
-        network, name = self._network(), self.hparams["head"]
-        try:
-            head = network.get_submodule(name)
-        except AttributeError:
-            children = [child for child, _ in network.named_children()]
-            raise ValueError(
-                f"head={name!r} is no submodule of {type(network).__name__}, which has {children}"
-            ) from None
-        lr, decay = self.hparams["lr"], self.hparams["weight_decay"]
-        head_lr, head_decay = self.hparams["head_lr"], self.hparams["head_weight_decay"]
-        optimizer = adamw(
-            self,
-            head,
-            lr=lr,
-            head_lr=lr if head_lr is None else head_lr,
-            weight_decay=decay,
-            head_weight_decay=decay if head_decay is None else head_decay,
-        )
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule = scheduler(optimizer, self.hparams["schedule"], self.hparams["warmup_ratio"], total)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return adamw_by_steps(self, self._network(), self.hparams["head"])
 
     def _network(self) -> nn.Module:
         if self.model is None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -10,6 +14,51 @@ from transformers import get_scheduler
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 """Our names and Transformers'."""
+
+
+def check_schedule(schedule: str, warmup_ratio: float) -> None:
+    """Checks the two settings, before anything is built.
+
+    Raises:
+        ValueError: if there is no such schedule, or the warm-up is no part of the steps.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {list(SCHEDULES)}, got {schedule!r}")
+    if not 0 <= warmup_ratio <= 1:
+        raise ValueError(f"warmup_ratio must be from 0 to 1, got {warmup_ratio}")
+
+
+def adamw_by_steps(module: LightningModule, network: nn.Module, head: str) -> OptimizerLRScheduler:
+    """What ``configure_optimizers`` returns: AdamW with groups for the head and the rest, and a schedule by steps.
+
+    Args:
+        module: trained by a trainer; its hyperparameters ``lr``, ``head_lr``, ``weight_decay``, ``head_weight_decay``
+            (the head's are None for those of the rest), ``schedule`` and ``warmup_ratio`` are used.
+        network: its network.
+        head: the head's name in the network.
+
+    Raises:
+        ValueError: if there is no such head, or nothing requires a gradient.
+    """
+    try:
+        head_module = network.get_submodule(head)
+    except AttributeError:
+        children = [child for child, _ in network.named_children()]
+        raise ValueError(f"head={head!r} is no submodule of {type(network).__name__}, which has {children}") from None
+    settings: dict[str, Any] = dict(module.hparams)
+    lr, decay = settings["lr"], settings["weight_decay"]
+    head_lr, head_decay = settings["head_lr"], settings["head_weight_decay"]
+    optimizer = adamw(
+        module,
+        head_module,
+        lr=lr,
+        head_lr=lr if head_lr is None else head_lr,
+        weight_decay=decay,
+        head_weight_decay=decay if head_decay is None else head_decay,
+    )
+    total = int(module.trainer.estimated_stepping_batches)
+    schedule = scheduler(optimizer, settings["schedule"], settings["warmup_ratio"], total)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def adamw(
