@@ -164,7 +164,9 @@ def test_the_non_isometric_overlay_keeps_the_recipes_other_settings(
     assert (model["lr"], model["head_lr"]) == (2e-4, 1e-2)
 
 
-STUDIES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("studies/**/*.yaml"))
+STUDIES = sorted(
+    path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("studies/**/glue*.yaml")
+)
 
 # The paper's averages, ../shared/experiments.md.
 AVERAGES = {
