@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from typing import Any, NoReturn
 
 import yaml
@@ -30,6 +31,14 @@ CLASSES = {
     "method": gpart.callbacks.__all__,
 }
 """The short names that each key takes, for messages."""
+
+SILENCED = (
+    ".*set_vital.*",  # torchdata calls what torch deprecates
+    ".*isinstance.treespec, LeafSpec.*",  # Lightning's use of torch's pytree
+    ".*overridden `on_before_batch_transfer` in `LightningModule`.*",  # meant: the module checks its labels there
+    ".*does not have many workers.*",  # texts are tokenised already, and num_workers is a setting
+)
+"""Warnings that a user of the command can do nothing about."""
 
 
 class Parser(LightningArgumentParser):
@@ -101,18 +110,21 @@ def run(words: list[str]) -> None:
         FileNotFoundError: if a recipe is not there.
     """
     try:
-        GPartCLI(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            parser_class=Parser,
-            parser_kwargs={"prog": "gpart", "description": DESCRIPTION},
-            # A run into the same folder is a run again, not an error.
-            save_config_kwargs={"overwrite": True},
-            # The modules make their own optimizers, with two learning rates.
-            auto_configure_optimizers=False,
-            args=with_recipes(words),
-        )
+        with warnings.catch_warnings():
+            for message in SILENCED:
+                warnings.filterwarnings("ignore", message)
+            GPartCLI(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                parser_class=Parser,
+                parser_kwargs={"prog": "gpart", "description": DESCRIPTION},
+                # A run into the same folder is a run again, not an error.
+                save_config_kwargs={"overwrite": True},
+                # The modules make their own optimizers, with two learning rates.
+                auto_configure_optimizers=False,
+                args=with_recipes(words),
+            )
     except (MisconfigurationException, yaml.YAMLError) as error:
         raise ValueError(str(error)) from error
