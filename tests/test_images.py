@@ -602,7 +602,7 @@ def test_hyperparameters_are_plain_and_restore_it(data: Any, tmp_path: Path, tin
     trainer.fit(Recorder(), datamodule=own)
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     torch.load(tmp_path / "one.ckpt", weights_only=True)
-    assert {type(value) for value in own.hparams.values()} <= {str, int, float, type(None)}
+    assert {type(value) for value in own.hparams.values()} <= {str, int, float, list, type(None)}
     again = ImageDataModule.load_from_checkpoint(tmp_path / "one.ckpt")
     again.setup("fit")
     assert files(again, "train") == files(own, "train")

@@ -23,7 +23,7 @@ from gpart.studies.running import Event, count_runs, run_cells
 from gpart.studies.schema import read_study
 
 COMMAND = (sys.executable, str(Path(__file__).with_name("study_run.py")))
-CODE = f"import sys; from gpart.cli.study import study_command; sys.exit(study_command(sys.argv[1:], {COMMAND!r}))"
+CODE = f"import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from gpart.cli.study import study_command; sys.exit(study_command(sys.argv[1:], {COMMAND!r}))"
 
 STUDY: dict[str, Any] = {
     "folder": "out",

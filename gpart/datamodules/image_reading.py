@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def training_transform(settings: Normalisation, scale: tuple[float, float] = (0.08, 1.0)) -> v2.Compose:
+def training_transform(settings: Normalisation, scale: Sequence[float] = (0.08, 1.0)) -> v2.Compose:
     """A random part of the picture, at random mirrored.
 
     Args:
@@ -138,7 +138,7 @@ def training_transform(settings: Normalisation, scale: tuple[float, float] = (0.
     mode = v2.InterpolationMode(settings.interpolation)
     return v2.Compose(
         [
-            v2.RandomResizedCrop(settings.size, scale=scale, interpolation=mode),
+            v2.RandomResizedCrop(settings.size, scale=list(scale), interpolation=mode),
             v2.RandomHorizontalFlip(),
             *_to_tensor(settings),
         ]

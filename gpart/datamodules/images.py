@@ -6,6 +6,7 @@ test part is only ever scored. What a training picture looks like depends on (se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -74,19 +75,20 @@ class ImageDataModule(SeededDataModule):
         train_size: int | None = None,
         seed: int = 0,
         num_workers: int = 0,
-        crop_scale: tuple[float, float] = (0.08, 1.0),
+        crop_scale: Sequence[float] = (0.08, 1.0),
         image_size: int | None = None,
         label_column: str | None = None,
     ) -> None:
         super().__init__()
         if not 0 < held_out < 1:
             raise ValueError(f"held_out is a part of the training set, above 0 and below 1, got {held_out}")
-        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+        if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
             raise ValueError(f"crop_scale is two shares, above 0, rising, up to 1, got {tuple(crop_scale)}")
         if image_size is not None and image_size < 1:
             raise ValueError(f"image_size is a number of pixels, at least 1, got {image_size}")
         # Plain types: a checkpoint holds these, and torch.load(weights_only=True) refuses a Path.
         model, root, path = str(model), str(root), None if path is None else str(path)
+        crop_scale = [float(share) for share in crop_scale]
         self.source = Source(dataset, root, path, label_column)
         self.save_hyperparameters()
         self.parts: dict[str, Images] = {}
@@ -168,7 +170,7 @@ class ImageDataModule(SeededDataModule):
                 raise ValueError(f"train_size must be from 1 to the {len(rest)} rows not held out, got {size}")
             rest = chosen(ids, rest, size, seed)
         self.parts["train"] = Images(
-            pictures, rest, training_transform(settings, tuple(self.hparams["crop_scale"])), self.run_seed
+            pictures, rest, training_transform(settings, self.hparams["crop_scale"]), self.run_seed
         )
         self.parts["val"] = Images(pictures, [rows[at] for at in held], evaluation_transform(settings))
 
