@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from gpart.lightning_modules import figures, networks
+from gpart.lightning_modules.metrics import accuracies
 from gpart.lightning_modules.optimizers import adamw_by_steps, check_schedule
 
 # More scalars than this would bury the scores among a logger's charts; the confusion matrix shows them anyway.
@@ -221,19 +222,6 @@ class ImageClassifier(LightningModule):
         if self.trainer.sanity_checking or not self.trainer.is_global_zero:
             return []
         return [logger for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
-
-
-def accuracies(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """The share of all that is right, and each class's, from a confusion matrix with a row for each true class.
-
-    A class without pictures has no accuracy: NaN.
-
-    Example:
-        >>> accuracies(torch.tensor([[3, 1, 0], [0, 2, 0], [0, 0, 0]]))
-        (tensor(0.8333), tensor([0.7500, 1.0000,    nan]))
-    """
-    right = counts.diagonal().float()
-    return right.sum() / counts.sum(), right / counts.sum(1)
 
 
 def check_labels(labels: Tensor, num_labels: int, files: list[str]) -> None:
