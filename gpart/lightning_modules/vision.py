@@ -50,9 +50,9 @@ class ImageClassifier(LightningModule):
         labels: the classes' names; default their numbers.
         gradient_checkpointing: recompute activations in the backward pass, for less memory (not re-entrant).
         label_smoothing: the share of a label that is spread over all classes, in training.
-        mixup: alpha of the Beta distribution from which the shares come in which each picture is mixed with its
-            neighbour in the batch, in training; 0 is off. The share depends on the seed, the epoch and the batch's
-            number alone, so that a resumed run draws the same. Source: Zhang et al., "mixup", 2018.
+        mixup: alpha of the Beta distribution of the shares in which each picture is mixed with its neighbour in the
+            batch, in training; 0 is off. A share comes from the seed, the epoch and the batch's number alone, so that a
+            resumed run draws the same. Source: Zhang et al., "mixup", 2018.
         channels_last: keep pictures and convolutions channels last, which is faster for convolutions on a GPU.
 
     Raises:
