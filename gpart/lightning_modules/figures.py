@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -110,7 +111,8 @@ def confusion_figure(table: Tensor, names: Sequence[str]) -> Figure:
     side = 4 + 0.3 * classes if named else 9.0
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    # By the square root: of many classes the single mistakes would be too pale to see.
+    image = axes.imshow(shares, norm=PowerNorm(0.5, vmin=0, vmax=1), cmap="Blues", interpolation="nearest")
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
     bar.set_label("share of the true class")
     accuracy = np.trace(counts) / max(counts.sum(), 1)
@@ -124,7 +126,7 @@ def confusion_figure(table: Tensor, names: Sequence[str]) -> Figure:
     axes.set_ylabel(f"true class{order}")
     if classes <= _MOST_NUMBERS:
         for row, column in np.argwhere(counts > 0):
-            dark = shares[row, column] > 0.5
+            dark = shares[row, column] > 0.3
             text = f"{int(counts[row, column])}"
             axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
     return figure

@@ -1,4 +1,4 @@
-"""GLUE's metrics from torchmetrics, as Hugging Face's ``evaluate`` defines them (metrics/glue/glue.py)."""
+"""GLUE's metrics as Hugging Face's ``evaluate`` defines them (metrics/glue/glue.py), and accuracies of a confusion matrix."""
 
 from __future__ import annotations
 
@@ -79,3 +79,17 @@ def metric_collection(names: list[str] | None, num_labels: int, prefix: str) -> 
     chosen = {name: _REGRESSION[name]() if num_labels == 1 else _CLASSES[name](num_labels) for name in names}
     # No compute groups: they would let one metric's state stand for another's, and these are few and cheap.
     return MetricCollection(dict(chosen), prefix=prefix, compute_groups=False)
+
+
+def accuracies(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The share of all that is right, and each class's, from a confusion matrix with a row for each true class.
+
+    A class without pictures has no accuracy: NaN.
+
+    Example:
+        >>> import torch
+        >>> accuracies(torch.tensor([[3, 1, 0], [0, 2, 0], [0, 0, 0]]))
+        (tensor(0.8333), tensor([0.7500, 1.0000,    nan]))
+    """
+    right = counts.diagonal().float()
+    return right.sum() / counts.sum(), right / counts.sum(1)

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from gpart.lightning_modules import figures, networks
+from gpart.lightning_modules.metrics import accuracies
 from gpart.lightning_modules.optimizers import adamw_by_steps, check_schedule
 
 # More scalars than this would bury the scores among a logger's charts; the confusion matrix shows them anyway.
@@ -49,9 +50,9 @@ class ImageClassifier(LightningModule):
         labels: the classes' names; default their numbers.
         gradient_checkpointing: recompute activations in the backward pass, for less memory (not re-entrant).
         label_smoothing: the share of a label that is spread over all classes, in training.
-        mixup: alpha of the Beta distribution from which the shares come in which each picture is mixed with its
-            neighbour in the batch, in training; 0 is off. The share depends on the seed, the epoch and the batch's
-            number alone, so that a resumed run draws the same. Source: Zhang et al., "mixup", 2018.
+        mixup: alpha of the Beta distribution of the shares in which each picture is mixed with its neighbour in the
+            batch, in training; 0 is off. A share comes from the seed, the epoch and the batch's number alone, so that a
+            resumed run draws the same. Source: Zhang et al., "mixup", 2018.
         channels_last: keep pictures and convolutions channels last, which is faster for convolutions on a GPU.
 
     Raises:
@@ -221,19 +222,6 @@ class ImageClassifier(LightningModule):
         if self.trainer.sanity_checking or not self.trainer.is_global_zero:
             return []
         return [logger for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
-
-
-def accuracies(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """The share of all that is right, and each class's, from a confusion matrix with a row for each true class.
-
-    A class without pictures has no accuracy: NaN.
-
-    Example:
-        >>> accuracies(torch.tensor([[3, 1, 0], [0, 2, 0], [0, 0, 0]]))
-        (tensor(0.8333), tensor([0.7500, 1.0000,    nan]))
-    """
-    right = counts.diagonal().float()
-    return right.sum() / counts.sum(), right / counts.sum(1)
 
 
 def check_labels(labels: Tensor, num_labels: int, files: list[str]) -> None:
