@@ -17,8 +17,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from gpart.datamodules.parts import chosen, hold_out
 from gpart.datamodules.seeded import SeededDataModule
-from gpart.datamodules.text import Collate, load_tokenizer, loader
-from gpart.packaged import resolve
+from gpart.datamodules.text import load_tokenizer, part_loader
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,6 @@ class GLUEDataModule(SeededDataModule):
 
     def prepare_data(self) -> None:
         """Fetches model and data and tokenises every split, on one process only; setup finds all of it in the cache."""
-        resolve(self.hparams["model"])
         tokenizer = load_tokenizer(self.hparams["model"])
         for split in self._load().values():
             self._encode(split, tokenizer)
@@ -203,15 +201,7 @@ class GLUEDataModule(SeededDataModule):
         return [(round(label), idx) for label, idx in zip(data["labels"], data["idx"], strict=True)]
 
     def _loader(self, part: str) -> StatefulDataLoader:
-        if self._pad is None or part not in self.parts:
-            raise ValueError(f"no part {part!r} among {sorted(self.parts)}: setup() has not run for this stage")
-        return loader(
-            self.parts[part],
-            Collate(self._pad, lists=("idx",), labels=part != "predict"),
-            self.hparams["batch_size"],
-            self.hparams["num_workers"],
-            self.sampler(len(self.parts[part])) if part == "train" else None,
-        )
+        return part_loader(self, self.parts, part, self._pad, ("idx",))
 
 
 def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

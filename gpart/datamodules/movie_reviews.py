@@ -16,7 +16,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from gpart.datamodules.seeded import SeededDataModule
-from gpart.datamodules.text import Collate, Example, load_tokenizer, loader
+from gpart.datamodules.text import Example, load_tokenizer, part_loader
 from gpart.packaged import fetch, resolve
 
 FILE = "movieReviewSnippets_GroundTruth.txt"
@@ -127,16 +127,7 @@ class MovieReviewDataModule(SeededDataModule):
         ]
 
     def _loader(self, part: str) -> StatefulDataLoader:
-        if self._pad is None or part not in self.parts:
-            raise ValueError(f"no part {part!r} among {sorted(self.parts)}: setup() has not run for this stage")
-        predicting = part == "predict"
-        return loader(
-            self.parts[part],
-            Collate(self._pad, lists=("text",) if predicting else (), labels=not predicting),
-            self.hparams["batch_size"],
-            self.hparams["num_workers"],
-            self.sampler(len(self.parts[part])) if part == "train" else None,
-        )
+        return part_loader(self, self.parts, part, self._pad, ("text",) if part == "predict" else ())
 
 
 def read(path: Path) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from gpart.datamodules.epoch_sampler import EpochSampler, Key
+from gpart.datamodules.epoch_sampler import Key
+from gpart.datamodules.seeded import SeededDataModule
 from gpart.packaged import loading
 
 Example = dict[str, Any]
@@ -73,23 +75,33 @@ class _Keyed(Dataset[Example]):
         return example
 
 
-def loader(
-    examples: Any, collate: Collate, batch_size: int, num_workers: int, sampler: EpochSampler | None = None
+def part_loader(
+    module: SeededDataModule,
+    parts: Mapping[str, Any],
+    part: str,
+    pad: DataCollatorWithPadding | None,
+    lists: tuple[str, ...] = (),
 ) -> StatefulDataLoader:
     """A loader that can be resumed within an epoch.
 
     Args:
-        examples: the part: a list, or a Dataset of ``datasets``.
-        collate: makes a batch.
-        batch_size: examples a step and device.
-        num_workers: processes.
-        sampler: the order of training; None for the part's own.
+        module: whose ``batch_size`` and ``num_workers`` hold, and whose order the part ``train`` has.
+        parts: lists, or Datasets of ``datasets``, by name.
+        part: which one; ``predict`` has no labels.
+        pad: makes a batch of what the tokenizer made; None before setup.
+        lists: columns that stay lists.
+
+    Raises:
+        ValueError: if setup() has not made that part.
     """
+    if pad is None or part not in parts:
+        raise ValueError(f"no part {part!r} among {sorted(parts)}: setup() has not run for this stage")
+    workers = module.hparams["num_workers"]
     return StatefulDataLoader(
-        _Keyed(examples),
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        collate_fn=collate,
+        _Keyed(parts[part]),
+        batch_size=module.hparams["batch_size"],
+        sampler=module.sampler(len(parts[part])) if part == "train" else None,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=Collate(pad, lists, labels=part != "predict"),
     )
