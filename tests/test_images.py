@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -393,6 +394,32 @@ def test_the_share_that_a_crop_takes_is_a_setting(image_folders: Any) -> None:
 def test_a_crop_scale_out_of_range_is_refused(scale: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match=rf"crop_scale is two shares.*got \({scale[0]}, {scale[1]}\)"):
         ImageDataModule("imagefolder", "model", path="nowhere", crop_scale=scale)
+
+
+@pytest.mark.parametrize(("hflip", "mirrored"), [(0.0, 0), (1.0, 20)])
+def test_how_often_a_picture_is_mirrored_is_a_setting(tmp_path: Path, hflip: float, mirrored: int) -> None:
+    """Through the DataModule: pictures that rise from left to right, whole."""
+    ramp = Image.fromarray(np.tile(np.arange(0, 240, 4, dtype=np.uint8)[None, :, None], (60, 1, 3)))
+    for kind in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / kind).mkdir(parents=True)
+        for number in range(11):
+            ramp.save(tmp_path / kind / f"{number}.png")
+    model = {"size": 16, "image_mean": [0.0] * 3, "image_std": [1.0] * 3, "image_processor_type": "ViTImageProcessor"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(model))
+    data = ImageDataModule(
+        "imagefolder", str(tmp_path), path=str(tmp_path), crop_scale=(1.0, 1.0), hflip=hflip, held_out=0.09
+    )
+    data.prepare_data()
+    data.setup("fit")
+    pictures = torch.cat([batch["pixel_values"] for batch in data.train_dataloader()])
+    assert len(pictures) == 20
+    assert sum(bool(one[0, 8, 0] > one[0, 8, -1]) for one in pictures) == mirrored
+
+
+@pytest.mark.parametrize("hflip", [-0.1, 1.5])
+def test_a_probability_of_mirroring_out_of_range_is_refused(hflip: float) -> None:
+    with pytest.raises(ValueError, match=f"hflip is a probability.*got {hflip}"):
+        ImageDataModule("imagefolder", "model", path="nowhere", hflip=hflip)
 
 
 def test_the_shorter_side_is_resized_and_the_centre_cut_out() -> None:

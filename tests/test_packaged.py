@@ -173,7 +173,7 @@ EXPECTED = {**MODEL_FILES, "LICENSE": b"MIT"}
 
 
 def test_the_real_registry_is_well_formed() -> None:
-    assert set(packaged.PACKAGED) == {"minilm", "movie-reviews", "textiles", "dinov2-small"}
+    assert set(packaged.PACKAGED) == {"minilm", "movie-reviews", "digits", "textiles", "dinov2-small"}
     for name, item in packaged.PACKAGED.items():
         assert item.name == name
         assert len(bytes.fromhex(item.sha256)) == 32
@@ -184,13 +184,15 @@ def test_the_real_registry_is_well_formed() -> None:
             assert member.endswith("/") == target.endswith("/")
         if made := item.conversion:
             targets += made.files
-            assert any(re.match(rf"{made.needs}\b", wanted) for wanted in OPTIONAL[made.extra])
+            assert (made.needs is None) == (made.extra is None)
+            if made.needs and made.extra:
+                assert any(re.match(rf"{made.needs}\b", wanted) for wanted in OPTIONAL[made.extra])
             module, function = made.function.split(":")
             assert callable(getattr(importlib.import_module(module), function))
         plain = [target.removesuffix("/") for target in targets]
         assert len({target.lower() for target in plain}) == len(plain)
         assert all(Path(target).name == target != MARKER for target in plain)
-        assert any("LICENSE" in target or target == "METADATA" for target in targets)
+        assert any("LICENSE" in target or target in {"COPYING", "METADATA"} for target in targets)
 
 
 def test_file_put_by_hand_needs_no_pip(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,6 +451,26 @@ def test_conversion_that_forgets_a_file(cache: Path, monkeypatch: pytest.MonkeyP
     assert not (cache / item.folder).exists()
 
 
+def by_class(source: Path, folder: Path) -> None:
+    for kind in ("a", "b"):
+        (folder / "made" / kind).mkdir(parents=True)
+        (folder / "made" / kind / "1.png").write_bytes(kind.encode())
+
+
+def test_conversion_to_a_folder_that_needs_nothing_more(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = converted_entry(cache)
+    conversion = replace(item.conversion, files=("made/",), needs=None, extra=None)
+    register(replace(item, conversion=conversion))
+    conversion_is(monkeypatch, by_class)
+    folder = fetch("model")
+    made = {"made/a/1.png": b"a", "made/b/1.png": b"b"}
+    assert content(folder) == {"config.json": b"{}", "LICENSE": b"MIT", **made}
+    (folder / "made" / "b" / "1.png").unlink()  # one that the marker names
+    assert content(fetch("model"))["made/b/1.png"] == b"b"
+    conversion_is(monkeypatch, lambda source, folder: pytest.fail("converted again"))
+    fetch("model")
+
+
 def test_conversion_without_its_dependency_is_refused_before_the_download(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -466,6 +488,20 @@ def test_pip_downloads_a_wheel(cache: Path, index: Path) -> None:
     make_wheel(index, version="0.2.0")
     assert content(fetch("model")) == EXPECTED
     assert leftovers(cache) == []
+
+
+@needs_pip
+def test_pip_downloads_a_wheel_of_another_platform(cache: Path, index: Path) -> None:
+    """Only its data are wanted, so that every machine takes the one file whose hash is known."""
+    wheel = make_wheel(index)
+    foreign = index / "fake_model-0.1.0-cp39-cp39-win_arm64.whl"
+    wheel.rename(foreign)
+    item = replace(model_entry(foreign), filename=foreign.name)
+    register(item)
+    with pytest.raises(FileNotFoundError, match="pip could not download"):
+        fetch("model")
+    register(replace(item, platform=("win_arm64", "3.9")))
+    assert content(fetch("model")) == EXPECTED
 
 
 @needs_pip

@@ -128,18 +128,19 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def training_transform(settings: Normalisation, scale: Sequence[float] = (0.08, 1.0)) -> v2.Compose:
+def training_transform(settings: Normalisation, scale: Sequence[float] = (0.08, 1.0), hflip: float = 0.5) -> v2.Compose:
     """A random part of the picture, at random mirrored.
 
     Args:
         settings: the model's.
         scale: the smallest and the largest share of the picture's area, RandomResizedCrop's default.
+        hflip: the probability of mirroring, RandomHorizontalFlip's default.
     """
     mode = v2.InterpolationMode(settings.interpolation)
     return v2.Compose(
         [
             v2.RandomResizedCrop(settings.size, scale=list(scale), interpolation=mode),
-            v2.RandomHorizontalFlip(),
+            v2.RandomHorizontalFlip(hflip),
             *_to_tensor(settings),
         ]
     )

@@ -57,6 +57,7 @@ class ImageDataModule(SeededDataModule):
         num_workers: the loaders' processes.
         crop_scale: the smallest and the largest share of a picture's area that a training crop takes; where a class
             shows in a small spot, 0.08 would often cut it away.
+        hflip: the probability that a training picture is mirrored; 0 where left and right differ, as in handwriting.
         image_size: height and width for the model, in pixels; default the model's own.
         label_column: ``hub``: the column of classes, where there are several.
 
@@ -76,6 +77,7 @@ class ImageDataModule(SeededDataModule):
         seed: int = 0,
         num_workers: int = 0,
         crop_scale: Sequence[float] = (0.08, 1.0),
+        hflip: float = 0.5,
         image_size: int | None = None,
         label_column: str | None = None,
     ) -> None:
@@ -84,6 +86,8 @@ class ImageDataModule(SeededDataModule):
             raise ValueError(f"held_out is a part of the training set, above 0 and below 1, got {held_out}")
         if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
             raise ValueError(f"crop_scale is two shares, above 0, rising, up to 1, got {tuple(crop_scale)}")
+        if not 0 <= hflip <= 1:
+            raise ValueError(f"hflip is a probability, from 0 to 1, got {hflip}")
         if image_size is not None and image_size < 1:
             raise ValueError(f"image_size is a number of pixels, at least 1, got {image_size}")
         # Plain types: a checkpoint holds these, and torch.load(weights_only=True) refuses a Path.
@@ -169,9 +173,8 @@ class ImageDataModule(SeededDataModule):
             if not 1 <= size <= len(rest):
                 raise ValueError(f"train_size must be from 1 to the {len(rest)} rows not held out, got {size}")
             rest = chosen(ids, rest, size, seed)
-        self.parts["train"] = Images(
-            pictures, rest, training_transform(settings, self.hparams["crop_scale"]), self.run_seed
-        )
+        transform = training_transform(settings, self.hparams["crop_scale"], self.hparams["hflip"])
+        self.parts["train"] = Images(pictures, rest, transform, self.run_seed)
         self.parts["val"] = Images(pictures, [rows[at] for at in held], evaluation_transform(settings))
 
     def _check_head(self) -> None:
