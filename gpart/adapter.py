@@ -25,7 +25,7 @@ from gpart.config import GPartConfig
 from gpart.functional import expand, scale, update
 from gpart.layers import CONTAINER, Adapters, GroupIndices, Theta, Update, with_dropout
 from gpart.partition import Partition
-from gpart.scope import ForwardScope
+from gpart.scope import ForwardScope, Kept
 from gpart.snapshot import Snapshot
 from gpart.targets import AdaptedWeight, Plan, plan
 
@@ -81,6 +81,7 @@ class GPartAdapter:
         self.model, self.config, self.name, self.plan = model, config, name, plan
         self._indices = GroupIndices(Partition(plan.size, config.d, config.seed))
         self._scope = ForwardScope(OrderedDict())
+        self._kept = Kept()
         self._snapshot = Snapshot(model, plan)
         self._disabled = False
         self._bases: dict[str, Tensor] | None = None  # W0 of every weight while merged
@@ -130,12 +131,17 @@ class GPartAdapter:
         dropped = training and self.config.dropout > 0
         seed = self._scope.mask_seed(weight.name) if dropped else None  # drawn at every read, see mask_seed
         known = self._scope.get(weight.name, (theta, base))
+        if known is None and not dropped:
+            known = self._kept.get(weight.name, (theta, base))
         if known is not None:
             return known
         parts = self._indices.parts(weight, base.device)
         if seed is not None:
             parts = with_dropout(parts, self.config.dropout, seed)
-        return self._scope.put(weight.name, (theta, base), expand(self._scaled(base.device), base, parts))
+        value = expand(self._scaled(base.device), base, parts)
+        if not dropped:
+            self._kept.put(weight.name, (theta, base), value)
+        return self._scope.put(weight.name, (theta, base), value)
 
     def _scaled(self, device: torch.device) -> Tensor:
         theta, key = self.theta, f"theta on {device}"
@@ -182,6 +188,17 @@ class GPartAdapter:
         for name, stored in (self._bases or {}).items():
             base.parameter(self.model, name).copy_(stored)
         self._bases = None
+
+    @contextmanager
+    def cached(self) -> Iterator[None]:
+        """Within it W0 + P·theta is computed once, not at every forward pass; for evaluation and generation.
+
+        It holds where no gradient is wanted and no dropout is drawn, for one copy of the adapted weights in memory,
+        which goes at the end. What was computed is used as long as theta and W0 are not written to; writing through
+        ``.data`` is not seen.
+        """
+        with self._kept:
+            yield
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 _TAGS_KEPT = 1 << 16
+Versions = tuple[tuple[int, int | None, torch.device, torch.dtype], ...]
 
 
 class ForwardScope(threading.local):
@@ -31,7 +32,7 @@ class ForwardScope(threading.local):
 
     def __init__(self, tags: OrderedDict[tuple[str, int], int]) -> None:
         self.open: list[int] = []  # the modules that are being run, outermost first
-        self.values: dict[Hashable, tuple[tuple[int | None, ...], Tensor]] = {}
+        self.values: dict[Hashable, tuple[Versions, Tensor]] = {}
         self.masks: dict[str, int] = {}
         self.tags = tags
 
@@ -102,8 +103,48 @@ class ForwardScope(threading.local):
         return seed
 
 
-def _versions(sources: tuple[Tensor, ...]) -> tuple[int | None, ...]:
-    """What changes when a tensor is written in place or replaced."""
+class Kept:
+    """Values that outlive a forward pass, as long as what they were computed from stays as it is; for evaluation.
+
+    A copy of the model starts without any.
+    """
+
+    def __init__(self) -> None:
+        self.open = 0  # contexts within each other
+        self.values: dict[str, tuple[Versions, Tensor]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
+        copy = memo[id(self)] = type(self)()
+        return copy
+
+    def __enter__(self) -> None:
+        self.open += 1
+
+    def __exit__(self, *error: object) -> None:
+        self.open -= 1
+        if not self.open:
+            self.values.clear()
+
+    @property
+    def active(self) -> bool:
+        """Whether values are kept now: within the context, where no gradient is wanted."""
+        return self.open > 0 and not torch.is_grad_enabled()
+
+    def get(self, key: str, sources: tuple[Tensor, ...]) -> Tensor | None:
+        """The value kept, unless one of the tensors it was computed from has changed since."""
+        found = self.values.get(key) if self.active else None
+        return found[1] if found is not None and found[0] == _versions(sources) else None
+
+    def put(self, key: str, sources: tuple[Tensor, ...], value: Tensor) -> Tensor:
+        """Keeps a value, if values are kept now."""
+        if self.active:
+            self.values[key] = (_versions(sources), value)
+        return value
+
+
+def _versions(sources: tuple[Tensor, ...]) -> Versions:
+    """What changes when a tensor is written in place, replaced, moved or cast (``.to`` changes a parameter's data)."""
     return tuple(
-        item for source in sources for item in (id(source), None if source.is_inference() else source._version)
+        (id(source), None if source.is_inference() else source._version, source.device, source.dtype)
+        for source in sources
     )

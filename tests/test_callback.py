@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAver
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
+import gpart.adapter
 from gpart import GPartConfig, attach, base, get_adapters, load_adapter
 from gpart.callbacks import GPartCallback
 
@@ -727,3 +728,42 @@ def test_a_lost_update_is_announced_and_no_other(
     assert len(said) == (rate == 1e-7 and precision == "bf16-true")
     # The weights' rms is 0.2: between 2^-3 and 2^-2, where bfloat16's spacing is 2^-10.
     assert all(r"0.weight is torch.bfloat16 with spacing 9.8e-04" in message for message in said)
+
+
+# Evaluation
+
+
+def test_an_evaluation_computes_each_weight_once(
+    lit_any: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also within fit, where theta has moved between two evaluations; and nothing is kept after a loop."""
+    module, callback = lit_any(), lit_gpart()
+    calls: list[str] = []
+    real = gpart.adapter.expand
+    monkeypatch.setattr(gpart.adapter, "expand", lambda *given: (calls.append("expand"), real(*given))[1])
+    trainer = lit_trainer(callback, max_epochs=2, num_sanity_val_steps=0)
+    trainer.fit(module, lit_loader(), lit_loader())
+    batches, weights = trainer.num_training_batches, len(callback.adapter.plan.weights)
+    assert len(lit_loader()) > 1
+    assert len(calls) == 2 * (batches + 1) * weights
+    for stage in ("validate", "test", "predict"):
+        calls.clear()
+        run(trainer, stage, module, lit_loader())
+        assert len(calls) == weights
+        assert not callback.adapter._kept.open
+        assert not callback.adapter._kept.values
+
+
+def test_an_evaluation_that_fails_leaves_nothing_kept(
+    lit_class: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any
+) -> None:
+    class Fails(lit_class):
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            super().test_step(batch, batch_idx)
+            raise ZeroDivisionError
+
+    callback, module = lit_gpart(), Fails()
+    with pytest.raises(ZeroDivisionError):
+        lit_trainer(callback).test(module, lit_loader(), verbose=False)
+    assert not callback.adapter._kept.open
+    assert not callback.adapter._kept.values

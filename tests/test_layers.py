@@ -700,3 +700,80 @@ def test_threads_have_forward_passes_of_their_own(evaluations):
         assert first is second
     assert results["slow"][0].equal(results["fast"][0])
     assert results["slow"][0] is not results["fast"][0]
+
+
+# --- weights that are kept over forward passes ---
+
+
+def test_within_cached_a_weight_is_computed_once(evaluations):
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)).eval()
+    adapter = attach(model, GPartConfig(d=5, target_modules=["0", "1"], dropout=0.3))
+    nn.init.normal_(adapter.theta)
+    data = torch.randn(4, 6)
+    with torch.no_grad():
+        wanted = model(data)
+        evaluations.clear()
+        with adapter.cached():
+            outputs = [model(data) for _ in range(3)]
+            with adapter.cached():  # the trainer's within the user's
+                model(data)
+            outputs.append(model(data))
+            assert len(evaluations) == 2
+            with adapter.disabled():
+                assert not torch.equal(model(data), wanted)
+        assert all(torch.equal(output, wanted) for output in outputs)
+        model(data)
+        assert len(evaluations) == 4
+    assert not adapter._kept.values
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_within_cached_what_has_changed_is_computed_anew(mode, evaluations):
+    model = nn.Sequential(nn.Linear(6, 6)).eval()
+    adapter = attach(model, GPartConfig(d=5, target_modules=["0"]))
+    data = torch.randn(4, 6)
+    with adapter.cached():
+        for change in (
+            lambda: nn.init.normal_(adapter.theta),
+            lambda: model[0].parametrizations.weight.original.mul_(2),
+            lambda: model.double(),
+            lambda: adapter.merge(),
+            lambda: adapter.unmerge(),
+        ):
+            with torch.no_grad():
+                change()
+            data = data.to(model[0].parametrizations.weight.original.dtype)
+            with mode():
+                output = model(data)
+            plain = nn.functional.linear(data, model[0].weight.detach(), model[0].bias)  # with gradients: computed now
+            assert torch.equal(output, plain.detach())
+            assert output.dtype == data.dtype
+
+
+def test_within_cached_training_computes_and_differentiates(evaluations):
+    model = nn.Sequential(nn.Linear(6, 6))
+    adapter = attach(model, GPartConfig(d=5, target_modules=["0"], dropout=0.5))
+    nn.init.normal_(adapter.theta)
+    data = torch.randn(4, 6)
+    with adapter.cached():
+        with torch.no_grad():
+            model.eval()(data)
+            masked = [model.train()(data) for _ in range(2)]  # dropout draws each time
+        assert not torch.equal(*masked)
+        model.eval()(data).sum().backward()
+    assert adapter.theta.grad is not None
+    assert adapter.theta.grad.count_nonzero() > 0
+
+
+def test_a_copy_within_cached_keeps_nothing(evaluations):
+    model = nn.Sequential(nn.Linear(6, 6)).eval()
+    adapter = attach(model, GPartConfig(d=5, target_modules=["0"]))
+    with adapter.cached(), torch.no_grad():
+        model(torch.randn(4, 6))
+        (copied,) = get_adapters(copy.deepcopy(model)).values()
+        assert adapter._kept.values
+        assert not copied._kept.values
+        evaluations.clear()
+        copied.model(torch.randn(4, 6))
+        copied.model(torch.randn(4, 6))
+        assert len(evaluations) == 2

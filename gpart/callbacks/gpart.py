@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -95,6 +96,7 @@ class GPartCallback(MethodCallback):
         self.name, self.start, self.check_base, self.save_folder = name, adapter, check_base, save_folder
         self._adapter: GPartAdapter | None = None
         self._learned = False
+        self._evaluation = ExitStack()
 
     @property
     def adapter(self) -> GPartAdapter:
@@ -203,6 +205,21 @@ class GPartCallback(MethodCallback):
         pl_module.log_dict(
             {f"{prefix}/theta_norm": norm, f"{prefix}/lr": float(group["lr"])}, on_step=True, on_epoch=False
         )
+
+    def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # theta stays as it is until the loop's end, so that W0 + P·theta need not be computed at every batch or token.
+        self._evaluation.enter_context(self.adapter.cached())
+
+    def _end_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluation.close()
+
+    on_validation_start = on_test_start = on_predict_start = _start_evaluation
+    on_validation_end = on_test_end = on_predict_end = _end_evaluation
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lets go of what an evaluation has kept; called after an exception too."""
+        self._evaluation.close()
+        super().teardown(trainer, pl_module, stage)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the adapter folder, if one was asked for."""
