@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
@@ -60,6 +60,23 @@ def loading(model: str) -> Iterator[str]:
         raise FileNotFoundError(f"model {model!r} can't be loaded, as a folder or from the hub: {error}") from error
     except ValueError as error:
         raise ValueError(f"model {model!r} can't be loaded: {error}") from error
+
+
+def gguf(name: str) -> tuple[str, dict[str, str]]:
+    """What ``from_pretrained`` takes where a model's name ends in a GGUF file, or its folder holds one and no config.json.
+
+    >>> gguf("HuggingFaceTB/SmolLM2-135M-Instruct-GGUF/smollm2.gguf")
+    ('HuggingFaceTB/SmolLM2-135M-Instruct-GGUF', {'gguf_file': 'smollm2.gguf'})
+    >>> gguf("openai-community/gpt2")
+    ('openai-community/gpt2', {})
+    """
+    if name.endswith(".gguf"):
+        path = PurePosixPath(Path(name).as_posix())
+        return str(path.parent), {"gguf_file": path.name}
+    found = sorted(path.name for path in Path(name).glob("*.gguf")) if Path(name).is_dir() else []
+    if len(found) == 1 and not (Path(name) / "config.json").is_file():
+        return name, {"gguf_file": found[0]}
+    return name, {}
 
 
 def cache_folder() -> Path:

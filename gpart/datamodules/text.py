@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedToken
 
 from gpart.datamodules.epoch_sampler import Key
 from gpart.datamodules.seeded import SeededDataModule
-from gpart.packaged import loading
+from gpart.packaged import gguf, loading
 
 Example = dict[str, Any]
 
@@ -22,14 +22,15 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """A model's tokenizer, able to pad.
 
     Args:
-        model: a name on the hub, a folder, or ``packaged:NAME``.
+        model: a name on the hub, a folder, a GGUF file, or ``packaged:NAME``.
 
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if it cannot be read, or has neither a padding token nor an end token to pad with.
     """
     with loading(model) as name:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        place, file = gguf(name)
+        tokenizer = AutoTokenizer.from_pretrained(place, **file)
     if tokenizer.pad_token is None:  # decoders' tokenizers; the attention mask hides what is padded
         if tokenizer.eos_token is None:
             raise ValueError(f"the tokenizer of {model} has neither a pad nor an end token")
