@@ -6,6 +6,9 @@ classes, the keys and their order, the bits of every weight, head and buffer.
 
     W = W0 + P·theta,    theta = 0 at the start,    PᵀP = I,    so ‖W - W0‖ = ‖theta‖.
 
+Weights that torchao keeps in eight or four bits are unpacked when they are read: D counts their logical numbers, and the
+layer runs on the sum in one product. With theta = 0 it then computes what the unpacked weights do, to the bit.
+
 Source: paper, section 3.
 """
 
@@ -21,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gpart import base
+from gpart.base import dense, is_packed
 from gpart.config import GPartConfig
 from gpart.functional import expand, scale, update
 from gpart.layers import CONTAINER, Adapters, GroupIndices, Theta, Update, with_dropout
@@ -122,7 +126,7 @@ class GPartAdapter:
             ValueError: if the merged model is trained.
         """
         if self._disabled:
-            return base if self._bases is None else self._bases[weight.name].to(base)  # it may have moved since
+            return dense(base) if self._bases is None else self._bases[weight.name].to(base)  # it may have moved since
         if self._bases is not None:
             if training and torch.is_grad_enabled():
                 raise ValueError(f"adapter {self.name!r} is merged: unmerge() before training, theta has no gradient")
@@ -138,7 +142,7 @@ class GPartAdapter:
         parts = self._indices.parts(weight, base.device)
         if seed is not None:
             parts = with_dropout(parts, self.config.dropout, seed)
-        value = expand(self._scaled(base.device), base, parts)
+        value = expand(self._scaled(base.device), dense(base), parts)
         if not dropped:
             self._kept.put(weight.name, (theta, base), value)
         return self._scope.put(weight.name, (theta, base), value)
@@ -171,9 +175,19 @@ class GPartAdapter:
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Writes W0 + P·theta, rounded once, into the stored weights; W0 is kept for :meth:`unmerge`. Twice is once."""
+        """Writes W0 + P·theta, rounded once, into the stored weights; W0 is kept for :meth:`unmerge`. Twice is once.
+
+        Raises:
+            ValueError: if a weight is packed, and so cannot hold the sum.
+        """
         if self._bases is not None:
             return
+        for weight in self.plan.weights:
+            if is_packed(stored := base.parameter(self.model, weight.name)):
+                raise ValueError(
+                    f"{weight.name} is packed ({type(stored).__name__}) and would round W0 + P·theta to its few bits:"
+                    " load the base in bfloat16 or float32 to merge"
+                )
         bases = {}
         for weight in self.plan.weights:
             stored = base.parameter(self.model, weight.name)

@@ -33,6 +33,21 @@ def parameter(model: nn.Module, name: str) -> Tensor:
     return value
 
 
+def is_packed(weight: Tensor) -> bool:
+    """Whether a weight is one of torchao's, which has a shape and a floating dtype but keeps fewer bits.
+
+    >>> is_packed(torch.ones(2))
+    False
+    """
+    # By the module's name: torchao is an optional library, and only a weight of its making is asked.
+    return any(kind.__module__.partition(".")[0] == "torchao" for kind in type(weight).__mro__)
+
+
+def dense(weight: Tensor) -> Tensor:
+    """A weight's numbers as a plain tensor: the weight itself, or a packed one's values in its dtype."""
+    return weight.dequantize() if is_packed(weight) else weight
+
+
 def state_key(model: nn.Module, name: str) -> str:
     """The key of that parameter in ``model.state_dict()`` as it is now."""
     path, attribute = split(name)
@@ -73,7 +88,7 @@ def fingerprint(parameters: Mapping[str, Tensor]) -> str:
             if tensor.is_meta:
                 raise ValueError(f"{name} is on the meta device: its values are needed to recognise the base model")
             digest.update(f"{name}{list(tensor.shape)}\n".encode())
-            flat = tensor.detach().reshape(-1)
+            flat = dense(tensor.detach()).reshape(-1)
             if flat.numel() > _SAMPLES:
                 at = torch.arange(_SAMPLES, device=flat.device) * flat.numel() // _SAMPLES
                 flat = flat[at]

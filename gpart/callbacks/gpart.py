@@ -240,7 +240,7 @@ class GPartCallback(MethodCallback):
                 stored = base.parameter(adapter.model, weight.name)
                 if stored.dtype not in (torch.bfloat16, torch.float16):
                     continue
-                rms = float(stored.float().square().mean().sqrt())
+                rms = float(base.dense(stored).float().square().mean().sqrt())
                 spacing = torch.finfo(stored.dtype).eps * 2.0 ** math.floor(math.log2(rms)) if rms else 0.0
                 if update < spacing:
                     rank_zero_warn(

@@ -28,26 +28,26 @@ def check_schedule(schedule: str, warmup_ratio: float) -> None:
         raise ValueError(f"warmup_ratio must be from 0 to 1, got {warmup_ratio}")
 
 
-def adamw_by_steps(module: LightningModule, network: nn.Module, head: str) -> OptimizerLRScheduler:
+def adamw_by_steps(module: LightningModule, network: nn.Module, head: str | None) -> OptimizerLRScheduler:
     """What ``configure_optimizers`` returns: AdamW with groups for the head and the rest, and a schedule by steps.
 
     Args:
         module: trained by a trainer; its hyperparameters ``lr``, ``head_lr``, ``weight_decay``, ``head_weight_decay``
-            (the head's are None for those of the rest), ``schedule`` and ``warmup_ratio`` are used.
+            (the head's are None or absent for those of the rest), ``schedule`` and ``warmup_ratio`` are used.
         network: its network.
-        head: the head's name in the network.
+        head: the head's name in the network; None if it has none of its own.
 
     Raises:
         ValueError: if there is no such head, or nothing requires a gradient.
     """
     try:
-        head_module = network.get_submodule(head)
+        head_module = nn.Module() if head is None else network.get_submodule(head)
     except AttributeError:
         children = [child for child, _ in network.named_children()]
         raise ValueError(f"head={head!r} is no submodule of {type(network).__name__}, which has {children}") from None
     settings: dict[str, Any] = dict(module.hparams)
     lr, decay = settings["lr"], settings["weight_decay"]
-    head_lr, head_decay = settings["head_lr"], settings["head_weight_decay"]
+    head_lr, head_decay = settings.get("head_lr"), settings.get("head_weight_decay")
     optimizer = adamw(
         module,
         head_module,
