@@ -334,6 +334,9 @@ EXPLOSIVE = [
     "\\binom{10000000}{5000000}", "(x+1)^{999}", "(x+y+1)^{99}", "\\sum_{i=1}^{10^9} i^i", "\\int_0^1 x^x dx",
     "\\frac{1}{9^{9^9}}", "\\begin{pmatrix}2&1\\\\1&1\\end{pmatrix}^{99999}", "(" * 400 + "1" + ")" * 400,
     "1+" * 480 + "1", "x" + "!" * 900, "\\sqrt{" * 100 + "2" + "}" * 100, "1" * 990, "[1, 99999!]",
+    "[9^9^9^9, 2]", "\\gcd(9^9^9^9, 3)", "\\gcd(2^{99999999999}, 3)", "\\gcd(100000000!, 3)", "\\gcd(9!!!!!, 3)",
+    "{100000000 \\choose 50000000}", "+".join(f"\\sin {i}x" for i in range(2, 90)), "\\int_0^1 \\sin(x^3) \\cos(x^2) e^x dx",
+    "\\sum_{n=1}^{\\infty} \\frac{\\sin n}{n^2+n+1}",
 ]  # fmt: skip
 
 
@@ -395,3 +398,13 @@ def test_without_the_library_the_command_to_install_it_is_named(monkeypatch: pyt
     for refused in (check_verifier, lambda: verified_match("#### 1", "#### 1")):
         with pytest.raises(ValueError, match=r"pip install 'gpart-lightning\[math\]'.*math_verify"):
             refused()
+
+
+def test_what_the_parser_would_compute_never_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr("math_verify.parse", lambda text, parsing_timeout: seen.append(text) or [])
+    for answer in ("9^9^9", "9**-9**9", "9^9!", "2^{999999}", "2^(-1000000)", "x!!!!", "9!!", "(" * 26 + ")" * 26):
+        verified_match(boxed(answer), "#### 1")
+    assert set(seen) == {r"\boxed{1}"}
+    verified_match(boxed("2^{99999}"), "#### 1")
+    assert r"\boxed{2^{99999}}" in seen
