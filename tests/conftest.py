@@ -495,3 +495,17 @@ def tiny_processor(tmp_path_factory: pytest.TempPathFactory) -> Path:
         size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}, image_mean=mean, image_std=std
     ).save_pretrained(folder)
     return folder
+
+
+# Mathematics: questions with answers in their layouts on disk and a decoder's tokenizer, all tiny.
+
+
+@pytest.fixture(scope="session")
+def math_folders() -> Any:
+    """The module that writes fake questions and tokenizers (tests are imported by path, so by path here)."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("math_folders", Path(__file__).with_name("math_folders.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

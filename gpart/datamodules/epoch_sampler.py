@@ -40,12 +40,19 @@ class EpochSampler(DistributedSampler[Key]):
 
     def order(self, epoch: int) -> list[int]:
         """This rank's positions in an epoch."""
-        digest = hashlib.sha256(f"{self.run}:{epoch}:order".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
-        whole = torch.randperm(self.length, generator=generator).tolist()
+        return self.whole(epoch)[self.rank : self.total_size : self.num_replicas]
+
+    def whole(self, epoch: int) -> list[int]:
+        """All ranks' positions in an epoch, dealt out one by one."""
+        whole = torch.randperm(self.length, generator=self.generator(epoch, "order")).tolist()
         while len(whole) < self.total_size:  # as torch's own: from the front again
             whole += whole[: self.total_size - len(whole)]
-        return whole[self.rank : self.total_size : self.num_replicas]
+        return whole
+
+    def generator(self, epoch: int, use: str) -> torch.Generator:
+        """Random numbers of the run's and the epoch's own, for one use."""
+        digest = hashlib.sha256(f"{self.run}:{epoch}:{use}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
 
 class _Keys(Iterator[Key]):

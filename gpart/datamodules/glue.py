@@ -7,7 +7,6 @@ validation set is only ever scored.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from gpart.datamodules.parts import chosen, hold_out
 from gpart.datamodules.seeded import SeededDataModule
-from gpart.datamodules.text import load_tokenizer, part_loader
+from gpart.datamodules.text import load_tokenizer, part_loader, tokenizer_fingerprint
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,7 @@ class GLUEDataModule(SeededDataModule):
 
         # A name of our own: a tokenizer changes its own state when it is first used, so that the name that map() would
         # make from it differs from run to run, and nothing would ever be found in the cache.
-        key = f"{split._fingerprint} {_fingerprint(tokenizer)} {self.task.columns} {length} 1"
+        key = f"{split._fingerprint} {tokenizer_fingerprint(tokenizer)} {self.task.columns} {length} 1"
         return split.map(
             encode,
             batched=True,
@@ -202,15 +201,3 @@ class GLUEDataModule(SeededDataModule):
 
     def _loader(self, part: str) -> StatefulDataLoader:
         return part_loader(self, self.parts, part, self._pad, ("idx",))
-
-
-def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the tokenizer does to a text: its whole definition where it has one, else its class, name and vocabulary."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        whole = f"{type(tokenizer)}{sorted(tokenizer.get_vocab().items())}"
-    else:
-        parts = json.loads(backend.to_str())
-        # Set by each call, and so another after the first one.
-        whole = json.dumps({name: part for name, part in parts.items() if name not in ("truncation", "padding")})
-    return hashlib.sha256(f"{whole}{tokenizer.padding_side}{tokenizer.truncation_side}".encode()).hexdigest()

@@ -29,13 +29,20 @@ class SeededDataModule(LightningDataModule):
             self._run = f"{os.environ.get('PL_GLOBAL_SEED', '')}:{self.hparams['seed']}"
         return self._run
 
+    @property
+    def epoch(self) -> int:
+        """The epoch at which the trainer is."""
+        # What Lightning will tell the sampler too, but only after the first iterator.
+        return 0 if self.trainer is None else self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """How many ranks there are, and which of them this is."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
     def sampler(self, length: int) -> EpochSampler:
         """This rank's share of the rows, from the epoch on at which the trainer is."""
-        trainer = self.trainer
-        # What Lightning will tell the sampler too, but only after the first iterator.
-        epoch = 0 if trainer is None else trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-        ranks, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
-        return EpochSampler(length, self.run_seed, epoch, ranks, rank)
+        return EpochSampler(length, self.run_seed, self.epoch, *self.place)
 
     def state_dict(self) -> dict[str, Any]:
         """The run's seed, so that a resumed run goes on with it."""

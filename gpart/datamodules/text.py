@@ -1,13 +1,18 @@
-"""What the text DataModules share: the tokenizer, the padding of a batch, the loader."""
+"""What the text DataModules share: the tokenizer, the padding of a batch, the loader.
+
+Invariant: a tokenizer that does the same to every text has the same fingerprint in every process.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
@@ -38,6 +43,18 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the tokenizer does to a text: its whole definition where it has one, else its class, name and vocabulary."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        whole = f"{type(tokenizer)}{sorted(tokenizer.get_vocab().items())}"
+    else:
+        parts = json.loads(backend.to_str())
+        # Set by each call, and so another after the first one.
+        whole = json.dumps({name: part for name, part in parts.items() if name not in ("truncation", "padding")})
+    return hashlib.sha256(f"{whole}{tokenizer.padding_side}{tokenizer.truncation_side}".encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Collate:
     """Pads a batch to its longest sentence. An object of its own: spawned workers pickle it without the datamodule.
@@ -62,7 +79,7 @@ class Collate:
 
 
 @dataclass(frozen=True, eq=False)
-class _Keyed(Dataset[Example]):
+class Keyed(Dataset[Any]):
     """Takes the keys of an :class:`EpochSampler`, of which a text needs the position only."""
 
     examples: Any
@@ -70,10 +87,28 @@ class _Keyed(Dataset[Example]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, key: Key | int) -> Example:
+    def __getitem__(self, key: Key | int) -> Any:
         # Lightning's overfit_batches replaces the sampler by one that knows no epoch.
-        example: Example = self.examples[key if isinstance(key, int) else key[1]]
-        return example
+        return self.examples[key if isinstance(key, int) else key[1]]
+
+
+def text_loader(
+    module: SeededDataModule,
+    data: Sized,
+    collate: Callable[[list[Any]], dict[str, Any]],
+    batch_size: int,
+    sampler: Sampler[Any] | None = None,
+) -> StatefulDataLoader:
+    """A loader that can be resumed within an epoch, with the module's ``num_workers``."""
+    workers = module.hparams["num_workers"]
+    return StatefulDataLoader(
+        data,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=collate,
+    )
 
 
 def part_loader(
@@ -97,12 +132,6 @@ def part_loader(
     """
     if pad is None or part not in parts:
         raise ValueError(f"no part {part!r} among {sorted(parts)}: setup() has not run for this stage")
-    workers = module.hparams["num_workers"]
-    return StatefulDataLoader(
-        _Keyed(parts[part]),
-        batch_size=module.hparams["batch_size"],
-        sampler=module.sampler(len(parts[part])) if part == "train" else None,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        collate_fn=Collate(pad, lists, labels=part != "predict"),
-    )
+    sampler = module.sampler(len(parts[part])) if part == "train" else None
+    collate = Collate(pad, lists, labels=part != "predict")
+    return text_loader(module, Keyed(parts[part]), collate, module.hparams["batch_size"], sampler)
