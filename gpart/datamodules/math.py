@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from gpart.datamodules.conversations import Conversations, LossCollate, Report
+from gpart.datamodules.generated import PREFIX, TASKS
 from gpart.datamodules.length_groups import LengthGroupedSampler
 from gpart.datamodules.math_sources import BENCHMARKS, ask, load_split, questions_of
 from gpart.datamodules.packing import PackedCollate, Packs, pack
@@ -45,9 +46,10 @@ class MathDataModule(SeededDataModule):
     Args:
         model: whose tokenizer: a name on the hub, a folder, or ``packaged:NAME``.
         train: what to train on: a name on the hub, a folder in its layout, or a ``.json`` or ``.jsonl`` file; columns
-            query and response, question and answer, or problem and solution.
+            query and response, question and answer, or problem and solution. Or ``reasoning-gym:gsm_symbolic``,
+            made up by that package.
         train_config: its configuration, where it has several, such as ``main`` of GSM8K.
-        benchmarks: which test sets: gsm8k, math.
+        benchmarks: which test sets: gsm8k, math, or gsm_symbolic, which is made up.
         gsm8k: where GSM8K is: a name on the hub or a folder.
         math: where MATH is: the 5,000 test questions of Hendrycks et al. (2021).
         prompt: what precedes an answer, with ``{question}`` in it.
@@ -153,7 +155,7 @@ class MathDataModule(SeededDataModule):
                 numbers = list(range(len(data)))
                 if size is not None:
                     numbers = self._some(numbers, size, "test_questions", f"questions of {name}")
-                self.questions[name] = questions_of(data, numbers, name, self.hparams[name], self._conversations())
+                self.questions[name] = questions_of(data, numbers, name, self._place(name), self._conversations())
 
     def train_dataloader(self) -> StatefulDataLoader:
         """The training set without the part held out, in random order: examples of like length, or packed rows."""
@@ -236,4 +238,7 @@ class MathDataModule(SeededDataModule):
         return load_split(self.hparams["train"], self.hparams["train_config"], "train")
 
     def _benchmark(self, name: str) -> Dataset:
-        return load_split(self.hparams[name], BENCHMARKS[name], "test")
+        return load_split(self._place(name), BENCHMARKS[name], "test")
+
+    def _place(self, name: str) -> str:
+        return f"{PREFIX}{name}" if name in TASKS else str(self.hparams[name])

@@ -9,9 +9,10 @@ from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from gpart.datamodules.conversations import Conversations, text_columns
+from gpart.datamodules.generated import PREFIX, TASKS, generate
 from gpart.datamodules.questions import Question
 
-BENCHMARKS = {"gsm8k": "main", "math": None}
+BENCHMARKS = {"gsm8k": "main", "math": None, **dict.fromkeys(TASKS)}
 """The benchmarks, and the configuration of each: GSM8K has two, MATH-lighteval's default is the whole."""
 
 
@@ -19,7 +20,8 @@ def load_split(path: str, config: str | None, split: str) -> Dataset:
     """One split of a data set.
 
     Args:
-        path: a name on the hub, a folder in its layout, or a ``.json`` or ``.jsonl`` file, which is all ``train``.
+        path: a name on the hub, a folder in its layout, a ``.json`` or ``.jsonl`` file, which is all ``train``, or
+            ``reasoning-gym:TASK``.
         config: the configuration, of a data set that has several.
         split: its name.
 
@@ -27,6 +29,10 @@ def load_split(path: str, config: str | None, split: str) -> Dataset:
         FileNotFoundError: if there is nothing of that name.
         ValueError: if it can't be read, or has no such split.
     """
+    if path.startswith(PREFIX):
+        if config is not None:
+            raise ValueError(f"{path!r} has no configurations, got {config!r}")
+        return generate(path, split)
     named = repr(path) if config is None else f"{path!r} (configuration {config!r})"
     file = path.endswith((".json", ".jsonl"))
     if file and not Path(path).is_file():
