@@ -346,6 +346,14 @@ class TinyCausal:
             self._model(kind).to(dtype).save_pretrained(folder)
         return folder
 
+    def with_tokenizer(self, folder: Path) -> Path:
+        """Puts a Llama of that tokenizer's size beside it."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._model("llama", len(tokenizer), tokenizer).save_pretrained(folder)
+        return folder
+
     def gguf(self, path: Path) -> Path:
         """The Llama as a GGUF file in eight bits a weight (Q8_0, blocks of 32), as llama.cpp's converter lays it out."""
         import gguf
@@ -408,16 +416,18 @@ class TinyCausal:
         special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
         return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
 
-    def _model(self, kind: str) -> Any:
+    def _model(self, kind: str, size: int = 64, tokenizer: Any = None) -> Any:
         from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
         torch.manual_seed(0)
         special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        if tokenizer is not None:
+            special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         if kind == "gpt2":
             config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=256, **special)
             return GPT2LMHeadModel(config)
         sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-        config = LlamaConfig(vocab_size=64, intermediate_size=64, max_position_embeddings=256, **sizes, **special)
+        config = LlamaConfig(vocab_size=size, intermediate_size=64, max_position_embeddings=256, **sizes, **special)
         return LlamaForCausalLM(config)
 
 
