@@ -32,7 +32,7 @@ def test_rows_are_the_same_each_time_and_end_in_an_answer() -> None:
 
 
 def test_what_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="'reasoning-gym:sudoku': the tasks with worked answers are .*gsm_symbolic"):
+    with pytest.raises(ValueError, match=r"'reasoning-gym:sudoku': the tasks with worked answers are .*gsm_symbolic"):
         generate("reasoning-gym:sudoku", "train")
     with pytest.raises(ValueError, match=r"has no split 'validation'; it has \['train', 'test'\]"):
         generate(NAME, "validation")

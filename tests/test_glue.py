@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import load_dataset
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from gpart.datamodules import GLUEDataModule, glue
 from gpart.datamodules.glue import TASKS
@@ -193,6 +193,38 @@ def test_a_resumed_run_sees_the_rows_that_it_would_have_seen(every: int, data: A
     assert begun + resumed == whole
     assert whole[:72] != whole[72:144]  # the second epoch has an order of its own
     assert sorted(whole[:72]) == sorted(whole[72:144])
+
+
+@pytest.mark.parametrize("limit", [{"max_steps": 20}, {"max_epochs": 3}])
+@pytest.mark.parametrize("val", [{}, {"limit_val_batches": 0}])
+@pytest.mark.parametrize(
+    "when",
+    [{"every_n_epochs": 1}, {"every_n_epochs": 1, "save_on_train_epoch_end": True}, {"every_n_train_steps": 9}],
+    ids=["validation end", "epoch end", "last step"],
+)
+def test_a_run_that_resumes_from_an_epochs_end_goes_on_with_the_next(
+    limit: dict[str, int], val: dict[str, int], when: dict[str, Any], data: Any, tmp_path: Path
+) -> None:
+    """Lightning takes another way for each: by steps or epochs, with and without validation, saved at which moment."""
+
+    class Cut(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 1:
+                raise RuntimeError("power cut")
+
+    def fit(name: str, *callbacks: Callback, path: Path | None = None) -> list[int]:
+        seed_everything(0)
+        module = Recorder()
+        keeper = ModelCheckpoint(tmp_path / name, save_top_k=-1, filename="{step}", **when)
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+        trainer = Trainer(callbacks=[keeper, *callbacks], num_sanity_val_steps=0, **quiet, **val, **limit)
+        trainer.fit(module, datamodule=data(held_out=0.1), ckpt_path=path)
+        return module.seen["train"]
+
+    whole = fit("whole")
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit("cut", Cut())
+    assert fit("again", path=tmp_path / "cut" / "step=9.ckpt") == whole[72:]
 
 
 def test_texts_are_tokenised_once(data: Any, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -487,6 +487,7 @@ class Crash(Callback):
         *(("steps", step, 0) for step in (2, 4, 6, 8)),  # in the first epoch, at its end, in the second, at its end
         *(("epochs", step, 0) for step in (4, 8)),
         *(("validations", step, 0) for step in (2, 4, 6, 8)),  # twice an epoch
+        *(("epochs by validation", step, 0) for step in (4, 8)),  # ModelCheckpoint's default
         *(("steps", step, 1) for step in (4, 6)),
         ("epochs", 8, 1),
     ],

@@ -481,7 +481,7 @@ def test_missing_columns_and_splits_are_named(data: Any, math_folders: Any, tmp_
         ({"held_out": 0.0}, "got 0.0"),
         ({"held_out": 1.0}, "got 1.0"),
         ({"held_out": 0.999}, "held_out=0.999 of 80 rows"),
-        ({"benchmarks": []}, r"some of \['gsm8k', 'math'\], got \[\]"),
+        ({"benchmarks": []}, r"some of \['gsm8k', 'math', 'gsm_symbolic'\], got \[\]"),
         ({"benchmarks": ["gsm8k", "aime"]}, r"got \['gsm8k', 'aime'\]"),
         ({"benchmarks": "gsm8k"}, "a list of some of .*, got 'gsm8k'"),
         ({"prompt": "Q:"}, r"prompt must have \{question\} in it, got 'Q:'"),

@@ -8,13 +8,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DistributedSampler
 
 Key = tuple[int, int]
 """Epoch and position."""
+
+
+class Progress(Protocol):
+    """How far a trainer is."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under way, from 0."""
+
+    @property
+    def between_epochs(self) -> bool:
+        """Whether it resumes from an epoch's end, and will make another iterator before it takes a step."""
 
 
 class EpochSampler(DistributedSampler[Key]):
@@ -34,6 +46,11 @@ class EpochSampler(DistributedSampler[Key]):
     def __init__(self, length: int, seed: str, epoch: int = 0, ranks: int = 1, rank: int = 0) -> None:
         super().__init__(range(length), num_replicas=ranks, rank=rank)  # type: ignore[arg-type]  # it has a length
         self.length, self.run, self.epoch = length, seed, epoch
+        self.progress: Progress | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iterator is of; the trainer's own count goes before the argument, where it is known."""
+        self.epoch = epoch if self.progress is None else self.progress.epoch
 
     def __iter__(self) -> Iterator[Key]:
         return _Keys(self, self.epoch)
@@ -74,7 +91,8 @@ class _Keys(Iterator[Key]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self.yielded = state["epoch"], state["yielded"]
-        if self.yielded >= len(self.order):
+        progress = self.sampler.progress
+        if self.yielded >= len(self.order) and not (progress and progress.between_epochs):
             # From a checkpoint of an epoch's last step Lightning goes on without making a new iterator: with this one
             # at its end, it would take the next epoch for an empty one and leave it out.
             self.epoch, self.yielded = self.epoch + 1, 0

@@ -164,7 +164,7 @@ class MathDataModule(SeededDataModule):
             packs = Packs(examples, self._rows)
             return text_loader(self, Keyed(packs), PackedCollate(pad), size, self.sampler(len(packs)))
         sampler = LengthGroupedSampler(examples["length"][:], size, self.run_seed, self.epoch, *self.place)
-        return text_loader(self, Keyed(examples), LossCollate(pad), size, sampler)
+        return text_loader(self, Keyed(examples), LossCollate(pad), size, self.follow(sampler))
 
     def val_dataloader(self) -> list[StatefulDataLoader]:
         """The part held out, for the loss; with ``val_questions``, then some of it as questions."""

@@ -7,11 +7,38 @@ processes; a checkpoint keeps the run's seed.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 
 from gpart.datamodules.epoch_sampler import EpochSampler
+
+
+@dataclass(frozen=True)
+class TrainerProgress:
+    """How far a trainer's fit is, right also where it resumes."""
+
+    trainer: Trainer
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under way, from 0.
+
+        Lightning tells samplers how many epochs are ``processed``, of which it counts one twice where a run by steps
+        resumes from an epoch's end; ``completed`` is right.
+        """
+        return int(self.trainer.fit_loop.epoch_progress.current.completed)
+
+    @property
+    def between_epochs(self) -> bool:
+        """Whether it resumes from an epoch's end, and will make another iterator before it takes a step.
+
+        A run by steps then goes through the ended epoch once more, without a step where the iterator is at its end.
+        """
+        loop = self.trainer.fit_loop
+        total: Any = loop.epoch_progress.total  # declared as a base of what it is
+        return bool(loop._iteration_based_training() and total.completed == total.processed - 1 == total.started - 1)
 
 
 class SeededDataModule(LightningDataModule):
@@ -42,7 +69,13 @@ class SeededDataModule(LightningDataModule):
 
     def sampler(self, length: int) -> EpochSampler:
         """This rank's share of the rows, from the epoch on at which the trainer is."""
-        return EpochSampler(length, self.run_seed, self.epoch, *self.place)
+        return self.follow(EpochSampler(length, self.run_seed, self.epoch, *self.place))
+
+    def follow(self, sampler: EpochSampler) -> EpochSampler:
+        """Lets a sampler ask the trainer how far it is."""
+        if self.trainer is not None:
+            sampler.progress = TrainerProgress(self.trainer)
+        return sampler
 
     def state_dict(self) -> dict[str, Any]:
         """The run's seed, so that a resumed run goes on with it."""
