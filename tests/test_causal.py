@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -311,6 +312,24 @@ def test_gradient_checkpointing_gives_the_same_step(tiny_causal: Any) -> None:
         steps.append(callback.adapter.theta.detach().clone())
     assert torch.allclose(*steps, atol=1e-5)
     assert steps[0].count_nonzero() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_network_takes_the_same_steps_and_answers_the_same(tiny_causal: Any) -> None:
+    folder = tiny_causal("llama")
+    found = []
+    for compiled in (False, True):
+        module = CausalLM(str(folder), verify=False, compile=compiled, warmup_ratio=0, lr=0.1, max_new_tokens=4)
+        callback = GPartCallback(d=50, target_modules=["q_proj"])
+        torch.manual_seed(0)
+        quiet(max_steps=2, callbacks=[callback]).fit(module, DataLoader(MICRO[:2], batch_size=None))
+        assert (module._network()._compiled_call_impl is not None) is compiled
+        module.eval()
+        found.append((callback.adapter.theta.detach().clone(), module.generate(prompts(folder, PROMPTS[:2]))))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-4)
+    assert found[0][0].count_nonzero() > 0
+    assert found[0][1] == found[1][1]
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ class CausalLM(LightningModule):
         gradient_checkpointing: recompute activations in the backward pass, for less memory (not re-entrant).
         quantization: ``"int8"`` or ``"int4"``: torchao keeps the linear layers' weights in so many bits (the head's not);
             int4 is for GPUs.
+        compile: run the network through ``torch.compile``, which needs a C++ compiler and minutes at first.
 
     Raises:
         ValueError: if a setting is out of its range, or math-verify is asked for and missing.
@@ -73,6 +74,7 @@ class CausalLM(LightningModule):
         verify: bool = True,
         gradient_checkpointing: bool = False,
         quantization: str | None = None,
+        compile: bool = False,  # noqa: A002  # Lightning's and PEFT's word for it
     ) -> None:
         super().__init__()
         check_schedule(schedule, warmup_ratio)
@@ -97,6 +99,8 @@ class CausalLM(LightningModule):
                 # Not re-entrant: the embeddings are frozen, and a re-entrant region needs an input that requires grad.
                 model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
             self.model = model.train()
+            if self.hparams["compile"]:
+                self.model.compile()  # in place: names and keys stay; traced at the first call, adapter included
 
     def forward(self, batch: Batch) -> Any:
         """The network's output for a batch; ``logits`` has shape (batch, tokens, vocabulary)."""
