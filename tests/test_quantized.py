@@ -123,7 +123,7 @@ def rows() -> list[dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
-def test_a_quantized_model_trains_saves_and_resumes(precision: str, tiny_causal: Any, tmp_path: Path) -> None:
+def test_a_quantized_model_trains_saves_and_loads(precision: str, tiny_causal: Any, tmp_path: Path) -> None:
     def run(stage: str, **more: Any) -> tuple[Trainer, CausalLM, GPartCallback, Any]:
         module = CausalLM(str(tiny_causal("llama")), verify=False, quantization="int8", lr=0.1, warmup_ratio=0.0)
         callback = GPartCallback(d=50, target_modules=["q_proj", "v_proj"])
