@@ -483,15 +483,20 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # Vision: image data sets in their layouts on disk and a processor, all tiny.
 
 
-@pytest.fixture(scope="session")
-def image_folders() -> Any:
-    """The module that writes fake pictures in each data set's layout (tests are imported by path, so by path here)."""
+def _beside(name: str) -> Any:
+    """A module of this folder; by path, as the tests are imported."""
     import importlib.util
 
-    spec = importlib.util.spec_from_file_location("image_folders", Path(__file__).with_name("image_folders.py"))
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def image_folders() -> Any:
+    """The module that writes fake pictures in each data set's layout."""
+    return _beside("image_folders")
 
 
 @pytest.fixture(scope="session")
@@ -512,10 +517,5 @@ def tiny_processor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def math_folders() -> Any:
-    """The module that writes fake questions and tokenizers (tests are imported by path, so by path here)."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("math_folders", Path(__file__).with_name("math_folders.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module that writes fake questions and tokenizers."""
+    return _beside("math_folders")

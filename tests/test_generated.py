@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gpart.datamodules import MathDataModule
+from gpart.datamodules import MathDataModule, generated
 from gpart.datamodules.generated import generate
 from gpart.datamodules.math_sources import load_split
 from gpart.lightning_modules.answers import exact_match, extract_answer
@@ -21,6 +21,7 @@ def test_rows_are_the_same_each_time_and_end_in_an_answer() -> None:
     assert train.column_names == test.column_names == ["question", "answer"]
     assert (len(train), 450 < len(test) <= 500) == (4000, True)
     assert not set(train["question"]) & set(test["question"])
+    generated._rows.cache_clear()  # made anew, not remembered
     again = generate(NAME, "train")
     assert again["question"][:] == train["question"][:]
     assert all(exact_match(answer, answer) for answer in train["answer"][:300])

@@ -6,6 +6,7 @@ question is a training question.
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 
 from datasets import Dataset
@@ -42,6 +43,7 @@ def generate(name: str, split: str) -> Dataset:
     return Dataset.from_dict({"question": [row[0] for row in rows], "answer": [row[1] for row in rows]})
 
 
+@cache  # a fit asks for them several times, and they take seconds
 def _rows(task: str, split: str) -> list[tuple[str, str]]:
     import reasoning_gym
 

@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from gpart.datamodules.parts import chosen, hold_out
+from gpart.datamodules.parts import check_held_out, chosen, hold_out
 from gpart.datamodules.seeded import SeededDataModule
 from gpart.datamodules.text import load_tokenizer, part_loader, tokenizer_fingerprint
 
@@ -89,8 +89,7 @@ class GLUEDataModule(SeededDataModule):
         super().__init__()
         if task not in TASKS:
             raise ValueError(f"task {task!r} is none of GLUE's: {', '.join(TASKS)}")
-        if not 0 < held_out < 1:
-            raise ValueError(f"held_out is a part of the training set, above 0 and below 1, got {held_out}")
+        check_held_out(held_out)
         # Plain types: a checkpoint holds these, and torch.load(weights_only=True) refuses a Path.
         model, path = str(model), str(path)
         self.save_hyperparameters()

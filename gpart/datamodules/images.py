@@ -16,7 +16,7 @@ from gpart.datamodules.epoch_sampler import EpochSampler
 from gpart.datamodules.image_reading import evaluation_transform, training_transform
 from gpart.datamodules.image_settings import Normalisation, load_settings
 from gpart.datamodules.image_sources import Source
-from gpart.datamodules.parts import chosen, hold_out
+from gpart.datamodules.parts import check_held_out, chosen, hold_out
 from gpart.datamodules.pictures import Collate, Images
 from gpart.datamodules.seeded import SeededDataModule
 
@@ -82,8 +82,7 @@ class ImageDataModule(SeededDataModule):
         label_column: str | None = None,
     ) -> None:
         super().__init__()
-        if not 0 < held_out < 1:
-            raise ValueError(f"held_out is a part of the training set, above 0 and below 1, got {held_out}")
+        check_held_out(held_out)
         if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
             raise ValueError(f"crop_scale is two shares, above 0, rising, up to 1, got {tuple(crop_scale)}")
         if not 0 <= hflip <= 1:
@@ -191,12 +190,4 @@ class ImageDataModule(SeededDataModule):
         return self.parts[name]
 
     def _loader(self, images: Images, labels: bool = True, sampler: EpochSampler | None = None) -> StatefulDataLoader:
-        workers = self.hparams["num_workers"]
-        return StatefulDataLoader(
-            images,
-            batch_size=self.hparams["batch_size"],
-            sampler=sampler,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            collate_fn=Collate(labels),
-        )
+        return self.loader(images, Collate(labels), self.hparams["batch_size"], sampler)

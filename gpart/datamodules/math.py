@@ -15,10 +15,10 @@ from gpart.datamodules.generated import PREFIX, TASKS
 from gpart.datamodules.length_groups import LengthGroupedSampler
 from gpart.datamodules.math_sources import BENCHMARKS, ask, load_split, questions_of
 from gpart.datamodules.packing import PackedCollate, Packs, pack
-from gpart.datamodules.parts import chosen, hold_out
+from gpart.datamodules.parts import check_held_out, chosen, hold_out
 from gpart.datamodules.questions import Question, QuestionCollate, Questions, QuestionSampler
 from gpart.datamodules.seeded import SeededDataModule
-from gpart.datamodules.text import Keyed, text_loader
+from gpart.datamodules.text import Keyed
 
 PROMPT = "Question: {question}\nAnswer: "
 
@@ -99,8 +99,7 @@ class MathDataModule(SeededDataModule):
             raise ValueError(f"prompt must have {{question}} in it, got {prompt!r}")
         if chat_template and prompt != PROMPT:
             raise ValueError(f"chat_template=True makes the prompt, so there can be no other, got {prompt!r}")
-        if not 0 < held_out < 1:
-            raise ValueError(f"held_out is a part of the training set, above 0 and below 1, got {held_out}")
+        check_held_out(held_out)
         if val_questions < 0 or (test_questions is not None and test_questions < 1):
             raise ValueError(
                 f"val_questions must be 0 or more and test_questions 1 or more, got {val_questions} and {test_questions}"
@@ -162,14 +161,14 @@ class MathDataModule(SeededDataModule):
         examples, pad, size = self._part_of("train"), self._conversations().pad, self.hparams["batch_size"]
         if self._rows is not None:
             packs = Packs(examples, self._rows)
-            return text_loader(self, Keyed(packs), PackedCollate(pad), size, self.sampler(len(packs)))
+            return self.loader(Keyed(packs), PackedCollate(pad), size, self.sampler(len(packs)))
         sampler = LengthGroupedSampler(examples["length"][:], size, self.run_seed, self.epoch, *self.place)
-        return text_loader(self, Keyed(examples), LossCollate(pad), size, self.follow(sampler))
+        return self.loader(Keyed(examples), LossCollate(pad), size, self.follow(sampler))
 
     def val_dataloader(self) -> list[StatefulDataLoader]:
         """The part held out, for the loss; with ``val_questions``, then some of it as questions."""
         loss = LossCollate(self._conversations().pad)
-        loaders = [text_loader(self, Keyed(self._part_of("val")), loss, self.hparams["batch_size"])]
+        loaders = [self.loader(Keyed(self._part_of("val")), loss, self.hparams["batch_size"])]
         if self.hparams["val_questions"]:
             loaders.append(self._ask(["held_out"]))
         return loaders
@@ -221,7 +220,7 @@ class MathDataModule(SeededDataModule):
             )
         questions = Questions([one for name in names for one in self.questions[name]])
         sampler, size = QuestionSampler(len(questions), *self.place), self.hparams["eval_batch_size"]
-        return text_loader(self, questions, QuestionCollate(self._conversations().pad), size, sampler)
+        return self.loader(questions, QuestionCollate(self._conversations().pad), size, sampler)
 
     def _part_of(self, part: str) -> Dataset:
         if part not in self.parts:

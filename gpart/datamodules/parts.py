@@ -14,6 +14,16 @@ Row = tuple[int, int | str]
 """A row's stratum and its id, which is unlike every other row's."""
 
 
+def check_held_out(held_out: float) -> None:
+    """Checks the setting, before any row is read.
+
+    Raises:
+        ValueError: if it is no part.
+    """
+    if not 0 < held_out < 1:
+        raise ValueError(f"held_out is a part of the training set, above 0 and below 1, got {held_out}")
+
+
 def hold_out(rows: Sequence[Row], part: float, seed: int) -> tuple[list[int], list[int]]:
     """Positions of the rows that stay and of those held out, each in the rows' order.
 

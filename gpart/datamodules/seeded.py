@@ -7,10 +7,13 @@ processes; a checkpoint keeps the run's seed.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
+from torch.utils.data import Sampler
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from gpart.datamodules.epoch_sampler import EpochSampler
 
@@ -76,6 +79,24 @@ class SeededDataModule(LightningDataModule):
         if self.trainer is not None:
             sampler.progress = TrainerProgress(self.trainer)
         return sampler
+
+    def loader(
+        self,
+        data: Sized,
+        collate: Callable[[list[Any]], dict[str, Any]],
+        batch_size: int,
+        sampler: Sampler[Any] | None = None,
+    ) -> StatefulDataLoader:
+        """A loader that can be resumed within an epoch, with the module's ``num_workers``."""
+        workers = self.hparams["num_workers"]
+        return StatefulDataLoader(
+            data,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=collate,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The run's seed, so that a resumed run goes on with it."""

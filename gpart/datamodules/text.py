@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
@@ -92,25 +92,6 @@ class Keyed(Dataset[Any]):
         return self.examples[key if isinstance(key, int) else key[1]]
 
 
-def text_loader(
-    module: SeededDataModule,
-    data: Sized,
-    collate: Callable[[list[Any]], dict[str, Any]],
-    batch_size: int,
-    sampler: Sampler[Any] | None = None,
-) -> StatefulDataLoader:
-    """A loader that can be resumed within an epoch, with the module's ``num_workers``."""
-    workers = module.hparams["num_workers"]
-    return StatefulDataLoader(
-        data,
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        collate_fn=collate,
-    )
-
-
 def part_loader(
     module: SeededDataModule,
     parts: Mapping[str, Any],
@@ -134,4 +115,4 @@ def part_loader(
         raise ValueError(f"no part {part!r} among {sorted(parts)}: setup() has not run for this stage")
     sampler = module.sampler(len(parts[part])) if part == "train" else None
     collate = Collate(pad, lists, labels=part != "predict")
-    return text_loader(module, Keyed(parts[part]), collate, module.hparams["batch_size"], sampler)
+    return module.loader(Keyed(parts[part]), collate, module.hparams["batch_size"], sampler)

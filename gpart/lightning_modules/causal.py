@@ -18,14 +18,14 @@ from torchmetrics import MeanMetric
 from gpart.lightning_modules.answers import check_verifier, extract_answer
 from gpart.lightning_modules.generation import Generator, judge, write_rows
 from gpart.lightning_modules.language_models import build, check_quantization
+from gpart.lightning_modules.networks import checkpoint_activations
 from gpart.lightning_modules.optimizers import adamw_by_steps, check_schedule
 
 Batch = dict[str, Any]
 IGNORED = -100
 """The label of a token that is no target, as Transformers has it."""
-_TOKENS = (
-    256.0  # what a summed loss is divided by until the step's tokens are counted: near to a micro-batch's, for fp16
-)
+_TOKENS = 256.0
+"""What a summed loss is divided by until the step's tokens are counted: near to a micro-batch's, for float16."""
 
 
 class CausalLM(LightningModule):
@@ -96,8 +96,7 @@ class CausalLM(LightningModule):
         if self.model is None:
             model = build(self.hparams["model"], self.hparams["quantization"])
             if self.hparams["gradient_checkpointing"]:
-                # Not re-entrant: the embeddings are frozen, and a re-entrant region needs an input that requires grad.
-                model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+                checkpoint_activations(model)
             self.model = model.train()
             if self.hparams["compile"]:
                 self.model.compile()  # in place: names and keys stay; traced at the first call, adapter included

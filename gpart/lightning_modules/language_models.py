@@ -64,17 +64,15 @@ def build(model: str, quantization: str | None = None) -> nn.Module:
             if not quantization:
                 raise
             raise ValueError(f"torchao cannot keep {model!r} as {quantization} on this machine: {error}") from error
-    if quantization and not any(_is_packed(value) for value in built.parameters()):
+    if quantization and all(
+        type(value) is nn.Parameter for value in built.parameters()
+    ):  # a packed one has its own type
         raise ValueError(f"torchao has packed no weight of {model!r} as {quantization}: its layers may be too narrow")
     if file and getattr(built.config, "quantization_config", None) is not None:
         # Its weights are plain now; as a quantised model it could be neither saved nor cast.
         del built.config.quantization_config
         built.is_quantized = False  # type: ignore[assignment]  # a plain attribute
     return built
-
-
-def _is_packed(weight: nn.Parameter) -> bool:
-    return any(kind.__module__.partition(".")[0] == "torchao" for kind in type(weight).__mro__)
 
 
 def _torchao(quantization: str) -> Any:

@@ -11,6 +11,7 @@ from torchmetrics import MetricCollection
 from transformers import AutoModelForSequenceClassification
 
 from gpart.lightning_modules.metrics import metric_collection
+from gpart.lightning_modules.networks import checkpoint_activations
 from gpart.lightning_modules.optimizers import adamw_by_steps, check_schedule
 from gpart.packaged import loading
 
@@ -74,8 +75,7 @@ class SequenceClassifier(LightningModule):
         with loading(self.hparams["model"]) as name:
             model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=self.hparams["num_labels"])
         if self.hparams["gradient_checkpointing"]:
-            # Not re-entrant: the embeddings are frozen, and a re-entrant region needs an input that requires grad.
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model)
         # from_pretrained returns it in eval mode: without this, dropout would be off for some methods and not others.
         self.model = model.train()
 

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 
 from gpart import GPartConfig, attach
 from gpart.layers import Update
+from gpart.lightning_modules.networks import checkpoint_activations
 from gpart.studies import architectures
 from gpart.studies.architectures import build, default_head, default_targets, find_task
 
@@ -122,8 +123,8 @@ def plan_memory(name: str, settings: MemorySettings) -> MemoryPlan:
     head = default_head(model, task) if settings.modules_to_save is None else settings.modules_to_save
     targets = default_targets(model, task) if settings.target_modules is None else settings.target_modules
     adapter = attach(model, GPartConfig(settings.d, targets, modules_to_save=head, dropout=settings.dropout))
-    if settings.gradient_checkpointing and isinstance(model, PreTrainedModel):
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+    if settings.gradient_checkpointing:
+        checkpoint_activations(model)
     adapted, activations = _forward(model.train(), settings)
     base = [value for key, value in model.named_parameters() if key != adapter.theta_name]
     trained = [value for value in model.parameters() if value.requires_grad]
