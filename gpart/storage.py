@@ -184,14 +184,16 @@ def check_checksums(path: str | Path) -> None:
     Raises:
         ValueError: if a record was changed.
     """
-    if not torch.serialization.get_crc32_options() or not zipfile.is_zipfile(path):
-        return  # none were written; or torch's reader says what it is
+    if not torch.serialization.get_crc32_options():
+        return  # none were written
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
     except Exception as error:  # on damaged files zipfile raises whatever it stumbles over
         raise ValueError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
     if bad is not None:
+        if not zipfile.is_zipfile(path):
+            return  # torch's reader says what it is
         raise ValueError(f"{path} cannot be read as a checkpoint: {bad} was changed, its checksum differs")
 
 

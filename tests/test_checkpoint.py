@@ -424,6 +424,18 @@ def test_no_flipped_bit_changes_what_is_loaded(live: tuple[Any, ...]) -> None:
         assert_bits(module, good)
 
 
+def test_a_file_that_claims_to_span_disks_is_refused(live: tuple[Any, ...]) -> None:
+    """Python's zipfile raises for it where it is only asked whether the file is one."""
+    path, module, load = live
+    content, before = bytearray(path.read_bytes()), bits(module)
+    locator = content.rindex(b"PK\x06\x07")  # the 64-bit end record's: 4 bytes, disk, offset, number of disks
+    content[locator + 16] = 9
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"step=4\.ckpt.*multiple disks"):
+        load()
+    assert_bits(module, before)
+
+
 @pytest.mark.parametrize("place", ["optimizer", "weights beside an average"])
 def test_a_flipped_bit_elsewhere_is_refused(
     place: str, lit_fitted: Any, lit_class: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any
