@@ -14,10 +14,10 @@ Source: paper, section 3.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,21 +26,35 @@ from torch.nn.utils import parametrize
 from gpart import base
 from gpart.base import dense, is_packed
 from gpart.config import GPartConfig
-from gpart.functional import expand, scale, update
-from gpart.layers import CONTAINER, Adapters, GroupIndices, Theta, Update, with_dropout
-from gpart.partition import Partition
-from gpart.scope import ForwardScope, Kept
+from gpart.evaluation import Evaluation
+from gpart.functional import expand, update
+from gpart.layers import CONTAINER, Adapters, Theta, Update
+from gpart.memory import Memory
 from gpart.snapshot import Snapshot
 from gpart.targets import AdaptedWeight, Plan, plan
 
 
-def attach(model: nn.Module, config: GPartConfig, name: str = "default") -> GPartAdapter:
+class Hooks(Protocol):
+    """What is told when a module is entered and left."""
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """Forward pre-hook."""
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook."""
+
+
+def attach(
+    model: nn.Module, config: GPartConfig, name: str = "default", indices: str = "auto", weights: str = "auto"
+) -> GPartAdapter:
     """Attaches a GPart adapter to ``model``, in place.
 
     Args:
         model: any module; its parameters outside ``config.modules_to_save`` are frozen.
         config: the adapter's settings.
         name: stands in theta's key (``gpart.<name>.theta``) and in files.
+        indices: the group numbers: ``"stored"``, ``"computed"`` or ``"auto"``, see :mod:`gpart.memory`.
+        weights: W0 + P·theta: ``"kept"``, ``"forward"``, ``"recomputed"`` or ``"auto"``. Neither changes a result.
 
     Returns:
         The adapter. The model computes what it did before, bit for bit, until theta leaves 0.
@@ -60,7 +74,7 @@ def attach(model: nn.Module, config: GPartConfig, name: str = "default") -> GPar
     if CONTAINER in model._modules or hasattr(model, CONTAINER):
         held = list(adapters) if (adapters := get_adapters(model)) else type(getattr(model, CONTAINER)).__name__
         raise ValueError(f"cannot attach adapter {name!r}: the model's attribute {CONTAINER!r} already holds {held}")
-    return _attach(model, config, name, plan(model, config))
+    return _attach(model, config, name, plan(model, config), Memory(indices, weights))
 
 
 def get_adapters(model: nn.Module) -> dict[str, GPartAdapter]:
@@ -79,13 +93,12 @@ class GPartAdapter:
         config: its settings.
         name: its name.
         plan: the adapted weights in order, the saved and the frozen parameters' names.
+        memory: what is kept in memory.
     """
 
-    def __init__(self, model: nn.Module, config: GPartConfig, name: str, plan: Plan) -> None:
-        self.model, self.config, self.name, self.plan = model, config, name, plan
-        self._indices = GroupIndices(Partition(plan.size, config.d, config.seed))
-        self._scope = ForwardScope(OrderedDict())
-        self._kept = Kept()
+    def __init__(self, model: nn.Module, config: GPartConfig, name: str, plan: Plan, memory: Memory) -> None:
+        self.model, self.config, self.name, self.plan, self.memory = model, config, name, plan, memory
+        self._evaluation = Evaluation(plan, config.d, config.seed, config.dropout, config.isometric, memory)
         self._snapshot = Snapshot(model, plan)
         self._disabled = False
         self._bases: dict[str, Tensor] | None = None  # W0 of every weight while merged
@@ -131,28 +144,7 @@ class GPartAdapter:
             if training and torch.is_grad_enabled():
                 raise ValueError(f"adapter {self.name!r} is merged: unmerge() before training, theta has no gradient")
             return base
-        theta = self.theta
-        dropped = training and self.config.dropout > 0
-        seed = self._scope.mask_seed(weight.name) if dropped else None  # drawn at every read, see mask_seed
-        known = self._scope.get(weight.name, (theta, base))
-        if known is None and not dropped:
-            known = self._kept.get(weight.name, (theta, base))
-        if known is not None:
-            return known
-        parts = self._indices.parts(weight, base.device)
-        if seed is not None:
-            parts = with_dropout(parts, self.config.dropout, seed)
-        value = expand(self._scaled(base.device), dense(base), parts)
-        if not dropped:
-            self._kept.put(weight.name, (theta, base), value)
-        return self._scope.put(weight.name, (theta, base), value)
-
-    def _scaled(self, device: torch.device) -> Tensor:
-        theta, key = self.theta, f"theta on {device}"
-        known = self._scope.get(key, (theta,))
-        if known is not None:
-            return known
-        return self._scope.put(key, (theta,), scale(theta, self.size, self.config.isometric).to(device))
+        return self._evaluation.weight(weight, base, self.theta, training)
 
     def delta(self, name: str) -> Tensor:
         """P·theta for one adapted parameter (zeros outside its slices), in its shape, in theta's dtype.
@@ -168,9 +160,10 @@ class GPartAdapter:
             raise ValueError(f"{name!r} is not adapted; adapted are {[weight.name for weight in self.plan.weights]}")
         device = base.parameter(self.model, name).device
         out = torch.zeros(weight.shape, dtype=self.theta.dtype, device=device)
-        for part in self._indices.parts(weight, device):
+        scaled = self._evaluation.scaled(self.theta, device)
+        for part in self._evaluation.parts(weight, device):
             block = part.of(out)
-            block.copy_(update(self._scaled(device), part, block.shape))
+            block.copy_(update(scaled, part, block.shape))
         return out
 
     @torch.no_grad()
@@ -192,9 +185,10 @@ class GPartAdapter:
         for weight in self.plan.weights:
             stored = base.parameter(self.model, weight.name)
             bases[weight.name] = stored.detach().clone()
-            parts = self._indices.parts(weight, stored.device)
-            stored.copy_(expand(self._scaled(stored.device), stored, parts))
+            parts = self._evaluation.parts(weight, stored.device)
+            stored.copy_(expand(self._evaluation.scaled(self.theta, stored.device), stored, parts))
         self._bases = bases
+        self._evaluation.kept.clear()
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -211,8 +205,17 @@ class GPartAdapter:
         which goes at the end. What was computed is used as long as theta and W0 are not written to; writing through
         ``.data`` is not seen.
         """
-        with self._kept:
-            yield
+        try:
+            with self._evaluation.kept:
+                yield
+        finally:
+            stored = base.parameter(self.model, self.plan.weights[0].name)
+            if not self._evaluation.kept.open and self._evaluation.mode(self.theta, stored) != "kept":
+                self.free()
+
+    def free(self) -> None:
+        """Gives back the memory of kept W0 + P·theta; what is needed later is computed again."""
+        self._evaluation.kept.clear()
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -299,7 +302,7 @@ class GPartAdapter:
         return f"GPartAdapter({self.name!r}, d={self.config.d}, D={self.size}, weights={len(self.plan.weights)})"
 
 
-def _attach(model: nn.Module, config: GPartConfig, name: str, made: Plan) -> GPartAdapter:
+def _attach(model: nn.Module, config: GPartConfig, name: str, made: Plan, memory: Memory) -> GPartAdapter:
     """Carries out a plan that was made for this model."""
     forgotten = base.randomly_initialised(model, made.frozen)
     if forgotten:
@@ -312,7 +315,7 @@ def _attach(model: nn.Module, config: GPartConfig, name: str, made: Plan) -> GPa
         raise ValueError(
             f"cannot attach adapter {name!r}: it would freeze {inside}, adapters of modules inside the model"
         )
-    adapter = GPartAdapter(model, config, name, made)
+    adapter = GPartAdapter(model, config, name, made, memory)
     for parameter in (base.parameter(model, frozen) for frozen in made.frozen):
         parameter.requires_grad_(False)
     for parameter in (base.parameter(model, saved) for saved in made.saved):
@@ -325,13 +328,25 @@ def _attach(model: nn.Module, config: GPartConfig, name: str, made: Plan) -> GPa
             module.parametrizations.train(module.training)  # type: ignore[union-attr]
     container = Adapters({name: Theta(config.d, device, adapter)}).train(model.training)
     model.add_module(CONTAINER, container)
-    scope = adapter._scope
-    for module in _scopes(model, made):
+    for module, on in _hooked(model, made, adapter._evaluation):
         adapter._snapshot.hooks += [
-            module.register_forward_pre_hook(scope.enter),
-            module.register_forward_hook(scope.leave, always_call=True),
+            module.register_forward_pre_hook(on.enter),
+            module.register_forward_hook(on.leave, always_call=True),
         ]
     return adapter
+
+
+def _hooked(model: nn.Module, made: Plan, evaluation: Evaluation) -> list[tuple[nn.Module, Hooks]]:
+    """Each module that is run within something, and that: a forward pass, a layer whose weights are computed again."""
+    owners = {path for weight in made.weights for path, _ in weight.owners}
+    # MultiheadAttention reads its output projection's weight itself, and does not call it.
+    parents = {path.rpartition(".")[0] for path in owners}
+    owners |= {path for path in parents if isinstance(model.get_submodule(path), nn.MultiheadAttention)}
+    layers = {id(module): module for module in map(model.get_submodule, sorted(owners))}.values()
+    return [
+        *((module, evaluation.scope) for module in _scopes(model, made)),
+        *((module, evaluation.recomputation) for module in layers),
+    ]
 
 
 def _scopes(model: nn.Module, made: Plan) -> list[nn.Module]:

@@ -39,6 +39,8 @@ def is_packed(weight: Tensor) -> bool:
     >>> is_packed(torch.ones(2))
     False
     """
+    if type(weight) is Tensor or type(weight) is nn.Parameter:
+        return False  # without the walk below, which torch.compile cannot follow
     # By the module's name: torchao is an optional library, and only a weight of its making is asked.
     return any(kind.__module__.partition(".")[0] == "torchao" for kind in type(weight).__mro__)
 

@@ -13,8 +13,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from gpart.functional import Part
-from gpart.partition import Partition
 from gpart.targets import AdaptedWeight
 
 CONTAINER = "gpart"
@@ -84,56 +82,3 @@ class Update(nn.Module):
     def forward(self, base: Tensor) -> Tensor:
         """W, in the shape and dtype of ``base``."""
         return self.evaluator.evaluate(self.weight, base, self.training)
-
-
-class GroupIndices:
-    """The group numbers of every adapted block, int32, computed at first use on the device of use.
-
-    They are no buffers: DDP broadcasts every registered buffer at every forward pass. Copies of a model share them.
-    """
-
-    def __init__(self, partition: Partition) -> None:
-        self.partition = partition
-        self._stored: dict[int, Tensor] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> GroupIndices:
-        copy = memo[id(self)] = type(self)(self.partition)
-        copy._stored = dict(self._stored)
-        return copy
-
-    def parts(self, weight: AdaptedWeight, device: torch.device) -> tuple[Part, ...]:
-        """The blocks of a weight with their group numbers on ``device``."""
-        return tuple(
-            Part(self._groups(offset, (stop - start) * _stride(weight), device), weight.dim, start, stop)
-            for start, stop, offset in weight.blocks
-        )
-
-    def _groups(self, offset: int, count: int, device: torch.device) -> Tensor:
-        if device.type == "meta":
-            return torch.empty(count, dtype=torch.int32, device=device)
-        stored = self._stored.get(offset)
-        if stored is None:
-            stored = self.partition.groups(offset, offset + count, device)
-        # One copy only: it follows the weight to another device.
-        self._stored[offset] = stored = stored.to(device)
-        return stored
-
-
-def _stride(weight: AdaptedWeight) -> int:
-    """Numbers per index along the cut dimension."""
-    total = 1
-    for dim, length in enumerate(weight.shape):
-        total *= 1 if dim == weight.dim else length
-    return total
-
-
-def with_dropout(parts: tuple[Part, ...], p: float, seed: int) -> tuple[Part, ...]:
-    """The same blocks with one dropout mask, which is a function of the seed alone (per kind of device)."""
-    result = []
-    for part in parts:
-        keep = torch.empty(part.groups.shape, dtype=torch.bool, device=part.groups.device)
-        if not keep.is_meta:
-            generator = torch.Generator(keep.device).manual_seed(seed + part.start)
-            keep.bernoulli_(1 - p, generator=generator)
-        result.append(Part(part.groups, part.dim, part.start, part.stop, keep, 1 / (1 - p)))
-    return tuple(result)

@@ -30,8 +30,14 @@ SCHEME = "gpart-v1"
 
 _ROUNDS = 6
 _MASK64 = (1 << 64) - 1
-# Temporaries stay in the second-level cache: larger chunks are slower and use more memory.
-_CHUNK = 1 << 18
+
+
+def chunk_size(device: torch.device | str) -> int:
+    """How many positions are worked on at once: a processor's temporaries stay in its second-level cache.
+
+    An accelerator wants few large kernels. Both passes and the dropout masks are cut in the same way.
+    """
+    return 1 << 18 if torch.device(device).type == "cpu" else 1 << 24
 
 
 def _splitmix64(seed: int, count: int) -> list[int]:
@@ -110,9 +116,10 @@ class Partition:
         stop = self.size if stop is None else stop
         if not 0 <= start <= stop <= self.size:
             raise ValueError(f"positions {start} to {stop} are not within 0 to {self.size}")
-        # An accelerator wants few large kernels, a processor chunks that stay in its cache.
-        step = _CHUNK if torch.device(device).type == "cpu" else 64 * _CHUNK
+        step = chunk_size(device)
         out = torch.empty(stop - start, dtype=torch.int32, device=device)
+        if out.is_meta:
+            return out
         for first in range(start, stop, step):
             last = min(first + step, stop)
             out[first - start : last - start] = self._permuted(first, last, device).remainder_(self.d)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 _TAGS_KEPT = 1 << 16
 Versions = tuple[tuple[int, int | None, torch.device, torch.dtype], ...]
+"""Of each tensor, what tells it from what it was."""
 
 
 class ForwardScope(threading.local):
@@ -74,14 +75,14 @@ class ForwardScope(threading.local):
         modes = [True] if torch.is_grad_enabled() else [False, True]
         for mode in modes:
             found = self.values.get((key, mode))
-            if found is not None and found[0] == _versions(sources):
+            if found is not None and found[0] == versions(sources):
                 return found[1]
         return None
 
     def put(self, key: str, sources: tuple[Tensor, ...], value: Tensor) -> Tensor:
         """Keeps a value for the rest of the scope, if there is one."""
         if self.open:
-            self.values[key, torch.is_grad_enabled()] = (_versions(sources), value)
+            self.values[key, torch.is_grad_enabled()] = (versions(sources), value)
         return value
 
     def mask_seed(self, key: str) -> int:
@@ -103,47 +104,10 @@ class ForwardScope(threading.local):
         return seed
 
 
-class Kept:
-    """Values that outlive a forward pass, as long as what they were computed from stays as it is; for evaluation.
-
-    A copy of the model starts without any.
-    """
-
-    def __init__(self) -> None:
-        self.open = 0  # contexts within each other
-        self.values: dict[str, tuple[Versions, Tensor]] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
-        copy = memo[id(self)] = type(self)()
-        return copy
-
-    def __enter__(self) -> None:
-        self.open += 1
-
-    def __exit__(self, *error: object) -> None:
-        self.open -= 1
-        if not self.open:
-            self.values.clear()
-
-    @property
-    def active(self) -> bool:
-        """Whether values are kept now: within the context, where no gradient is wanted."""
-        return self.open > 0 and not torch.is_grad_enabled()
-
-    def get(self, key: str, sources: tuple[Tensor, ...]) -> Tensor | None:
-        """The value kept, unless one of the tensors it was computed from has changed since."""
-        found = self.values.get(key) if self.active else None
-        return found[1] if found is not None and found[0] == _versions(sources) else None
-
-    def put(self, key: str, sources: tuple[Tensor, ...], value: Tensor) -> Tensor:
-        """Keeps a value, if values are kept now."""
-        if self.active:
-            self.values[key] = (_versions(sources), value)
-        return value
-
-
-def _versions(sources: tuple[Tensor, ...]) -> Versions:
+def versions(sources: tuple[Tensor, ...]) -> Versions:
     """What changes when a tensor is written in place, replaced, moved or cast (``.to`` changes a parameter's data)."""
+    if torch.compiler.is_compiling():
+        return ()  # a compiled forward pass is one function of its inputs, and the question would break its graph
     return tuple(
         (id(source), None if source.is_inference() else source._version, source.device, source.dtype)
         for source in sources

@@ -32,6 +32,7 @@ from gpart.adapter import GPartAdapter, _attach, get_adapters
 from gpart.config import GPartConfig
 from gpart.layers import CONTAINER
 from gpart.manifest import check_model, check_same, config_of, manifest
+from gpart.memory import Memory
 from gpart.targets import Plan
 
 TENSORS = "adapter_model.safetensors"
@@ -65,13 +66,17 @@ def save_adapter(adapter: GPartAdapter, folder: str | Path) -> None:
             file.write(written)
 
 
-def load_adapter(model: nn.Module, folder: str | Path, check_base: bool = True) -> GPartAdapter:
+def load_adapter(
+    model: nn.Module, folder: str | Path, check_base: bool = True, indices: str = "auto", weights: str = "auto"
+) -> GPartAdapter:
     """Attaches the adapter in a folder, or in a Lightning ``.ckpt``, to a model and puts its values there.
 
     Args:
         model: the base model, without an adapter, or with one of the same name and config, which is filled.
         folder: an adapter folder, or a ``.ckpt`` file.
         check_base: False loads onto another base of the same shape, with a warning.
+        indices: as for :func:`gpart.attach`; an attached adapter keeps its own.
+        weights: the same.
 
     Returns:
         The attached adapter.
@@ -81,7 +86,7 @@ def load_adapter(model: nn.Module, folder: str | Path, check_base: bool = True) 
         ValueError: if a file was changed or truncated, or the adapter does not fit the model; the message has both
             values, and the model is as it was.
     """
-    folder = Path(folder)
+    folder, memory = Path(folder), Memory(indices, weights)
     described, tensors = _read_checkpoint(folder) if folder.suffix == ".ckpt" else _read_folder(folder)
     config, name = config_of(described, str(folder)), described["name"]
     attached = get_adapters(model).get(name)
@@ -97,7 +102,7 @@ def load_adapter(model: nn.Module, folder: str | Path, check_base: bool = True) 
             )
         made = check_model(model, described, str(folder), check_base)
     tensors = check_tensors(model, made, config, name, tensors, str(folder))
-    adapter = attached or _attach(model, config, name, made)
+    adapter = attached or _attach(model, config, name, made, memory)
     fill(adapter, tensors)
     return adapter
 
@@ -187,13 +192,13 @@ def check_checksums(path: str | Path) -> None:
     if not torch.serialization.get_crc32_options():
         return  # none were written
     try:
+        if not zipfile.is_zipfile(path):
+            return  # torch's reader says what it is
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
     except Exception as error:  # on damaged files zipfile raises whatever it stumbles over
         raise ValueError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
     if bad is not None:
-        if not zipfile.is_zipfile(path):
-            return  # torch's reader says what it is
         raise ValueError(f"{path} cannot be read as a checkpoint: {bad} was changed, its checksum differs")
 
 

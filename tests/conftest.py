@@ -111,6 +111,23 @@ def same_bits() -> Callable[[torch.Tensor, torch.Tensor], bool]:
     return same
 
 
+@pytest.fixture
+def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shape of every weight that W0 + P·theta is computed for from now on, in order."""
+    import gpart.evaluation
+    import gpart.functional
+
+    calls, real = [], gpart.functional.write
+
+    def counted(out: Any, scaled: Any, weight: Any, parts: Any) -> Any:
+        calls.append(tuple(weight.shape))
+        return real(out, scaled, weight, parts)
+
+    for module in (gpart.functional, gpart.evaluation):
+        monkeypatch.setattr(module, "write", counted)
+    return calls
+
+
 @pytest.fixture(scope="session")
 def state_of(same_bits: Callable[[torch.Tensor, torch.Tensor], bool]) -> type:
     """A model's whole state, to compare with what it is later: ``state = state_of(model); state.assert_kept()``."""

@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAver
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
-import gpart.adapter
 from gpart import GPartConfig, attach, base, get_adapters, load_adapter
 from gpart.callbacks import GPartCallback
 
@@ -733,25 +732,24 @@ def test_a_lost_update_is_announced_and_no_other(
 # Evaluation
 
 
+@pytest.mark.parametrize("setting", ["kept", "forward"])
 def test_an_evaluation_computes_each_weight_once(
-    lit_any: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any, monkeypatch: pytest.MonkeyPatch
+    setting: str, lit_any: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any, evaluations: list[tuple[int, ...]]
 ) -> None:
     """Also within fit, where theta has moved between two evaluations; and nothing is kept after a loop."""
-    module, callback = lit_any(), lit_gpart()
-    calls: list[str] = []
-    real = gpart.adapter.expand
-    monkeypatch.setattr(gpart.adapter, "expand", lambda *given: (calls.append("expand"), real(*given))[1])
+    module, callback = lit_any(), lit_gpart(weights=setting)
     trainer = lit_trainer(callback, max_epochs=2, num_sanity_val_steps=0)
     trainer.fit(module, lit_loader(), lit_loader())
     batches, weights = trainer.num_training_batches, len(callback.adapter.plan.weights)
     assert len(lit_loader()) > 1
-    assert len(calls) == 2 * (batches + 1) * weights
+    # Kept weights serve the step after an evaluation too.
+    assert len(evaluations) == (2 * (batches + 1) - (setting == "kept")) * weights
     for stage in ("validate", "test", "predict"):
-        calls.clear()
+        evaluations.clear()
         run(trainer, stage, module, lit_loader())
-        assert len(calls) == weights
-        assert not callback.adapter._kept.open
-        assert not callback.adapter._kept.values
+        assert len(evaluations) == weights
+        assert not callback.adapter._evaluation.kept.open
+        assert not callback.adapter._evaluation.kept.values
 
 
 def test_an_evaluation_that_fails_leaves_nothing_kept(
@@ -765,5 +763,5 @@ def test_an_evaluation_that_fails_leaves_nothing_kept(
     callback, module = lit_gpart(), Fails()
     with pytest.raises(ZeroDivisionError):
         lit_trainer(callback).test(module, lit_loader(), verbose=False)
-    assert not callback.adapter._kept.open
-    assert not callback.adapter._kept.values
+    assert not callback.adapter._evaluation.kept.open
+    assert not callback.adapter._evaluation.kept.values

@@ -27,7 +27,10 @@ def test_the_dropped_share_is_p_and_the_kept_entries_are_boosted(p):
         adapter.base_parameters()["0.weight"].zero_()
         adapter.theta.fill_(200.0)  # P·theta is 1 everywhere
     weight = model.train()[0].weight
-    assert set(weight.unique().tolist()) == {0.0, torch.tensor(1 / (1 - p)).item()}
+    zero, boost = weight.unique().tolist()
+    # p is rounded to a multiple of 2^-16 on a CPU, and the boost fits the p that is drawn.
+    assert zero == 0
+    assert boost == pytest.approx(1 / (1 - round(p * 65536) / 65536), rel=1e-7)
     dropped = int((weight == 0).sum())
     assert abs(dropped - 40_000 * p) < 6 * (40_000 * p * (1 - p)) ** 0.5
     assert model.eval()[0].weight.eq(1).all()

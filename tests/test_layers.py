@@ -19,7 +19,6 @@ from torch import nn
 from transformers import RobertaConfig, RobertaForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
-import gpart.adapter
 from gpart import GPartConfig, attach, get_adapters
 
 ALL = np.s_[:]
@@ -506,25 +505,12 @@ def test_one_module_under_two_names_counts_once(reference):
 # --- the forward pass as a scope ---
 
 
-@pytest.fixture
-def evaluations(monkeypatch):
-    """The shape of every weight that was computed, in order."""
-    calls, real = [], gpart.adapter.expand
-
-    def counted(scaled, weight, parts):
-        calls.append(tuple(weight.shape))
-        return real(scaled, weight, parts)
-
-    monkeypatch.setattr(gpart.adapter, "expand", counted)
-    return calls
-
-
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("kwargs", [{}, {"kdim": 6, "vdim": 4}])
 def test_attention_computes_each_weight_once_per_forward(training, grad, kwargs, evaluations):
     model = Attention(**kwargs).train(training)
-    attach(model, GPartConfig(d=5, target_modules=["mha", "out_proj"], bias="all", dropout=0.2))
+    attach(model, GPartConfig(d=5, target_modules=["mha", "out_proj"], bias="all", dropout=0.2), weights="forward")
     weights = 6 if kwargs else 4
     with torch.set_grad_enabled(grad):
         for forward in range(1, 4):
@@ -534,7 +520,7 @@ def test_attention_computes_each_weight_once_per_forward(training, grad, kwargs,
 
 def test_a_sub_module_called_by_itself_is_a_scope_too(evaluations):
     model = nn.ModuleDict({"encoder": Attention()})
-    attach(model, GPartConfig(d=5, target_modules=["mha"]))
+    attach(model, GPartConfig(d=5, target_modules=["mha"]), weights="forward")
     model["encoder"](torch.randn(2, 5, 8))
     assert len(evaluations) == 1
     model["encoder"].mha(*3 * [torch.randn(2, 5, 8)])
@@ -545,7 +531,7 @@ def test_the_scope_spans_the_whole_model(evaluations):
     """A layer called twice in one forward pass is computed once; in two passes twice."""
     shared = nn.Linear(4, 4)
     model = nn.Sequential(shared, nn.Tanh(), shared)
-    attach(model, GPartConfig(d=3, target_modules=["0"]))
+    attach(model, GPartConfig(d=3, target_modules=["0"]), weights="forward")
     model(torch.ones(1, 4))
     assert len(evaluations) == 1
     model[1:](model[:1](torch.ones(1, 4)))
@@ -554,7 +540,7 @@ def test_the_scope_spans_the_whole_model(evaluations):
 
 def test_tied_embeddings_are_computed_once_per_forward_with_one_mask(evaluations):
     model = Tied().train()
-    adapter = attach(model, GPartConfig(d=7, target_modules=["embed"], dropout=0.5))
+    adapter = attach(model, GPartConfig(d=7, target_modules=["embed"], dropout=0.5), weights="forward")
     with torch.no_grad():
         adapter.theta.normal_()
     model(TIED_TOKENS)
@@ -570,7 +556,7 @@ def test_tied_embeddings_are_computed_once_per_forward_with_one_mask(evaluations
 def test_nothing_outlives_the_forward_pass(evaluations):
     """Reads outside a forward pass are computed each time, and a changed theta shows at once."""
     model = nn.Sequential(nn.Linear(4, 4))
-    adapter = attach(model, GPartConfig(d=3, target_modules=["0"]))
+    adapter = attach(model, GPartConfig(d=3, target_modules=["0"]), weights="forward")
     model[0].weight, model[0].weight
     assert len(evaluations) == 2
     x, outputs = torch.ones(1, 4), []
@@ -601,7 +587,7 @@ class Rereading(nn.Module):
 @pytest.mark.parametrize("what", ["theta", "base"])
 def test_a_write_within_the_forward_pass_is_seen(what):
     model = Rereading()
-    adapter = attach(model, GPartConfig(d=3, target_modules=["layer"]))
+    adapter = attach(model, GPartConfig(d=3, target_modules=["layer"]), weights="forward")
     target = adapter.theta if what == "theta" else adapter.base_parameters()["layer.weight"]
 
     def write():
@@ -621,7 +607,7 @@ def test_a_value_computed_without_gradient_is_not_given_to_a_reader_who_needs_on
             return self.layer(x)
 
     model = Half()
-    adapter = attach(model, GPartConfig(d=3, target_modules=["layer"]))
+    adapter = attach(model, GPartConfig(d=3, target_modules=["layer"]), weights="forward")
     model(torch.ones(1, 4)).sum().backward()
     assert adapter.theta.grad.norm() > 0
 
@@ -631,7 +617,7 @@ def test_a_value_computed_without_gradient_is_not_given_to_a_reader_who_needs_on
 def test_a_forward_pass_that_breaks_off_leaves_nothing_behind(error, then, evaluations):
     """Also Ctrl-C, after which a notebook goes on: torch calls no hook then. A stale mask would stay for ever."""
     model = nn.Sequential(Rereading(), nn.Identity()).train()
-    adapter = attach(model, GPartConfig(d=3, target_modules=["layer"], dropout=0.5))
+    adapter = attach(model, GPartConfig(d=3, target_modules=["layer"], dropout=0.5), weights="forward")
     with torch.no_grad():
         adapter.theta.normal_()
 
@@ -642,15 +628,15 @@ def test_a_forward_pass_that_breaks_off_leaves_nothing_behind(error, then, evalu
     with pytest.raises(error):
         model(torch.ones(1, 4))
     if error is RuntimeError:
-        assert not adapter._scope.open
-        assert not adapter._scope.values
+        assert not adapter._evaluation.scope.open
+        assert not adapter._evaluation.scope.values
     model[0].between = lambda: None
     evaluations.clear()
     read = [(model if then == "model" else model[0])(torch.ones(1, 4))[0] for _ in range(6)]
     assert len(evaluations) == 6
     assert any(not weight.equal(read[0]) for weight in read)
-    assert not adapter._scope.values
-    assert not adapter._scope.masks
+    assert not adapter._evaluation.scope.values
+    assert not adapter._evaluation.scope.masks
 
 
 def test_an_error_in_another_pre_hook_does_not_unbalance_the_scope(evaluations):
@@ -660,7 +646,7 @@ def test_an_error_in_another_pre_hook_does_not_unbalance_the_scope(evaluations):
         raise RuntimeError("refused")
 
     handle = model[0].register_forward_pre_hook(refuse)
-    adapter = attach(model, GPartConfig(d=3, target_modules=["0"]))
+    adapter = attach(model, GPartConfig(d=3, target_modules=["0"]), weights="forward")
     for _ in range(2):
         with pytest.raises(RuntimeError, match="refused"):
             model(torch.ones(1, 4))
@@ -668,13 +654,13 @@ def test_an_error_in_another_pre_hook_does_not_unbalance_the_scope(evaluations):
     model(torch.ones(1, 4))
     model(torch.ones(1, 4))
     assert len(evaluations) == 2
-    assert not adapter._scope.values
+    assert not adapter._evaluation.scope.values
 
 
 def test_threads_have_forward_passes_of_their_own(evaluations):
     """One thread ends its pass while the other is within its own; each computes its weight once and reads it twice."""
     model = Rereading()
-    adapter = attach(model, GPartConfig(d=3, target_modules=["layer"]))
+    adapter = attach(model, GPartConfig(d=3, target_modules=["layer"]), weights="forward")
     with torch.no_grad():
         adapter.theta.normal_()
     barrier, done, results = threading.Barrier(2, timeout=20), threading.Event(), {}
@@ -707,7 +693,7 @@ def test_threads_have_forward_passes_of_their_own(evaluations):
 
 def test_within_cached_a_weight_is_computed_once(evaluations):
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)).eval()
-    adapter = attach(model, GPartConfig(d=5, target_modules=["0", "1"], dropout=0.3))
+    adapter = attach(model, GPartConfig(d=5, target_modules=["0", "1"], dropout=0.3), weights="forward")
     nn.init.normal_(adapter.theta)
     data = torch.randn(4, 6)
     with torch.no_grad():
@@ -724,13 +710,13 @@ def test_within_cached_a_weight_is_computed_once(evaluations):
         assert all(torch.equal(output, wanted) for output in outputs)
         model(data)
         assert len(evaluations) == 4
-    assert not adapter._kept.values
+    assert not adapter._evaluation.kept.values
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_within_cached_what_has_changed_is_computed_anew(mode, evaluations):
     model = nn.Sequential(nn.Linear(6, 6)).eval()
-    adapter = attach(model, GPartConfig(d=5, target_modules=["0"]))
+    adapter = attach(model, GPartConfig(d=5, target_modules=["0"]), weights="forward")
     data = torch.randn(4, 6)
     with adapter.cached():
         for change in (
@@ -752,7 +738,7 @@ def test_within_cached_what_has_changed_is_computed_anew(mode, evaluations):
 
 def test_within_cached_training_computes_and_differentiates(evaluations):
     model = nn.Sequential(nn.Linear(6, 6))
-    adapter = attach(model, GPartConfig(d=5, target_modules=["0"], dropout=0.5))
+    adapter = attach(model, GPartConfig(d=5, target_modules=["0"], dropout=0.5), weights="forward")
     nn.init.normal_(adapter.theta)
     data = torch.randn(4, 6)
     with adapter.cached():
@@ -767,12 +753,12 @@ def test_within_cached_training_computes_and_differentiates(evaluations):
 
 def test_a_copy_within_cached_keeps_nothing(evaluations):
     model = nn.Sequential(nn.Linear(6, 6)).eval()
-    adapter = attach(model, GPartConfig(d=5, target_modules=["0"]))
+    adapter = attach(model, GPartConfig(d=5, target_modules=["0"]), weights="forward")
     with adapter.cached(), torch.no_grad():
         model(torch.randn(4, 6))
         (copied,) = get_adapters(copy.deepcopy(model)).values()
-        assert adapter._kept.values
-        assert not copied._kept.values
+        assert adapter._evaluation.kept.values
+        assert not copied._evaluation.kept.values
         evaluations.clear()
         copied.model(torch.randn(4, 6))
         copied.model(torch.randn(4, 6))

@@ -48,6 +48,13 @@ def test_every_part_is_what_it_should_be(llama: Path) -> None:
     assert half.trained == 16 * 50  # float32 whatever the model is
 
 
+def test_what_is_computed_again_is_not_kept(llama: Path) -> None:
+    usual, least = planned(llama, dropout=0.1), planned(llama, dropout=0.1, indices="computed", weights="recomputed")
+    assert (least.indices, least.masks, least.adapted) == (0, 0, 4 * 32 * 32)
+    assert min(usual.indices, usual.masks, usual.adapted) > 4 * 32 * 32
+    assert planned(llama, dropout=0.1, weights="kept") == usual
+
+
 def test_activations_are_those_of_a_model_that_runs(llama: Path) -> None:
     """Counted by the addresses of real memory; Transformers' own attention keeps the same, but for its statistics."""
     model = AutoModelForCausalLM.from_pretrained(llama, attn_implementation="sdpa").train()
@@ -103,16 +110,20 @@ def test_the_command_prints_the_plan(llama: Path, capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().out
     for words in ("weights of the model", "group numbers, int32", "dropout masks", "in all", "length 2048"):
         assert words in shown
-    assert main(["params", str(llama), *small, "--json"]) == 0
+    least = ["--indices", "computed", "--weights", "recomputed"]
+    assert main(["params", str(llama), *small, *least, "--json"]) == 0
     memory = json.loads(capsys.readouterr().out)["memory"]
-    assert memory["masks"] == planned(llama, dropout=0.05).masks > 0
+    assert memory["masks"] == 0
     assert memory["length"] == 2048
+    assert (memory["indices"], memory["adapted"]) == (0, 4 * 32 * 32 // 2)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"dtype": "int8"}, "dtype must be one of .*'int8'"),
+        ({"indices": "auto"}, "cannot be planned as 'auto'"),
+        ({"weights": "none"}, "weights must be one of .*'none'"),
         ({"length": 0}, "length must be a whole number, 1 or more, got 0"),
         ({"task": "image-classification"}, "memory is planned for causal-lm and sequence-classification"),
     ],

@@ -18,6 +18,7 @@ from gpart.callbacks.checkpoint import PartlyTrained
 from gpart.callbacks.method import MethodCallback, group_of
 from gpart.callbacks.parts import AdapterPart
 from gpart.config import GPartConfig
+from gpart.memory import Memory
 from gpart.storage import load_adapter
 
 
@@ -45,6 +46,10 @@ class GPartCallback(MethodCallback):
         adapter: an adapter folder or ``.ckpt`` to start from; its settings hold, and those given must agree.
         check_base: False loads ``adapter`` onto another base of the same shape, with a warning.
         save_folder: where the adapter folder is written when fit ends, as the adapter then is.
+        indices: the group numbers: ``"stored"`` (four bytes for each adapted weight), ``"computed"`` (time instead), or
+            ``"auto"``, by the size of the memory.
+        weights: W0 + P·theta: ``"kept"`` (computed once per optimizer step), ``"forward"`` (at each forward pass),
+            ``"recomputed"`` (in the backward pass again, the least memory), or ``"auto"``. Neither changes a result.
 
     Raises:
         ValueError: if the settings are invalid, or neither ``d`` and ``target_modules`` nor ``adapter`` are given.
@@ -73,8 +78,11 @@ class GPartCallback(MethodCallback):
         adapter: str | None = None,
         check_base: bool = True,
         save_folder: str | None = None,
+        indices: str = "auto",
+        weights: str = "auto",
     ) -> None:
         super().__init__(module)
+        self.memory = Memory(indices, weights)
         self.config: GPartConfig | None = None
         if d is not None and target_modules is not None:
             self.config = GPartConfig(
@@ -124,7 +132,7 @@ class GPartCallback(MethodCallback):
         elif attached is None:
             if self.config is None:
                 raise ValueError("no settings and no adapter folder")  # __init__ has refused this
-            attached = attach(network, self.config, self.name)
+            attached = attach(network, self.config, self.name, self.memory.indices, self.memory.weights)
         self._adapter = attached
         self.modules_to_save = attached.config.modules_to_save
         return AdapterPart(attached)
@@ -140,7 +148,7 @@ class GPartCallback(MethodCallback):
 
     def _load(self, network: nn.Module, folder: str) -> GPartAdapter:
         present = bool(get_adapters(network))
-        adapter = load_adapter(network, folder, self.check_base)
+        adapter = load_adapter(network, folder, self.check_base, self.memory.indices, self.memory.weights)
         different = adapter.config.differences(self.config) if self.config is not None else []
         if different and not present:
             adapter.detach()
@@ -219,6 +227,8 @@ class GPartCallback(MethodCallback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lets go of what an evaluation has kept; called after an exception too."""
         self._evaluation.close()
+        if self._adapter is not None:
+            self._adapter.free()
         super().teardown(trainer, pl_module, stage)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -22,6 +22,7 @@ from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.parts import AdapterPart
 from gpart.callbacks.peft import PeftCallback
 from gpart.manifest import check_model, config_of
+from gpart.memory import Memory
 from gpart.storage import CHECKPOINT_KEY, load_checkpoint_file
 
 Module = TypeVar("Module", bound=LightningModule)
@@ -74,7 +75,9 @@ def _adapted(network: nn.Module, described: dict[str, Any], source: str, check_b
     config = config_of(described, source)
     adapter = get_adapters(network).get(described["name"])
     if adapter is None:
-        adapter = _attach(network, config, described["name"], check_model(network, described, source, check_base))
+        adapter = _attach(
+            network, config, described["name"], check_model(network, described, source, check_base), Memory()
+        )
     return AdapterPart(adapter, check_base)
 
 

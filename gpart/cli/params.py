@@ -11,6 +11,7 @@ from rich.table import Table
 
 from gpart.callbacks.table import readable_bytes
 from gpart.cli.message import Parser
+from gpart.memory import INDICES, WEIGHTS
 from gpart.studies.architectures import TASKS
 from gpart.studies.memory import DTYPES, MemoryPlan, MemorySettings, plan_memory
 from gpart.studies.params import Report, Row, Settings, count_parameters
@@ -63,12 +64,14 @@ def params_command(words: list[str]) -> int:
     parser.add_argument("--length", type=int, default=usual.length, help="tokens, default: %(default)s")
     parser.add_argument("--dtype", choices=list(DTYPES), default=usual.dtype, help="default: %(default)s")
     parser.add_argument("--dropout", type=float, default=usual.dropout, help="on P·theta, default: %(default)s")
+    parser.add_argument("--indices", choices=INDICES[1:], default=usual.indices, help="default: %(default)s")
+    parser.add_argument("--weights", choices=WEIGHTS[1:], default=usual.weights, help="default: %(default)s")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations")
     asked = vars(parser.parse_args(words))
     name, as_json, with_memory = asked.pop("model"), asked.pop("json"), asked.pop("memory")
     if asked["target_modules"] == [ALL_LINEAR]:
         asked["target_modules"] = ALL_LINEAR
-    own = ("batch_size", "length", "dtype", "dropout", "gradient_checkpointing")
+    own = ("batch_size", "length", "dtype", "dropout", "indices", "weights", "gradient_checkpointing")
     training = {key: asked.pop(key) for key in own}
     shared = {key: asked[key] for key in ("d", "target_modules", "modules_to_save", "task")}
     # Before the table, which takes longer: what is wrong is said at once.

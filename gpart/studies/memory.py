@@ -21,6 +21,7 @@ from transformers import AttentionInterface
 from gpart import GPartConfig, attach
 from gpart.layers import Update
 from gpart.lightning_modules.networks import checkpoint_activations
+from gpart.memory import Memory
 from gpart.studies import architectures
 from gpart.studies.architectures import build, default_head, default_targets, find_task
 
@@ -55,7 +56,13 @@ class MemorySettings:
     """Of the weights and activations: one of ``DTYPES``, as under Lightning's ``*-true``."""
 
     dropout: float = 0.0
-    """On P·theta; above 0 there is a mask of one byte for each adapted weight."""
+    """On P·theta; above 0 there is a mask of one byte for each adapted weight, unless they are recomputed."""
+
+    indices: str = "stored"
+    """The group numbers: ``"stored"`` or ``"computed"``, see :mod:`gpart.memory`."""
+
+    weights: str = "forward"
+    """W0 + P·theta: ``"kept"`` and ``"forward"`` hold all of it, ``"recomputed"`` one layer's."""
 
     gradient_checkpointing: bool = False
     """Whether activations are recomputed; one layer's, which come back one at a time, are not in the count then."""
@@ -66,6 +73,9 @@ class MemorySettings:
                 raise ValueError(f"{name} must be a whole number, 1 or more, got {value}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {list(DTYPES)}, got {self.dtype!r}")
+        if "auto" in (self.indices, self.weights):
+            raise ValueError("indices and weights cannot be planned as 'auto', which asks the device for its memory")
+        Memory(self.indices, self.weights)  # raises for other words
 
 
 @dataclass(frozen=True)
@@ -75,9 +85,9 @@ class MemoryPlan:
     weights: int
     """All the model's parameters but theta."""
     indices: int
-    """The group number of each adapted weight, int32."""
+    """The group number of each adapted weight, int32; none where they are computed."""
     adapted: int
-    """W0 + P·theta of every adapted layer, kept from the forward to the backward pass."""
+    """W0 + P·theta of every adapted layer, kept from the forward to the backward pass; the largest where recomputed."""
     masks: int
     """Dropout's masks."""
     gradient: int
@@ -126,14 +136,16 @@ def plan_memory(name: str, settings: MemorySettings) -> MemoryPlan:
     if settings.gradient_checkpointing:
         checkpoint_activations(model)
     adapted, activations = _forward(model.train(), settings)
+    layer = max(math.prod(weight.shape) for weight in adapter.plan.weights) * DTYPES[settings.dtype].itemsize
+    again = settings.weights == "recomputed"
     base = [value for key, value in model.named_parameters() if key != adapter.theta_name]
     trained = [value for value in model.parameters() if value.requires_grad]
     return MemoryPlan(
         weights=sum(map(_bytes, base)),
-        indices=4 * adapter.size,
-        adapted=adapted,
-        masks=adapter.size if settings.dropout > 0 else 0,
-        gradient=max(math.prod(weight.shape) for weight in adapter.plan.weights) * DTYPES[settings.dtype].itemsize,
+        indices=4 * adapter.size if settings.indices == "stored" else 0,
+        adapted=layer if again else adapted,
+        masks=adapter.size if settings.dropout > 0 and not again else 0,
+        gradient=layer,
         trained=4 * sum(map(_bytes, trained)) - sum(_bytes(value) for value in trained if value is not adapter.theta),
         activations=activations,
     )

@@ -1,0 +1,129 @@
+"""What a layer reads as its weight: W0 + P·theta, computed as seldom and kept as long as the memory settings say.
+
+Invariant: the settings change time and memory only. Within one forward pass every read of a weight gives the same
+numbers, with one dropout mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gpart.base import dense, is_packed
+from gpart.functional import Part, expand, put_in, scale, write
+from gpart.groups import GroupIndices, block_sizes
+from gpart.kept import Kept
+from gpart.masks import with_dropout
+from gpart.memory import Memory
+from gpart.partition import Partition
+from gpart.recompute import Recomputation
+from gpart.scope import ForwardScope
+from gpart.targets import AdaptedWeight, Plan
+
+
+class Evaluation:
+    """The adapted weights of one adapter.
+
+    Args:
+        plan: which weights.
+        d: length of theta.
+        seed: of the partition.
+        dropout: on P·theta.
+        isometric: whether theta_j is divided by sqrt(n_j).
+        memory: the settings.
+    """
+
+    def __init__(self, plan: Plan, d: int, seed: int, dropout: float, isometric: bool, memory: Memory) -> None:
+        self.plan, self.dropout, self.isometric, self.memory = plan, dropout, isometric, memory
+        self.indices = GroupIndices(Partition(plan.size, d, seed))
+        self.scope = ForwardScope(OrderedDict())
+        self.kept = Kept()
+        self.recomputation = Recomputation(memory.weights in {"auto", "recomputed"})
+        self._numel = sum(math.prod(weight.shape) for weight in plan.weights)
+
+    def weight(self, weight: AdaptedWeight, base: Tensor, theta: Tensor, training: bool) -> Tensor:
+        """W0 + P·theta of one weight, in W0's shape and dtype."""
+        dropped = training and self.dropout > 0
+        if torch.compiler.is_compiling():
+            return self._compiled(weight, base, theta, dropped)
+        seed = self.scope.mask_seed(weight.name) if dropped else None  # drawn at every read, see mask_seed
+        sources = (theta, base)
+        known = self.scope.get(weight.name, sources)
+        if known is None:
+            known = self.recomputation.get(weight.name, sources)
+        if known is not None:
+            return known
+        mode = self.mode(theta, base)
+        self.recomputation.wanted = mode == "recomputed"  # from the next layer on
+        parts = self.parts(weight, base.device)
+        if seed is not None:
+            parts = with_dropout(parts, self.dropout, seed, block_sizes(weight), base.device, kept=mode != "recomputed")
+        scaled = self.scaled(theta, base.device)
+        if mode == "kept" or (self.kept.open and not dropped and not torch.is_grad_enabled()):
+            value = self.kept.value(weight.name, theta, base, seed, lambda out: write(out, scaled, dense(base), parts))
+            if torch.is_grad_enabled():
+                value = expand(scaled, value if is_packed(base) else base, parts, value)
+            else:
+                value = value.detach()
+            return self.scope.put(weight.name, sources, value)
+        if mode == "recomputed":
+            value = self._anchored(weight, base, scaled, parts, sources)
+            # theta itself, where it is not scaled, may be written to before the backward pass.
+            fixed = scaled.detach().clone() if scaled is theta else scaled.detach()
+            return self.recomputation.put(
+                weight.name, sources, value, lambda: expand(fixed, dense(base), parts), held=(base,)
+            )
+        return self.scope.put(weight.name, sources, expand(scaled, dense(base), parts))
+
+    def _anchored(
+        self, weight: AdaptedWeight, base: Tensor, scaled: Tensor, parts: tuple[Part, ...], sources: tuple[Tensor, ...]
+    ) -> Tensor:
+        """W0 + P·theta whose gradient is summed over the layers of a forward pass before it is reduced.
+
+        That is what the other settings do, where these layers read one tensor; here each has a tensor of its own.
+        """
+        if not torch.is_grad_enabled():
+            return expand(scaled, dense(base), parts)
+        key = f"anchor of {weight.name}"
+        anchor = self.scope.get(key, sources)
+        if anchor is None:
+            nothing = torch.zeros((), dtype=base.dtype, device=base.device).expand(base.shape)
+            anchor = self.scope.put(key, sources, expand(scaled, nothing, parts, nothing))
+        return put_in(anchor, expand(scaled.detach(), dense(base).detach(), parts))
+
+    def _compiled(self, weight: AdaptedWeight, base: Tensor, theta: Tensor, dropped: bool) -> Tensor:
+        """Within torch.compile, which plans memory itself; nothing is asked here that would break the graph."""
+        known = self.scope.get(weight.name, (theta, base))
+        if known is not None:
+            return known
+        parts = self.parts(weight, base.device)
+        if dropped:
+            p, sizes = self.dropout, block_sizes(weight)
+            parts = tuple(
+                replace(part, keep=torch.rand(size, device=base.device) >= p, boost=1 / (1 - p))
+                for part, size in zip(parts, sizes, strict=True)
+            )
+        return self.scope.put(weight.name, (theta, base), expand(self.scaled(theta, base.device), dense(base), parts))
+
+    def parts(self, weight: AdaptedWeight, device: torch.device) -> tuple[Part, ...]:
+        """The blocks of a weight with their group numbers."""
+        return self.indices.parts(weight, device, self.memory.stores_indices(self.plan.size, device))
+
+    def scaled(self, theta: Tensor, device: torch.device) -> Tensor:
+        """theta_j / sqrt(n_j) on a device, shape (d,), once per forward pass."""
+        key = f"theta on {device}"
+        known = self.scope.get(key, (theta,))
+        if known is not None:
+            return known
+        return self.scope.put(key, (theta,), scale(theta, self.plan.size, self.isometric).to(device))
+
+    def mode(self, theta: Tensor, base: Tensor) -> str:
+        """``"kept"``, ``"forward"`` or ``"recomputed"``, for weights of this one's dtype and device."""
+        # A function transform (torch.func.grad) allows no write to memory that it did not see made.
+        if base.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(theta):
+            return "forward"
+        return self.memory.weights_on(self._numel * base.dtype.itemsize, base.device)

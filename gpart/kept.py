@@ -1,0 +1,107 @@
+"""W0 + P·theta kept from one forward pass to the next, in memory that is used again.
+
+Invariant: a kept value is given only as long as theta and W0 are what it was computed from, and its memory is written
+again only when nobody else holds it: neither a graph whose backward pass is still to come nor the user.
+
+Within :meth:`Kept.__enter__` (an evaluation) a change is told by the tensors' version counters. Outside, where an
+optimizer works, theta is compared number by number as well, since optimizers that write through ``.data`` leave no trace.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpart.scope import Versions, versions
+
+_use_count = getattr(torch._C, "_storage_Use_Count", None)
+
+
+@dataclass
+class _Value:
+    tensor: Tensor
+    alone: int
+    """Its storage's use count while nobody else holds it."""
+    source: tuple[int, int | None, Versions] | None = None
+    """What it was computed from: theta's number, the mask's seed, W0's version; and its own version since."""
+
+
+class Kept:
+    """The values by weight; a copy of the model starts without any."""
+
+    def __init__(self) -> None:
+        self.open = 0  # evaluations within each other
+        self.values: dict[str, _Value] = {}
+        self._theta: Tensor | None = None
+        self._theta_versions: Versions = ()
+        self._theta_number = 0  # counts the thetas that were seen
+        self._lock = threading.RLock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
+        copy = memo[id(self)] = type(self)()
+        return copy
+
+    def __enter__(self) -> None:
+        self.open += 1
+
+    def __exit__(self, *error: object) -> None:
+        self.open -= 1
+
+    def clear(self) -> None:
+        """Gives the memory back."""
+        with self._lock:
+            self.values.clear()
+            self._theta = None
+
+    def value(
+        self, key: str, theta: Tensor, base: Tensor, seed: int | None, compute: Callable[[Tensor], object]
+    ) -> Tensor:
+        """W0 + P·theta, computed by ``compute(out)`` unless it is there; without gradient.
+
+        Args:
+            key: the weight.
+            theta: as it is now.
+            base: W0.
+            seed: the dropout mask's, if there is one.
+            compute: writes the value into a contiguous tensor of W0's shape and dtype.
+
+        Returns:
+            The kept tensor itself: not to be written to, and not to be given away but as a detached view.
+        """
+        with self._lock, torch.no_grad():
+            number = self._number(theta)
+            found = self.values.get(key)
+            if found is not None and found.source == (number, seed, versions((base, found.tensor))):
+                return found.tensor
+            if found is None or not _can_be_written(found, base):
+                # An inference tensor could not be saved for a later backward pass.
+                with torch.inference_mode(mode=False):
+                    tensor = torch.empty(base.shape, dtype=base.dtype, device=base.device)
+                found = self.values[key] = _Value(tensor, _count(tensor))
+            found.source = None  # in case computing is broken off
+            compute(found.tensor)
+            found.source = (number, seed, versions((base, found.tensor)))
+            return found.tensor
+
+    def _number(self, theta: Tensor) -> int:
+        """A number for theta as it is now; another one for other values."""
+        now = versions((theta,))
+        if self._theta is None or now != self._theta_versions or not (self.open or torch.equal(theta, self._theta)):
+            self._theta, self._theta_versions = theta.detach().clone(), now
+            self._theta_number += 1
+        return self._theta_number
+
+
+def _count(tensor: Tensor) -> int:
+    return 0 if _use_count is None else int(_use_count(tensor.untyped_storage()._cdata))
+
+
+def _can_be_written(found: _Value, base: Tensor) -> bool:
+    like = (found.tensor.shape, found.tensor.dtype, found.tensor.device) == (base.shape, base.dtype, base.device)
+    # Without the count (it is torch's own, for CUDA graphs) memory is never used again.
+    return like and 0 < _count(found.tensor) <= found.alone

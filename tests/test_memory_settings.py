@@ -1,0 +1,401 @@
+"""The memory settings: what is stored, kept or computed again changes no number; what is kept is never stale."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+
+import gpart.evaluation
+import gpart.functional
+import gpart.memory
+import gpart.recompute
+from gpart import GPartConfig, attach, load_adapter
+from gpart.memory import INDICES, WEIGHTS, Memory
+from gpart.partition import chunk_size
+
+SETTINGS = list(itertools.product(INDICES, WEIGHTS))
+TEXTS = torch.arange(12).view(2, 6)
+
+
+def bert(checkpointing=False):
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
+    )  # fmt: skip
+    model = BertModel(config)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model, "all-linear"
+
+
+def gpt2():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=20, n_positions=8, n_embd=16, n_layer=2, n_head=2)
+    model = GPT2Model(config)
+    return model, ["c_attn", "c_proj", "wte"]
+
+
+class Mixed(nn.Module):
+    """Attention that reads its weights several times, a convolution, a layer run twice, an output in place."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(20, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.conv = nn.Conv1d(8, 8, 3, padding=1)
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        x = x + self.attention(x, x, x)[0]
+        x = self.conv(x.transpose(1, 2)).transpose(1, 2)
+        return self.layer(self.layer(x).relu_())
+
+
+def mixed():
+    return Mixed(), ["embed", "attention", "out_proj", "conv", "layer"]
+
+
+MODELS = {"bert": bert, "checkpointed bert": lambda: bert(checkpointing=True), "gpt2": gpt2, "mixed": mixed}
+
+
+def trained(make, indices, weights, dropout, slices=None, micro_batches=2, steps=3):
+    """Losses, theta, theta's last gradient and an evaluation after some accumulated steps."""
+    model, targets = make()
+    config = GPartConfig(d=13, target_modules=targets, dropout=dropout, slices=slices)
+    adapter = attach(model, config, indices=indices, weights=weights)
+    with torch.no_grad():
+        adapter.theta.copy_(torch.linspace(-1, 1, 13))
+    optimizer = torch.optim.AdamW([adapter.theta], lr=0.05)
+    losses = []
+    model.train()
+    torch.manual_seed(1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        for ids in TEXTS.split(2 // micro_batches):
+            output = model(ids)
+            loss = getattr(output, "last_hidden_state", output).square().mean()
+            loss.backward()
+            losses.append(loss.detach())
+        optimizer.step()
+    with torch.no_grad():
+        output = model.eval()(TEXTS)
+    return [*losses, adapter.theta.detach(), adapter.theta.grad, getattr(output, "last_hidden_state", output)]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("name", MODELS)
+def test_no_setting_changes_a_bit(name, dropout):
+    wanted = trained(MODELS[name], "stored", "forward", dropout)
+    assert wanted[-2].norm() > 0
+    for indices, weights in SETTINGS:
+        found = trained(MODELS[name], indices, weights, dropout)
+        assert all(one.equal(other) for one, other in zip(found, wanted, strict=True)), (indices, weights)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_no_setting_changes_a_bit_where_a_weight_is_cut_into_blocks(dim):
+    make, slices = (bert, {"query": [[0, 4], [8, 12]]}) if dim == 0 else (gpt2, {"c_attn": [[0, 16], [32, 48]]})
+    wanted = trained(make, "stored", "forward", 0.3, slices)
+    for indices, weights in SETTINGS:
+        found = trained(make, indices, weights, 0.3, slices)
+        assert all(one.equal(other) for one, other in zip(found, wanted, strict=True)), (indices, weights)
+
+
+def test_weights_of_several_chunks_are_the_same_stored_and_computed(monkeypatch):
+    monkeypatch.setattr(gpart.functional, "chunk_size", lambda device: 64)
+    monkeypatch.setattr("gpart.masks.chunk_size", lambda device: 64)
+    wanted = trained(bert, "stored", "forward", 0.3)
+    assert chunk_size("cpu") > 16 * 24
+    for indices, weights in (("computed", "recomputed"), ("computed", "kept"), ("stored", "recomputed")):
+        found = trained(bert, indices, weights, 0.3)
+        assert all(one.equal(other) for one, other in zip(found, wanted, strict=True)), (indices, weights)
+
+
+# --- how often ---
+
+
+@pytest.mark.parametrize(
+    ("weights", "dropout", "count"),
+    [("kept", 0.0, 1), ("forward", 0.0, 4), ("recomputed", 0.0, 8), ("kept", 0.3, 4), ("forward", 0.3, 4)],
+)
+def test_a_weight_is_computed_as_often_as_the_setting_says(weights, dropout, count, evaluations):
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+    attach(model, GPartConfig(d=5, target_modules=["0", "2"], dropout=dropout), weights=weights)
+    for _ in range(4):  # micro-batches of one step
+        model(torch.ones(1, 4, requires_grad=True)).sum().backward()
+    assert evaluations.count((6, 4)) == evaluations.count((2, 6)) == count
+
+
+def test_a_kept_weight_is_computed_once_per_step_and_once_per_evaluation(evaluations):
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+    adapter = attach(model, GPartConfig(d=5, target_modules=["0", "2"]), weights="kept")
+    optimizer = torch.optim.SGD([adapter.theta], lr=0.1)
+    for step in range(3):
+        for _ in range(2):
+            model(torch.ones(1, 4)).sum().backward()
+        assert len(evaluations) == 2 * (step + 1)
+        optimizer.step()
+    with torch.no_grad():
+        for _ in range(3):
+            model.eval()(torch.ones(1, 4))
+    assert len(evaluations) == 8
+
+
+# --- what is kept is not stale, and its memory is nobody else's ---
+
+
+def through_data(tensor):
+    tensor.data.add_(1)
+
+
+def in_place(tensor):
+    with torch.no_grad():
+        tensor.add_(1)
+
+
+def one_number(tensor):
+    tensor.data.view(-1)[-1] += 1
+
+
+@pytest.mark.parametrize("change", [through_data, in_place, one_number])
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_change_of_theta_is_seen_however_it_is_written(change, grad):
+    """Lightning's weight averaging and older optimizers write through ``.data``, which no version counter counts."""
+    model = nn.Sequential(nn.Linear(4, 4, bias=False))
+    adapter = attach(model, GPartConfig(d=5, target_modules=["0"]), weights="kept")
+    with torch.set_grad_enabled(grad):
+        before = model(torch.eye(4)).detach().clone()
+        change(adapter.theta)
+        after = model(torch.eye(4)).detach()
+    assert not after.equal(before)
+    wanted = (adapter.base_parameters()["0.weight"] + adapter.delta("0.weight")).detach().T
+    torch.testing.assert_close(after, wanted)
+
+
+def test_a_change_of_the_base_is_seen():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False))
+    adapter = attach(model, GPartConfig(d=5, target_modules=["0"]), weights="kept")
+    before = model(torch.eye(4)).detach().clone()
+    in_place(adapter.base_parameters()["0.weight"])
+    torch.testing.assert_close(model(torch.eye(4)).detach(), before + 1)
+    assert model.double()(torch.eye(4).double()).dtype == torch.float64
+
+
+def test_memory_that_a_pending_backward_pass_needs_is_not_written_again():
+    results = []
+    for weights in ("forward", "kept"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+        adapter = attach(model, GPartConfig(d=5, target_modules=["0", "2"]), weights=weights)
+        pending = []
+        for _ in range(3):
+            pending.append(model(torch.ones(1, 4)).sum())
+            through_data(adapter.theta)
+        for loss in pending:
+            loss.backward()
+        results.append(adapter.theta.grad)
+    assert results[0].equal(results[1])
+
+
+def test_memory_that_the_user_holds_is_not_written_again():
+    model = nn.Sequential(nn.Linear(4, 4))
+    adapter = attach(model, GPartConfig(d=5, target_modules=["0"]), weights="kept")
+    held = [model[0].weight.detach(), model[0].weight.detach().numpy()]
+    copies = [torch.as_tensor(value).clone() for value in held]
+    for _ in range(3):
+        in_place(adapter.theta)
+        model(torch.ones(1, 4))
+    assert all(torch.as_tensor(value).equal(known) for value, known in zip(held, copies, strict=True))
+
+
+def test_memory_that_nobody_holds_is_written_again():
+    model = nn.Sequential(nn.Linear(4, 4))
+    adapter = attach(model, GPartConfig(d=5, target_modules=["0"]), weights="kept")
+    places = set()
+    for _ in range(4):
+        model(torch.ones(1, 4)).sum().backward()
+        places.add(adapter._evaluation.kept.values["0.weight"].tensor.data_ptr())
+        in_place(adapter.theta)
+    assert len(places) == 1
+
+
+def test_a_write_to_the_weight_that_was_read_does_not_stay():
+    """The property gives a fresh W at every read, as torch's parametrizations do."""
+    model = nn.Sequential(nn.Linear(4, 4))
+    attach(model, GPartConfig(d=5, target_modules=["0"]), weights="kept")
+    wanted = model(torch.ones(1, 4)).detach().clone()
+    with torch.no_grad():
+        model[0].weight.zero_()
+    assert model(torch.ones(1, 4)).equal(wanted)
+
+
+def test_kept_weights_go_from_inference_mode_to_training():
+    model = nn.Sequential(nn.Linear(4, 4))
+    adapter = attach(model, GPartConfig(d=5, target_modules=["0"]), weights="kept")
+    with torch.inference_mode():
+        wanted = model(torch.ones(1, 4)).clone()
+    output = model(torch.ones(1, 4, requires_grad=True))
+    assert output.equal(wanted)
+    output.square().sum().backward()
+    assert adapter.theta.grad.norm() > 0
+    with torch.inference_mode(), adapter.cached():
+        assert model(torch.ones(1, 4)).equal(wanted)
+
+
+def test_free_gives_the_memory_back_and_a_copy_keeps_none(evaluations):
+    model = nn.Sequential(nn.Linear(4, 4))
+    adapter = attach(model, GPartConfig(d=5, target_modules=["0"]), weights="kept")
+    model(torch.ones(1, 4))
+    copied = copy.deepcopy(model)
+    assert adapter._evaluation.kept.values
+    assert not copied.gpart["default"].adapter._evaluation.kept.values
+    adapter.free()
+    assert not adapter._evaluation.kept.values
+    model(torch.ones(1, 4))
+    assert len(evaluations) == 2
+
+
+# --- computed again in the backward pass ---
+
+
+def remembering(places):
+    """A forward hook that keeps a weak reference to its output's memory."""
+    return lambda module, args, output: places.append(output.untyped_storage()._weak_ref())
+
+
+def test_no_adapted_weight_is_held_for_the_backward_pass_where_it_is_computed_again():
+    """Told by the storages: each is freed when its layer is left."""
+    found = {}
+    for weights in ("forward", "recomputed"):
+        alive: list[int] = []
+        model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
+        attach(model, GPartConfig(d=5, target_modules=["0", "1", "2", "3"]), weights=weights)
+        remember = remembering(alive)
+        for module in model[:4]:
+            module.parametrizations.weight[0].register_forward_hook(remember)
+        loss = model(torch.ones(1, 64, requires_grad=True)).sum()
+        found[weights] = [torch.UntypedStorage._expired(place) for place in alive]
+        loss.backward()
+        for place in alive:
+            torch.UntypedStorage._free_weak_ref(place)
+    assert found == {"forward": [False] * 4, "recomputed": [True] * 4}
+
+
+def test_a_base_that_was_written_to_before_the_backward_pass_is_told():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    adapter = attach(model, GPartConfig(d=5, target_modules=["0", "2"]), weights="recomputed")
+    loss = model(torch.ones(1, 4)).sum()
+    in_place(adapter.base_parameters()["2.weight"])
+    with pytest.raises(RuntimeError, match=r"\[4, 4\].* modified in place"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("isometric", [True, False])
+def test_the_gradient_is_that_of_the_theta_of_the_forward_pass(isometric):
+    results = []
+    for weights in ("forward", "recomputed"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+        config = GPartConfig(d=5, target_modules=["0", "2"], isometric=isometric)
+        adapter = attach(model, config, weights=weights)
+        loss = model(torch.ones(1, 4)).sum()
+        through_data(adapter.theta)
+        loss.backward()
+        results.append(adapter.theta.grad)
+    assert results[0].equal(results[1])
+
+
+@pytest.mark.parametrize("weights", ["forward", "recomputed"])
+def test_an_activation_that_was_written_to_is_told_as_torch_does(weights):
+    """A saved-tensor hook switches torch's own check off."""
+    model = nn.Sequential(nn.Linear(4, 4))
+    attach(model, GPartConfig(d=5, target_modules=["0"]), weights=weights)
+    hidden = torch.ones(1, 4)
+    output = model(hidden)
+    hidden.add_(1)
+    with pytest.raises(RuntimeError, match="modified"):
+        output.sum().backward()
+
+
+def test_checkpointing_by_others_is_left_alone():
+    """Within a checkpointed region the layer's own tensors are not held by a hook of ours."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh())
+    attach(model, GPartConfig(d=5, target_modules=["0"]), weights="recomputed")
+    seen = []
+    real = gpart.recompute._pack
+
+    def packed(*given):
+        seen.append(given)
+        return real(*given)
+
+    gpart.recompute._pack = packed
+    try:
+        checkpoint(model, torch.ones(1, 64, requires_grad=True), use_reentrant=False).sum().backward()
+        assert not seen
+        model(torch.ones(1, 64, requires_grad=True)).sum().backward()
+        assert seen
+    finally:
+        gpart.recompute._pack = real
+
+
+def test_an_error_in_a_layer_takes_the_hook_off():
+    class Fails(nn.Linear):
+        def forward(self, x):
+            super().forward(x)
+            raise ZeroDivisionError
+
+    model = nn.Sequential(Fails(4, 4))
+    attach(model, GPartConfig(d=5, target_modules=["0"]), weights="recomputed")
+    with pytest.raises(ZeroDivisionError):
+        model(torch.ones(1, 4))
+    assert torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+
+
+# --- computed group numbers ---
+
+
+def test_computed_group_numbers_leave_nothing_stored():
+    for indices, stored in (("stored", 4 * 128), ("computed", 0)):
+        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        adapter = attach(model, GPartConfig(d=5, target_modules=["0", "1"]), indices=indices)
+        model(torch.ones(1, 8)).sum().backward()
+        assert adapter._evaluation.indices.nbytes == stored
+
+
+# --- the choice ---
+
+
+def test_auto_goes_by_a_tenth_of_the_memory(monkeypatch):
+    monkeypatch.setattr(gpart.memory, "device_memory", lambda device: 1000.0)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    auto = Memory()
+    assert [auto.stores_indices(size, cpu) for size in (25, 26)] == [True, False]
+    assert [auto.weights_on(nbytes, cpu) for nbytes in (100, 101)] == ["kept", "recomputed"]
+    assert [auto.weights_on(nbytes, cuda) for nbytes in (100, 101)] == ["forward", "recomputed"]
+    asked = Memory("stored", "kept")
+    assert asked.stores_indices(10**6, cpu)
+    assert asked.weights_on(10**6, cuda) == "kept"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"indices": "none"}, "'stored', 'computed', got 'none'"), ({"weights": True}, "'recomputed', got True")],
+)
+def test_an_unknown_setting_is_refused_and_the_model_stays(settings, message, tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4))
+    attach(model, GPartConfig(d=5, target_modules=["0"])).save(tmp_path / "adapter")
+    plain = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=message):
+        attach(plain, GPartConfig(d=5, target_modules=["0"]), **settings)
+    with pytest.raises(ValueError, match=message):
+        load_adapter(plain, tmp_path / "adapter", **settings)
+    assert list(plain.state_dict()) == ["0.weight", "0.bias"]
