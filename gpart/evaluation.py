@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from gpart import compiled
 from gpart.base import dense, is_packed
 from gpart.functional import Part, expand, put_in, scale, write
 from gpart.groups import GroupIndices, block_sizes
@@ -107,7 +108,8 @@ class Evaluation:
                 replace(part, keep=torch.rand(size, device=base.device) >= p, boost=1 / (1 - p))
                 for part, size in zip(parts, sizes, strict=True)
             )
-        return self.scope.put(weight.name, (theta, base), expand(self.scaled(theta, base.device), dense(base), parts))
+        value = compiled.expand(self.scaled(theta, base.device), dense(base), parts)
+        return self.scope.put(weight.name, (theta, base), value)
 
     def parts(self, weight: AdaptedWeight, device: torch.device) -> tuple[Part, ...]:
         """The blocks of a weight with their group numbers."""

@@ -70,6 +70,7 @@ class GroupIndices:
     def _compute(self, offset: int, count: int, device: torch.device) -> Entries:
         return ComputedGroups(self.partition, offset, count, device)
 
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # else a first use breaks the graph
     def _keep(self, offset: int, count: int, device: torch.device) -> Entries:
         if device.type == "meta":
             return torch.empty(count, dtype=torch.int32, device=device)
@@ -83,5 +84,5 @@ class GroupIndices:
 
 def block_sizes(weight: AdaptedWeight) -> tuple[int, ...]:
     """How many entries each block of a weight has."""
-    stride = math.prod(length for dim, length in enumerate(weight.shape) if dim != weight.dim)
+    stride = math.prod(weight.shape) // weight.shape[weight.dim]
     return tuple((stop - start) * stride for start, stop, _ in weight.blocks)
