@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gpart.functional import Entries, Part
+from gpart.memory import constant_when_compiled
 from gpart.partition import Partition
 from gpart.targets import AdaptedWeight
 
@@ -70,7 +71,7 @@ class GroupIndices:
     def _compute(self, offset: int, count: int, device: torch.device) -> Entries:
         return ComputedGroups(self.partition, offset, count, device)
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # else a first use breaks the graph
+    @constant_when_compiled  # else a first use breaks the graph
     def _keep(self, offset: int, count: int, device: torch.device) -> Entries:
         if device.type == "meta":
             return torch.empty(count, dtype=torch.int32, device=device)

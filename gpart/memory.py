@@ -17,9 +17,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 INDICES = ("auto", "stored", "computed")
 WEIGHTS = ("auto", "kept", "forward", "recomputed")
@@ -59,7 +64,16 @@ class Memory:
         return "kept" if device.type == "cpu" else "forward"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # else asking the system breaks the graph
+def constant_when_compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Lets ``torch.compile`` call a function once, while it traces, and take what it returned for a constant.
+
+    That is all that ``torch.compiler.assume_constant_result`` does, but that imports the whole compiler for it.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a function takes any attribute
+    return function
+
+
+@constant_when_compiled  # else asking the system breaks the graph
 def device_memory(device: torch.device) -> float:
     """The memory of a device in bytes; infinite where it cannot be asked.
 
