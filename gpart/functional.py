@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from gpart import kernels
 from gpart.partition import chunk_size
 
 
@@ -144,8 +145,8 @@ def write(out: Tensor, scaled: Tensor, weight: Tensor, parts: tuple[Part, ...]) 
         block, source = part.of(out), part.of(weight)
         if block.is_contiguous() and source.is_contiguous():
             target, source = block.view(-1), source.view(-1)
-            for first, last in _chunks(target):
-                _add(target[first:last], scaled, source[first:last], part, slice(first, last))
+            if not kernels.add(target, scaled, source, part):
+                add_chunks(target, scaled, source, part)
         else:
             wide = torch.promote_types(scaled.dtype, weight.dtype)
             block.copy_(update(scaled, part, block.shape).to(wide).add_(source))
@@ -168,6 +169,12 @@ def _dropped(values: Tensor, part: Part, stretch: slice) -> Tensor:
     return values if part.keep is None else values.mul_(part.keep[stretch]).mul_(part.boost)
 
 
+def add_chunks(target: Tensor, scaled: Tensor, source: Tensor, part: Part) -> None:
+    """A block's sum, W0[i] + scaled[group(i)], all flat: what every kernel must give bit for bit."""
+    for first, last in _chunks(target):
+        _add(target[first:last], scaled, source[first:last], part, slice(first, last))
+
+
 def _add(target: Tensor, scaled: Tensor, source: Tensor, part: Part, stretch: slice) -> None:
     """One chunk's sum, all flat."""
     groups = part.groups[stretch]
@@ -180,19 +187,25 @@ def _add(target: Tensor, scaled: Tensor, source: Tensor, part: Part, stretch: sl
         target.copy_(_dropped(scaled.index_select(0, groups), part, stretch).to(wide).add_(source))
 
 
+def sum_chunks(sums: Tensor, values: Tensor, part: Part) -> None:
+    """Adds a block's entries, flat, to the sums of their groups: what every kernel must give but for rounding."""
+    for first, last in _chunks(values):
+        stretch = slice(first, last)
+        chunk = values[stretch].to(sums.dtype)
+        if part.keep is not None:
+            chunk = chunk * part.keep[stretch] * part.boost
+        # scatter_add_ takes int64 only; converting a chunk is cheaper than index_add_ with int32 (measured).
+        sums.scatter_add_(0, part.groups[stretch].long(), chunk)
+
+
 def _group_sums(grad: Tensor, parts: tuple[Part, ...], d: int, dtype: torch.dtype) -> Tensor:
-    # Sequential float32 sums of 8,000 terms are off by more than 1e-6; float64 costs no time (measured).
-    precise = torch.float64 if grad.device.type != "mps" else torch.float32
-    sums = torch.zeros(d, dtype=precise, device=grad.device)
-    for part in parts:
-        values = part.of(grad).reshape(-1)
-        for first, last in _chunks(values):
-            stretch = slice(first, last)
-            chunk = values[stretch].to(precise)
-            if part.keep is not None:
-                chunk = chunk * part.keep[stretch] * part.boost
-            # scatter_add_ takes int64 only; converting a chunk is cheaper than index_add_ with int32 (measured).
-            sums.scatter_add_(0, part.groups[stretch].long(), chunk)
+    sums = kernels.group_sums(grad, parts, d)
+    if sums is None:
+        # Sequential float32 sums of 8,000 terms are off by more than 1e-6; float64 costs no time (measured).
+        precise = torch.float64 if grad.device.type != "mps" else torch.float32
+        sums = torch.zeros(d, dtype=precise, device=grad.device)
+        for part in parts:
+            sum_chunks(sums, part.of(grad).reshape(-1), part)
     return sums.to(dtype)
 
 

@@ -125,16 +125,31 @@ class Partition:
             out[first - start : last - start] = self._permuted(first, last, device).remainder_(self.d)
         return out
 
+    @property
+    def bits(self) -> int:
+        """k, the number of bits of ``mix``."""
+        return max(8, (self.size - 1).bit_length())
+
+    @property
+    def fits_int32(self) -> bool:
+        """Whether 32-bit arithmetic gives the scheme's values, as it does where every position fits into int32."""
+        return self.size < 1 << 31
+
+    def rounds(self) -> list[tuple[int, int, int]]:
+        """The rounds of ``mix``: factor and addend, unsigned 64-bit integers to be taken mod 2^k, and the shift.
+
+        Example:
+            >>> [shift for _, _, shift in Partition(size=1000, d=7).rounds()]  # k = 10
+            [5, 3, 5, 3, 5, 3]
+        """
+        z = _splitmix64(self.seed, 2 * _ROUNDS)
+        return [(z[2 * r] | 1, z[2 * r + 1], self.bits // 3 if r % 2 else self.bits // 2) for r in range(_ROUNDS)]
+
     def _permuted(self, start: int, stop: int, device: torch.device | str) -> Tensor:
         """pi(start) .. pi(stop - 1), as int32 where size fits into it (twice as fast, same values), else int64."""
-        bits = max(8, (self.size - 1).bit_length())
-        dtype, width = (torch.int32, 32) if self.size < 1 << 31 else (torch.int64, 64)
-        z = _splitmix64(self.seed, 2 * _ROUNDS)
-        rounds = [
-            (_signed(z[2 * r] | 1, width), _signed(z[2 * r + 1], width), bits // 3 if r % 2 else bits // 2)
-            for r in range(_ROUNDS)
-        ]
-        mask = (1 << bits) - 1
+        dtype, width = (torch.int32, 32) if self.fits_int32 else (torch.int64, 64)
+        rounds = [(_signed(factor, width), _signed(addend, width), shift) for factor, addend, shift in self.rounds()]
+        mask = (1 << self.bits) - 1
 
         def mix(x: Tensor) -> Tensor:
             # Wrap-around of the signed type followed by the mask is arithmetic mod 2^bits.

@@ -1,0 +1,238 @@
+"""The two passes as Triton kernels: they read and write each entry once, and compute its group number in registers.
+
+Invariant: the numbers are those of :func:`gpart.functional.add_chunks` bit for bit, and of
+:func:`gpart.functional.sum_chunks` but for the order in which float64 sums are rounded. Only :mod:`gpart.kernels` calls
+these, after it has checked both at first use.
+
+They were tested by Triton's interpreter only (``TRITON_INTERPRET=1``, Triton 3.8); no GPU was at hand to run them on.
+
+**Integers.** The scheme's arithmetic is mod 2^k (:mod:`gpart.partition`), so unsigned numbers that wrap around and are
+then masked give it: 32 bits where D < 2^31, else 64. Entries beyond the block's end take position 0: a number that lies on
+a cycle of ``mix`` without any position on it would be walked for ever.
+
+**bfloat16** is read and rounded by integer arithmetic on its bits: the interpreter's own conversion does not round to
+nearest even. A float64 sum goes to the half-width types by way of float32, as torch's does.
+
+**Sums** are float64 atomic additions in device memory. Sums private to a program would have to fit into its shared
+memory, which d = 23,040 doubles do not. Group numbers are as good as random, so the additions of a moment fall on
+different addresses where there are many; where d is small, neighbouring entries go to different copies of the sums,
+about 2^16 sums in all, and the copies are added at the end.
+
+Importing this module imports Triton, which comes with torch's builds for CUDA and ROCm.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gpart.partition import Partition
+
+_BLOCK = 1024  # entries a program works on: few enough that the longest walk among them is short
+_SUMS = 1 << 16  # float64 sums that all copies have together; half a megabyte stays in any GPU's second-level cache
+
+
+@triton.jit
+def _round(x, factor, addend, shift, mask):
+    x = tl.add(tl.mul(x, factor, sanitize_overflow=False), addend, sanitize_overflow=False) & mask
+    return x ^ (x >> shift)
+
+
+@triton.jit
+def _mix(x, mask, half, third, f0, a0, f1, a1, f2, a2, f3, a3, f4, a4, f5, a5):
+    x = _round(x, f0, a0, half, mask)
+    x = _round(x, f1, a1, third, mask)
+    x = _round(x, f2, a2, half, mask)
+    x = _round(x, f3, a3, third, mask)
+    x = _round(x, f4, a4, half, mask)
+    return _round(x, f5, a5, third, mask)
+
+
+@triton.jit
+def _group(constants, position, UINT: tl.constexpr):
+    size = tl.load(constants).to(UINT)
+    d = tl.load(constants + 1).to(UINT)
+    mask = tl.load(constants + 2).to(UINT)
+    half = tl.load(constants + 3).to(UINT)
+    third = tl.load(constants + 4).to(UINT)
+    f0 = tl.load(constants + 5).to(UINT)
+    a0 = tl.load(constants + 6).to(UINT)
+    f1 = tl.load(constants + 7).to(UINT)
+    a1 = tl.load(constants + 8).to(UINT)
+    f2 = tl.load(constants + 9).to(UINT)
+    a2 = tl.load(constants + 10).to(UINT)
+    f3 = tl.load(constants + 11).to(UINT)
+    a3 = tl.load(constants + 12).to(UINT)
+    f4 = tl.load(constants + 13).to(UINT)
+    a4 = tl.load(constants + 14).to(UINT)
+    f5 = tl.load(constants + 15).to(UINT)
+    a5 = tl.load(constants + 16).to(UINT)
+    x = _mix(position.to(UINT), mask, half, third, f0, a0, f1, a1, f2, a2, f3, a3, f4, a4, f5, a5)
+    while tl.max((x >= size).to(tl.int32), 0) > 0:
+        walked = _mix(x, mask, half, third, f0, a0, f1, a1, f2, a2, f3, a3, f4, a4, f5, a5)
+        x = tl.where(x >= size, walked, x)
+    return (x % d).to(tl.int32)
+
+
+@triton.jit
+def _numbers(groups, constants, start, offsets, inside, STORED: tl.constexpr, UINT: tl.constexpr):
+    if STORED:
+        number = tl.load(groups + offsets, mask=inside, other=0)
+    else:
+        number = _group(constants, tl.where(inside, start.to(tl.int64) + offsets, 0), UINT)
+    return number
+
+
+@triton.jit
+def _read(pointers, inside, BFLOAT16: tl.constexpr):
+    value = tl.load(pointers, mask=inside, other=0)
+    if BFLOAT16:
+        value = (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return value
+
+
+@triton.jit
+def _bfloat16(value):
+    bits = value.to(tl.uint32, bitcast=True)
+    # Half of the last place that is kept, less one where that place is even already: nearest, ties to even.
+    rounded = tl.add(bits, 0x7FFF + ((bits >> 16) & 1), sanitize_overflow=False) >> 16
+    return tl.where(value != value, 0x7FC0, rounded).to(tl.uint16).to(tl.int16, bitcast=True)  # noqa: PLR0124  # NaN
+
+
+@triton.jit(do_not_specialize=["start", "count"])
+def _add(
+    out,
+    base,
+    scaled,
+    groups,
+    constants,
+    start: tl.int64,
+    count: tl.int64,
+    STORED: tl.constexpr,
+    UINT: tl.constexpr,
+    SUM: tl.constexpr,
+    BFLOAT16: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = offsets < count
+    number = _numbers(groups, constants, start, offsets, inside, STORED, UINT)
+    update = tl.load(scaled + number, mask=inside, other=0.0)
+    total = _read(base + offsets, inside, BFLOAT16).to(SUM) + update.to(SUM)
+    if BFLOAT16:
+        tl.store(out + offsets, _bfloat16(total.to(tl.float32)), mask=inside)
+    elif out.dtype.element_ty == tl.float16:
+        tl.store(out + offsets, total.to(tl.float32).to(tl.float16), mask=inside)
+    else:
+        tl.store(out + offsets, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["start", "count", "d", "last_copy"])
+def _sum(
+    sums,
+    grad,
+    groups,
+    constants,
+    start: tl.int64,
+    count: tl.int64,
+    d: tl.int64,
+    last_copy: tl.int64,
+    STORED: tl.constexpr,
+    UINT: tl.constexpr,
+    BFLOAT16: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = offsets < count
+    number = _numbers(groups, constants, start, offsets, inside, STORED, UINT)
+    value = _read(grad + offsets, inside, BFLOAT16).to(tl.float64)
+    tl.atomic_add(sums + (offsets & last_copy) * d + number, value, mask=inside, sem="relaxed")
+
+
+def constants(partition: Partition, device: torch.device) -> Tensor:
+    """What the kernels need to know of a partition: D, d, 2^k - 1, the two shifts, factor and addend of each round.
+
+    Returns:
+        int64, shape (17,); unsigned 64-bit numbers are there as the signed ones with the same bits.
+    """
+    rounds = partition.rounds()
+    numbers = [partition.size, partition.d, (1 << partition.bits) - 1, rounds[0][2], rounds[1][2]]
+    numbers += [number for factor, addend, _ in rounds for number in (factor, addend)]
+    return torch.tensor([n - (1 << 64) if n >> 63 else n for n in numbers], dtype=torch.int64, device=device)
+
+
+def copies(d: int, count: int) -> int:
+    """How many copies of the sums there are, a power of two: about 2^16 sums, but no more than entries.
+
+    Example:
+        >>> copies(1, 10**6), copies(4608, 10**6), copies(23_040, 10**8), copies(10**6, 10**9), copies(3, 10)
+        (65536, 16, 4, 1, 4)
+    """
+    return 1 << (max(1, -(-min(_SUMS, count) // d)) - 1).bit_length()
+
+
+def add(
+    target: Tensor, scaled: Tensor, source: Tensor, stored: Tensor | None, made: Tensor | None, start: int, wide: bool
+) -> None:
+    """Writes source[i] + scaled[group(i)] into ``target``.
+
+    Args:
+        target: flat and contiguous, of the dtype of ``source``.
+        scaled: float32 or float64, shape (d,), contiguous.
+        source: W0, of the shape of ``target``, contiguous; float16, bfloat16, float32 or float64.
+        stored: the group numbers, int32, or None where they are computed.
+        made: the :func:`constants`, where they are computed.
+        start: position of the first entry in the flat vector of all adapted weights.
+        wide: whether 64-bit arithmetic is needed.
+    """
+    total = tl.float64 if torch.promote_types(scaled.dtype, source.dtype) == torch.float64 else tl.float32
+    count, half = target.numel(), source.dtype == torch.bfloat16
+    out, base = (target.view(torch.int16), source.view(torch.int16)) if half else (target, source)
+    with torch.cuda.device_of(target):
+        _add[(triton.cdiv(count, _BLOCK),)](
+            out,
+            base,
+            scaled,
+            stored,
+            made,
+            start,
+            count,
+            STORED=stored is not None,
+            UINT=tl.uint64 if wide else tl.uint32,
+            SUM=total,
+            BFLOAT16=half,
+            BLOCK=_BLOCK,
+        )
+
+
+def add_to_sums(
+    sums: Tensor, grad: Tensor, stored: Tensor | None, made: Tensor | None, start: int, wide: bool
+) -> None:
+    """Adds every grad[i] to one of the copies of the sum of its group.
+
+    Args:
+        sums: float64, shape (a power of two, d), contiguous.
+        grad: flat and contiguous; float16, bfloat16, float32 or float64.
+        stored: as for :func:`add`, like what follows.
+        made: see there.
+        start: see there.
+        wide: see there.
+    """
+    half = grad.dtype == torch.bfloat16
+    with torch.cuda.device_of(grad):
+        _sum[(triton.cdiv(grad.numel(), _BLOCK),)](
+            sums,
+            grad.view(torch.int16) if half else grad,
+            stored,
+            made,
+            start,
+            grad.numel(),
+            sums.shape[1],
+            sums.shape[0] - 1,
+            STORED=stored is not None,
+            UINT=tl.uint64 if wide else tl.uint32,
+            BFLOAT16=half,
+            BLOCK=_BLOCK,
+        )
