@@ -179,7 +179,7 @@ def _agrees(what: str, device: torch.device, same: Callable[[], bool]) -> bool:
     try:
         with torch.no_grad():
             found = "" if same() else "it gives other numbers than the reference"
-    except Exception as error:  # Triton raises whatever its compiler, the system's or the driver stumbles over
+    except Exception as error:  # noqa: BLE001  # Triton raises whatever its compiler, the system's or the driver stumbles over
         found = f"{type(error).__name__}: {error}"
     if found:
         warnings.warn(

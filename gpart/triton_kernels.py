@@ -51,25 +51,25 @@ def _mix(x, mask, half, third, f0, a0, f1, a1, f2, a2, f3, a3, f4, a4, f5, a5):
 
 
 @triton.jit
-def _group(constants, position, UINT: tl.constexpr):
-    size = tl.load(constants).to(UINT)
-    d = tl.load(constants + 1).to(UINT)
-    mask = tl.load(constants + 2).to(UINT)
-    half = tl.load(constants + 3).to(UINT)
-    third = tl.load(constants + 4).to(UINT)
-    f0 = tl.load(constants + 5).to(UINT)
-    a0 = tl.load(constants + 6).to(UINT)
-    f1 = tl.load(constants + 7).to(UINT)
-    a1 = tl.load(constants + 8).to(UINT)
-    f2 = tl.load(constants + 9).to(UINT)
-    a2 = tl.load(constants + 10).to(UINT)
-    f3 = tl.load(constants + 11).to(UINT)
-    a3 = tl.load(constants + 12).to(UINT)
-    f4 = tl.load(constants + 13).to(UINT)
-    a4 = tl.load(constants + 14).to(UINT)
-    f5 = tl.load(constants + 15).to(UINT)
-    a5 = tl.load(constants + 16).to(UINT)
-    x = _mix(position.to(UINT), mask, half, third, f0, a0, f1, a1, f2, a2, f3, a3, f4, a4, f5, a5)
+def _group(constants, position, uint: tl.constexpr):
+    size = tl.load(constants).to(uint)
+    d = tl.load(constants + 1).to(uint)
+    mask = tl.load(constants + 2).to(uint)
+    half = tl.load(constants + 3).to(uint)
+    third = tl.load(constants + 4).to(uint)
+    f0 = tl.load(constants + 5).to(uint)
+    a0 = tl.load(constants + 6).to(uint)
+    f1 = tl.load(constants + 7).to(uint)
+    a1 = tl.load(constants + 8).to(uint)
+    f2 = tl.load(constants + 9).to(uint)
+    a2 = tl.load(constants + 10).to(uint)
+    f3 = tl.load(constants + 11).to(uint)
+    a3 = tl.load(constants + 12).to(uint)
+    f4 = tl.load(constants + 13).to(uint)
+    a4 = tl.load(constants + 14).to(uint)
+    f5 = tl.load(constants + 15).to(uint)
+    a5 = tl.load(constants + 16).to(uint)
+    x = _mix(position.to(uint), mask, half, third, f0, a0, f1, a1, f2, a2, f3, a3, f4, a4, f5, a5)
     while tl.max((x >= size).to(tl.int32), 0) > 0:
         walked = _mix(x, mask, half, third, f0, a0, f1, a1, f2, a2, f3, a3, f4, a4, f5, a5)
         x = tl.where(x >= size, walked, x)
@@ -77,18 +77,18 @@ def _group(constants, position, UINT: tl.constexpr):
 
 
 @triton.jit
-def _numbers(groups, constants, start, offsets, inside, STORED: tl.constexpr, UINT: tl.constexpr):
-    if STORED:
+def _numbers(groups, constants, start, offsets, inside, stored: tl.constexpr, uint: tl.constexpr):
+    if stored:
         number = tl.load(groups + offsets, mask=inside, other=0)
     else:
-        number = _group(constants, tl.where(inside, start.to(tl.int64) + offsets, 0), UINT)
+        number = _group(constants, tl.where(inside, start.to(tl.int64) + offsets, 0), uint)
     return number
 
 
 @triton.jit
-def _read(pointers, inside, BFLOAT16: tl.constexpr):
+def _read(pointers, inside, bfloat16: tl.constexpr):
     value = tl.load(pointers, mask=inside, other=0)
-    if BFLOAT16:
+    if bfloat16:
         value = (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     return value
 
@@ -102,7 +102,7 @@ def _bfloat16(value):
 
 
 @triton.jit(do_not_specialize=["start", "count"])
-def _add(
+def _add_kernel(
     out,
     base,
     scaled,
@@ -110,18 +110,18 @@ def _add(
     constants,
     start: tl.int64,
     count: tl.int64,
-    STORED: tl.constexpr,
-    UINT: tl.constexpr,
-    SUM: tl.constexpr,
-    BFLOAT16: tl.constexpr,
-    BLOCK: tl.constexpr,
+    stored: tl.constexpr,
+    uint: tl.constexpr,
+    total_type: tl.constexpr,
+    bfloat16: tl.constexpr,
+    block: tl.constexpr,
 ):
-    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    offsets = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = offsets < count
-    number = _numbers(groups, constants, start, offsets, inside, STORED, UINT)
+    number = _numbers(groups, constants, start, offsets, inside, stored, uint)
     update = tl.load(scaled + number, mask=inside, other=0.0)
-    total = _read(base + offsets, inside, BFLOAT16).to(SUM) + update.to(SUM)
-    if BFLOAT16:
+    total = _read(base + offsets, inside, bfloat16).to(total_type) + update.to(total_type)
+    if bfloat16:
         tl.store(out + offsets, _bfloat16(total.to(tl.float32)), mask=inside)
     elif out.dtype.element_ty == tl.float16:
         tl.store(out + offsets, total.to(tl.float32).to(tl.float16), mask=inside)
@@ -130,7 +130,7 @@ def _add(
 
 
 @triton.jit(do_not_specialize=["start", "count", "d", "last_copy"])
-def _sum(
+def _sum_kernel(
     sums,
     grad,
     groups,
@@ -139,15 +139,15 @@ def _sum(
     count: tl.int64,
     d: tl.int64,
     last_copy: tl.int64,
-    STORED: tl.constexpr,
-    UINT: tl.constexpr,
-    BFLOAT16: tl.constexpr,
-    BLOCK: tl.constexpr,
+    stored: tl.constexpr,
+    uint: tl.constexpr,
+    bfloat16: tl.constexpr,
+    block: tl.constexpr,
 ):
-    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    offsets = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = offsets < count
-    number = _numbers(groups, constants, start, offsets, inside, STORED, UINT)
-    value = _read(grad + offsets, inside, BFLOAT16).to(tl.float64)
+    number = _numbers(groups, constants, start, offsets, inside, stored, uint)
+    value = _read(grad + offsets, inside, bfloat16).to(tl.float64)
     tl.atomic_add(sums + (offsets & last_copy) * d + number, value, mask=inside, sem="relaxed")
 
 
@@ -191,7 +191,7 @@ def add(
     count, half = target.numel(), source.dtype == torch.bfloat16
     out, base = (target.view(torch.int16), source.view(torch.int16)) if half else (target, source)
     with torch.cuda.device_of(target):
-        _add[(triton.cdiv(count, _BLOCK),)](
+        _add_kernel[(triton.cdiv(count, _BLOCK),)](
             out,
             base,
             scaled,
@@ -199,17 +199,15 @@ def add(
             made,
             start,
             count,
-            STORED=stored is not None,
-            UINT=tl.uint64 if wide else tl.uint32,
-            SUM=total,
-            BFLOAT16=half,
-            BLOCK=_BLOCK,
+            stored=stored is not None,
+            uint=tl.uint64 if wide else tl.uint32,
+            total_type=total,
+            bfloat16=half,
+            block=_BLOCK,
         )
 
 
-def add_to_sums(
-    sums: Tensor, grad: Tensor, stored: Tensor | None, made: Tensor | None, start: int, wide: bool
-) -> None:
+def add_to_sums(sums: Tensor, grad: Tensor, stored: Tensor | None, made: Tensor | None, start: int, wide: bool) -> None:
     """Adds every grad[i] to one of the copies of the sum of its group.
 
     Args:
@@ -222,7 +220,7 @@ def add_to_sums(
     """
     half = grad.dtype == torch.bfloat16
     with torch.cuda.device_of(grad):
-        _sum[(triton.cdiv(grad.numel(), _BLOCK),)](
+        _sum_kernel[(triton.cdiv(grad.numel(), _BLOCK),)](
             sums,
             grad.view(torch.int16) if half else grad,
             stored,
@@ -231,8 +229,8 @@ def add_to_sums(
             grad.numel(),
             sums.shape[1],
             sums.shape[0] - 1,
-            STORED=stored is not None,
-            UINT=tl.uint64 if wide else tl.uint32,
-            BFLOAT16=half,
-            BLOCK=_BLOCK,
+            stored=stored is not None,
+            uint=tl.uint64 if wide else tl.uint32,
+            bfloat16=half,
+            block=_BLOCK,
         )

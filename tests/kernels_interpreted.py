@@ -1,0 +1,240 @@
+"""The Triton kernels against the reference: run by ``test_kernels.py``, in a process of its own.
+
+With ``TRITON_INTERPRET=1`` on the processor, else on the first GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from gpart import GPartConfig, Partition, attach, functional, kernels
+from gpart.functional import Part, add_chunks, reduce, sum_chunks, write
+from gpart.groups import ComputedGroups
+
+DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda:0")
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@pytest.fixture(autouse=True)
+def _start() -> None:
+    torch.manual_seed(0)
+    kernels._add_agrees.cache_clear()
+    kernels._sums_agree.cache_clear()
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Takes the check as passed, where it would only take time."""
+    monkeypatch.setattr(kernels, "_agrees", lambda what, device, same: True)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of the kernels that were launched."""
+    from gpart import triton_kernels
+
+    seen = []
+    for name in ("add", "add_to_sums"):
+        real = getattr(triton_kernels, name)
+        monkeypatch.setattr(
+            triton_kernels, name, lambda *args, real=real, name=name: (seen.append(name), real(*args))[1]
+        )
+    return seen
+
+
+def computed(partition, start, count):
+    return Part(ComputedGroups(partition, start, count, DEVICE), 0, 0, count)
+
+
+def numbers(partition, start, count):
+    """Group numbers as a kernel computes them: W0 is zero and scaled_j is j."""
+    out = torch.full((count,), -1.0, dtype=torch.float64, device=DEVICE)
+    scaled = torch.arange(partition.d, dtype=torch.float64, device=DEVICE)
+    assert kernels.add(out, scaled, torch.zeros_like(out), computed(partition, start, count))
+    return out.long().tolist()
+
+
+def same_bits(a, b):
+    return torch.equal(a.view(BITS[a.dtype.itemsize]), b.view(BITS[b.dtype.itemsize]))
+
+
+@pytest.mark.parametrize(
+    ("size", "d", "seed", "first"),
+    [
+        (10, 3, 0, "1 2 2 1 1 0 0 2 0 0"),
+        (10, 10, 7, "4 7 5 8 3 2 6 0 1 9"),
+        (1000, 7, 42, "3 2 5 0 3 6 6 5 0 1"),
+        (1_769_472, 4608, 0, "914 248 3801 2776 437 670 2822 320 1503 1646"),
+        (14_155_776, 23_040, 0, "18013 6301 12285 866 7395 262 20338 8384 1745 8226"),
+    ],
+)
+def test_kernels_compute_the_golden_group_numbers(unchecked, size, d, seed, first):
+    assert " ".join(map(str, numbers(Partition(size, d, seed), 0, 10))) == first
+
+
+@pytest.mark.parametrize(
+    ("partition", "position", "group"),
+    [
+        (Partition(1_342_177_280, 524_288), 10**9, 42_267),
+        (Partition(1_342_177_280, 524_288), 1_342_177_279, 12_889),
+        (Partition(2**40 + 3, 10**6, 1), 2**33, 522_403),
+        (Partition(2**40 + 3, 10**6, 1), 2**40 + 2, 842_827),
+    ],
+)
+def test_kernels_compute_the_golden_group_numbers_of_far_positions(unchecked, partition, position, group):
+    assert numbers(partition, position, 1) == [group]
+
+
+@pytest.mark.parametrize("seed", [0, 2**64 - 1])
+@pytest.mark.parametrize("size", [1, 128, 129, 257, 65_537, 2**30, 2**31 - 1, 2**31, 2**31 + 1, 2**32 + 1, 2**62])
+def test_kernels_compute_the_group_numbers_of_the_last_positions(unchecked, size, seed):
+    partition = Partition(size, min(size, 4608), seed)
+    start = max(0, size - 300)
+    assert numbers(partition, start, size - start) == partition.groups(start).tolist()
+
+
+@pytest.mark.parametrize("source_kind", ["stored", "32 bits", "64 bits"])
+@pytest.mark.parametrize("scaled_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_expand_has_the_bits_of_the_reference(unchecked, dtype, scaled_dtype, source_kind):
+    """More than one program, the last one not full, at an address that is not a multiple of sixteen bytes."""
+    partition, count = Partition(2**31 + 7 if "64" in source_kind else 70_001, 4608, 5), 1500
+    part = computed(partition, partition.size - count, count)
+    if source_kind == "stored":
+        part = Part(part.groups[:], 0, 0, count)
+    # Sums of like size, so that most are rounded, among them some very small and some near the largest numbers.
+    size = torch.logspace(-7, 4.8, count, dtype=torch.float64, device=DEVICE)
+    source = torch.zeros(count + 1, dtype=dtype, device=DEVICE)[1:].copy_(torch.randn(count, device=DEVICE) * size)
+    scaled = torch.randn(4608, dtype=torch.float64, device=DEVICE).mul_(0.1).to(scaled_dtype)
+    wanted, got = torch.zeros_like(source), torch.zeros(count + 1, dtype=dtype, device=DEVICE)[1:]
+    add_chunks(wanted, scaled, source, part)
+    assert kernels.add(got, scaled, source, part)
+    assert same_bits(wanted, got)
+
+
+def test_half_way_sums_go_to_the_even_neighbour(unchecked):
+    part = computed(Partition(600, 1), 0, 600)
+    source = torch.arange(0x3F80, 0x3F80 + 600, dtype=torch.int16, device=DEVICE).view(torch.bfloat16)
+    for half in (2.0**-8, -(2.0**-8)):
+        scaled = torch.tensor([half], device=DEVICE)
+        wanted, got = torch.zeros_like(source), torch.zeros_like(source)
+        add_chunks(wanted, scaled, source, part)
+        assert kernels.add(got, scaled, source, part)
+        assert same_bits(wanted, got)
+    special = torch.tensor([torch.inf, -torch.inf, torch.nan, -torch.nan], dtype=torch.bfloat16, device=DEVICE)
+    got = torch.zeros_like(special)
+    assert kernels.add(got, torch.ones(1, device=DEVICE), special, computed(Partition(600, 1), 0, 4))
+    assert [str(value) for value in got.tolist()] == ["inf", "-inf", "nan", "nan"]
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize(("size", "d"), [(1500, 1), (1500, 3), (1500, 1500), (2**31 + 7, 4608)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_reduce_gives_the_sums_of_the_reference(unchecked, dtype, size, d, stored):
+    part = computed(Partition(size, d, 1), size - 1500, 1500)
+    if stored:
+        part = Part(part.groups[:], 0, 0, 1500)
+    grad = torch.randn(1500, dtype=torch.float64, device=DEVICE).to(dtype)
+    wanted = torch.zeros(d, dtype=torch.float64, device=DEVICE)
+    sum_chunks(wanted, grad, part)
+    found = kernels.group_sums(grad, (part,), d)
+    assert found is not None
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, wanted, rtol=1e-13, atol=1e-13)
+
+
+def test_gradients_that_lie_in_memory_in_any_way_are_summed(unchecked, calls):
+    part = Part(computed(Partition(60, 7), 0, 24).groups, 1, 1, 5)  # columns 1 to 4 of a 6 x 10 weight
+    for grad in (torch.randn(10, 6, device=DEVICE).T, torch.ones((), device=DEVICE).expand(6, 10)):
+        wanted = torch.zeros(7, dtype=torch.float64, device=DEVICE)
+        sum_chunks(wanted, part.of(grad).reshape(-1), part)
+        torch.testing.assert_close(reduce(grad, (part,), 7, torch.float64), wanted)
+    assert calls == ["add_to_sums"] * 2
+
+
+def test_an_adapter_computes_the_same_with_and_without_kernels(monkeypatch, calls):
+    """Two blocks of one weight, a bias, both sources of group numbers, through a layer and its backward pass."""
+    config = GPartConfig(d=11, target_modules=["0"], slices={"0": [[0, 3], [5, 8]]}, bias="all", seed=3)
+    results = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for indices in ("stored", "computed"):
+            for used in (True, False):
+                with monkeypatch.context() as patch:
+                    if not used:
+                        patch.setattr(kernels, "available", lambda device: False)
+                    torch.manual_seed(1)
+                    model = nn.Sequential(nn.Linear(9, 8)).to(DEVICE)
+                    adapter = attach(model, config, indices=indices, weights="forward")
+                    with torch.no_grad():
+                        adapter.theta.normal_()
+                    calls.clear()
+                    output = model(torch.randn(4, 9).to(DEVICE))
+                    output.square().sum().backward()
+                    assert set(calls) == ({"add", "add_to_sums"} if used else set())
+                    results.append((output.detach(), adapter.theta.grad))
+    for output, grad in results[1:]:
+        assert same_bits(output, results[0][0])
+        torch.testing.assert_close(grad, results[0][1], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kernel", ["add", "add_to_sums"])
+@pytest.mark.parametrize("fault", ["one bit", "an error"])
+def test_a_kernel_that_errs_is_not_used_and_one_warning_says_so(monkeypatch, kernel, fault):
+    from gpart import triton_kernels
+
+    real = getattr(triton_kernels, kernel)
+
+    def wrong(target, *args):
+        if fault == "an error":
+            raise RuntimeError("no compiler")
+        real(target, *args)
+        flat = target.view(-1)
+        flat.view(BITS[flat.dtype.itemsize])[-1] += 1
+
+    monkeypatch.setattr(triton_kernels, kernel, wrong)
+    part = computed(Partition(100, 7), 0, 100)
+    weight, scaled = torch.randn(100, device=DEVICE), torch.randn(7, device=DEVICE)
+    wanted, out, sums = torch.zeros_like(weight), torch.zeros_like(weight), torch.zeros(7, device=DEVICE).double()
+    add_chunks(wanted, scaled, weight, part)
+    sum_chunks(sums, weight, part)
+    message = "other numbers than the reference" if fault == "one bit" else "RuntimeError: no compiler"
+    with pytest.warns(UserWarning, match=f"Triton kernel .*computed in 32 bits on {DEVICE} is not used.*{message}") as w:
+        for _ in range(2):
+            assert same_bits(write(out, scaled, weight, (part,)), wanted)
+            torch.testing.assert_close(reduce(weight, (part,), 7, torch.float64), sums)
+    assert len(w) == 1
+
+
+def test_what_a_kernel_cannot_do_is_left_to_the_reference(unchecked, calls):
+    part = computed(Partition(100, 7), 0, 100)
+    kept = Part(part.groups, 0, 0, 100, keep=torch.ones(100, dtype=torch.bool, device=DEVICE))
+    weight, scaled = torch.randn(100, device=DEVICE), torch.randn(7, device=DEVICE)
+    assert not kernels.add(torch.zeros_like(weight), scaled, weight, kept)
+    assert kernels.group_sums(weight, (kept,), 7) is None
+    assert kernels.group_sums(weight, (part, kept), 7) is None
+    eight = weight.to(torch.float8_e4m3fn)
+    assert not kernels.add(torch.zeros_like(eight), scaled, eight, part)
+    assert not kernels.add(torch.zeros_like(weight), scaled.half(), weight, part)
+    long = Part(part.groups[:].long(), 0, 0, 100)
+    assert not kernels.add(torch.zeros_like(weight), scaled, weight, long)
+    assert not calls
+    nothing = torch.zeros(0, device=DEVICE)
+    assert kernels.add(nothing, scaled, nothing, computed(Partition(100, 7), 0, 0))
+
+
+def test_deterministic_algorithms_sum_by_the_reference(unchecked, calls):
+    part = computed(Partition(100, 7), 0, 100)
+    torch.use_deterministic_algorithms(mode=True)
+    try:
+        assert kernels.group_sums(torch.ones(100, device=DEVICE), (part,), 7) is None
+        functional.reduce(torch.ones(100, device=DEVICE), (part,), 7, torch.float32)
+    finally:
+        torch.use_deterministic_algorithms(mode=False)
+    assert not calls
