@@ -42,7 +42,7 @@ def test_the_kernels_agree_with_the_reference_in_the_interpreter() -> None:
     out = run(["-m", "pytest", "-o", "addopts=", *WORKER, "--import-mode=importlib"], TRITON_INTERPRET="1")
     passed = re.search(r"(\d+) passed", out)
     assert passed, out
-    assert int(passed[1]) > 70
+    assert int(passed[1]) > 50
     assert not re.search(r"\d+ (skipped|deselected|xfailed)", out), out
 
 
