@@ -94,8 +94,10 @@ def test_kernels_compute_the_golden_group_numbers_of_far_positions(unchecked, pa
 @pytest.mark.parametrize(
     ("size", "seed"),
     # Both sides of every change of arithmetic, see test_partition.py.
-    [(1, 0), (128, 0), (129, 1), (65_537, 1), (2**30, 0), (2**31 - 1, 2**64 - 1), (2**31, 0), (2**31 + 1, 2**64 - 1)]
-    + [(2**32 + 1, 1), (2**62, 2**64 - 1)],
+    [
+        *[(1, 0), (128, 0), (129, 1), (65_537, 1), (2**30, 0), (2**31 - 1, 2**64 - 1), (2**31, 0)],
+        *[(2**31 + 1, 2**64 - 1), (2**32 + 1, 1), (2**62, 2**64 - 1)],
+    ],
 )
 def test_kernels_compute_the_group_numbers_of_the_last_positions(unchecked, size, seed):
     partition = Partition(size, min(size, 4608), seed)
