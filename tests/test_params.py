@@ -160,6 +160,7 @@ TOTALS = {
     "google/vit-large-patch16-224": 303_301_632 + 1025 * 2,
     "google/vit-large-patch16-224-in21k": 303_301_632 + 1025 * 2,
     "meta-llama/Llama-3.1-8B": 8_030_261_248,
+    "openai-community/gpt2": 124_439_808,
     "sentence-transformers/all-MiniLM-L6-v2": 22_713_216 + 385 * 2,
 }
 

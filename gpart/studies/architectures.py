@@ -158,8 +158,8 @@ def find_task(config: PretrainedConfig) -> str:
     raise ValueError(f"a {config.model_type} model (architectures {written}) is for none of {', '.join(TASKS)}")
 
 
-def build(config: PretrainedConfig, task: str) -> nn.Module:
-    """A model for this task on the meta device.
+def build(config: PretrainedConfig, task: str, device: torch.device | str = "meta") -> nn.Module:
+    """A model for this task, of shapes alone on the meta device, elsewhere with random weights.
 
     Raises:
         ValueError: if the task is unknown, or Transformers cannot build this architecture for it.
@@ -167,7 +167,7 @@ def build(config: PretrainedConfig, task: str) -> nn.Module:
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             # A copy, since Transformers writes into it.
             model: nn.Module = TASKS[task].from_config(deepcopy(config), trust_remote_code=False)  # type: ignore[no-untyped-call]
     except (*_UNREADABLE, RuntimeError, ArithmeticError) as error:
@@ -188,9 +188,11 @@ def default_head(model: nn.Module, task: str) -> list[str]:
 def default_targets(model: nn.Module, task: str) -> list[str]:
     """The paper's adapted layers, by the names that this model has for them.
 
-    Query and value; of a causal language model also key and output. Transformers calls a ViT's ``query`` or ``q_proj``,
-    depending on its version.
+    Query and value; of a causal language model also key and output, of GPT-2 the one layer that query, key and value are
+    there. Transformers calls a ViT's ``query`` or ``q_proj``, depending on its version.
     """
+    if any(matches(path, ["c_attn"]) for path, _ in model.named_modules()):
+        return ["c_attn"]
     if task == "causal-lm":
         return ["q_proj", "k_proj", "v_proj", "o_proj"]
     projections = any(matches(path, ["q_proj"]) for path, _ in model.named_modules())

@@ -1,0 +1,240 @@
+"""The parts of a bench, one after the other: memory, injection, training, evaluation, generation.
+
+Invariant: what can be wrong is found by :func:`prepare` before anything is measured. The contestants of a part are in
+memory together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import nn
+
+from gpart import GPartAdapter
+from gpart.studies.bench.memory import FREED, Peak, measure_peak
+from gpart.studies.bench.settings import FLOOR, FROZEN, GPART, Method, Settings, find_device
+from gpart.studies.bench.steps import PROMPT, Contestant, enter, make_batch
+from gpart.studies.bench.subject import Subject, apply, count_trained, find_subject
+from gpart.studies.bench.timing import Trial, interleave
+
+Tell = Callable[[str, int, int], None]
+"""Is told what is measured, how many of its steps are done, and of how many."""
+
+GROUPS = "group numbers"
+"""The trial of computing a stored index, behind a GPart method's name."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The times of one part on one shape."""
+
+    part: str
+    """``inject``, ``train``, ``eval`` or ``generate``."""
+
+    title: str
+    """The part and its shape, such as ``train 8x64``."""
+
+    reference: str | None
+    """The method whose times the others' are divided by."""
+
+    samples: dict[str, list[float]]
+    """Seconds by method, one for each round: of a step, or of a generated token."""
+
+
+@dataclass
+class Result:
+    """All that was measured so far."""
+
+    settings: Settings
+    subject: Subject
+    generator: Subject | None
+    """What generates, where that is measured."""
+
+    device: torch.device
+    trained: dict[str, int]
+    """By method, the numbers that it trains beside the head."""
+
+    timings: list[Timing] = field(default_factory=list)
+    peaks: list[Peak] = field(default_factory=list)
+
+
+def prepare(settings: Settings) -> Result:
+    """Checks the settings against the models, without weights: every method is applied on the meta device.
+
+    Raises:
+        ValueError: if a model, a method, a shape or the device does not fit.
+        FileNotFoundError: if a model's folder has no ``config.json``.
+    """
+    device = find_device(settings.device)
+    subject = find_subject(settings.model, settings.sizes, settings.precision)
+    longest = subject.longest()
+    for batch, tokens in settings.shapes:
+        if longest is not None and tokens > longest:
+            raise ValueError(f"shape {batch}x{tokens} has {tokens} tokens, {settings.model} takes at most {longest}")
+    trained = {method.text: count_trained(method, subject) for method in settings.chosen()}
+    generator = _find_generator(settings, subject) if "generate" in settings.parts else None
+    return Result(settings, subject, generator, device, trained)
+
+
+def run(result: Result, tell: Tell) -> Iterator[Result]:
+    """Measures the parts that were asked for, and gives the result after each.
+
+    Args:
+        result: as :func:`prepare` gives it; is filled.
+        tell: is called after each step.
+    """
+    settings = result.settings
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if "memory" in settings.parts:
+        methods = [method.text for method in settings.chosen(FLOOR)]
+        for done, name in enumerate([FREED, *methods]):
+            result.peaks.append(measure_peak(settings, name))
+            tell("memory", done + 1, len(methods) + 1)
+        yield result
+    for timing in _timings(result, tell):
+        result.timings.append(timing)
+        yield result
+
+
+def _timings(result: Result, tell: Tell) -> Iterator[Timing]:
+    settings = result.settings
+    if {"inject", "train", "eval"} & set(settings.parts):
+        base = result.subject.build(result.device, settings.seed)
+        if "inject" in settings.parts:
+            yield _inject(result, base, tell)
+        if {"train", "eval"} & set(settings.parts):
+            yield from _steps(result, base, tell)
+        del base
+    if result.generator is not None:
+        yield _generate(result, result.generator, tell)
+
+
+def _inject(result: Result, base: nn.Module, tell: Tell) -> Timing:
+    """Seconds to apply each adapter to a fresh copy of the model; GPart's group numbers, where stored, apart."""
+    fresh: list[nn.Module] = []
+    adapters: list[GPartAdapter] = []
+
+    def copy() -> None:
+        fresh.append(deepcopy(base))
+
+    def compute() -> None:
+        for weight in adapters[-1].plan.weights:
+            adapters[-1]._evaluation.parts(weight, result.device)
+
+    def copy_and_attach(method: Method) -> None:
+        copy()
+        adapter = apply(method, result.subject, fresh[-1])
+        if adapter is not None:
+            adapters.append(adapter)
+
+    def clear() -> None:
+        fresh.clear()
+        adapters.clear()
+
+    trials = {}
+    for method in result.settings.chosen():
+        if method.kind in (FROZEN, FLOOR, "full"):
+            continue
+
+        def inject(method: Method = method) -> None:
+            apply(method, result.subject, fresh[-1])
+
+        trials[method.text] = Trial(inject, copy, clear)
+        if method.kind == GPART and method.indices != "computed":
+            trials[f"{method.text} {GROUPS}"] = Trial(compute, partial(copy_and_attach, method), clear)
+    return _time(result, trials, "inject", "inject", None, tell)
+
+
+def _steps(result: Result, base: nn.Module, tell: Tell) -> Iterator[Timing]:
+    """Training and evaluation, with the same contestants."""
+    settings, subject = result.settings, result.subject
+    references = [name for name, part in ((FROZEN, "eval"), (FLOOR, "train")) if part in settings.parts]
+    contestants = [enter(method, subject, base) for method in settings.chosen(*references)]
+    shapes = {f"{batch}x{tokens}": (batch, tokens) for batch, tokens in settings.shapes}
+    if "train" in settings.parts:
+        for name, shape in shapes.items():
+            batches = [make_batch(subject, shape, settings.seed, result.device)]
+            trials = {one.method.text: Trial(partial(one.train_step, batches)) for one in contestants}
+            yield _time(result, trials, "train", f"train {name}", FLOOR, tell)
+        if settings.accumulate > 1:
+            name, shape = next(iter(shapes.items()))
+            seeds = range(settings.seed, settings.seed + settings.accumulate)
+            batches = [make_batch(subject, shape, seed, result.device) for seed in seeds]
+            trials = {
+                one.method.text: Trial(partial(one.train_step, batches))
+                for one in contestants
+                if one.method.kind in (FLOOR, GPART)
+            }
+            yield _time(result, trials, "train", f"train {settings.accumulate} x {name}", FLOOR, tell)
+    if "eval" in settings.parts:
+        # The floor and full fine-tuning evaluate the frozen model: one of them shows what the noise is.
+        compared = [one for one in contestants if one.method.kind != FLOOR]
+        with ExitStack() as stack:
+            _prepare_evaluation(compared, stack)
+            for name, shape in shapes.items():
+                batch = make_batch(subject, shape, settings.seed, result.device)
+                trials = {one.method.text: Trial(partial(one.evaluate, batch)) for one in compared}
+                yield _time(result, trials, "eval", f"eval {name}", FROZEN, tell)
+
+
+def _generate(result: Result, generator: Subject, tell: Tell) -> Timing:
+    """Seconds per token of the frozen model and of GPart's."""
+    settings = result.settings
+    base = generator.build(result.device, settings.seed)
+    asked = [method for method in settings.chosen(FROZEN) if method.kind in (FROZEN, GPART)]
+    contestants = [enter(method, generator, base) for method in asked]
+    batch = make_batch(generator, (1, PROMPT), settings.seed, result.device)
+    count = settings.new_tokens
+    with ExitStack() as stack:
+        _prepare_evaluation(contestants, stack)
+        trials = {one.method.text: Trial(partial(one.generate, batch, count)) for one in contestants}
+        timing = _time(result, trials, "generate", f"generate {generator.name}", FROZEN, tell)
+    per_token = {name: [seconds / count for seconds in times] for name, times in timing.samples.items()}
+    return dataclasses.replace(timing, samples=per_token)
+
+
+def _prepare_evaluation(contestants: list[Contestant], stack: ExitStack) -> None:
+    for one in contestants:
+        one.model.eval()
+        if one.adapter is not None:
+            stack.enter_context(one.adapter.cached())
+
+
+def _time(
+    result: Result, trials: dict[str, Trial], part: str, title: str, reference: str | None, tell: Tell
+) -> Timing:
+    settings = result.settings
+    accelerated = result.device.type != "cpu"
+    samples = interleave(
+        trials,
+        settings.rounds,
+        settings.warmup,
+        settings.seed,
+        synchronize=torch.accelerator.synchronize if accelerated else lambda: None,
+        tell=partial(tell, title),
+    )
+    return Timing(part, title, reference, samples)
+
+
+def _find_generator(settings: Settings, subject: Subject) -> Subject:
+    """The model itself if it can generate, else the other one, with the layers that are usual there."""
+    if subject.task == "causal-lm":
+        found = subject
+    else:
+        sizes = dataclasses.replace(settings.sizes, target_modules=None, modules_to_save=None, task="auto")
+        found = find_subject(settings.generate, sizes, settings.precision)
+    if found.task != "causal-lm":
+        raise ValueError(f"only causal-lm models generate; {settings.generate} is for {found.task}")
+    longest = found.longest()
+    if longest is not None and PROMPT + settings.new_tokens > longest:
+        raise ValueError(
+            f"{settings.new_tokens} new tokens after {PROMPT} are too many: {found.name} takes at most {longest}"
+        )
+    return found

@@ -1,0 +1,163 @@
+"""What the two passes alone cost, over D at one d and over d at one D, with stored and with computed group numbers.
+
+Invariant: every point works on the first weights of one stack, so that all have the same memory behind them, and all
+points and both passes are interleaved. Expand writes W0 + P·theta into memory that is there; reduce adds the weights'
+sums as autograd does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from gpart.functional import Part, reduce, scale, write
+from gpart.groups import GroupIndices
+from gpart.partition import Partition
+from gpart.studies.bench.settings import find_device
+from gpart.studies.bench.timing import Tell, Trial, interleave
+from gpart.targets import AdaptedWeight
+
+PASSES = ("expand", "reduce")
+INDICES = ("stored", "computed")
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """The points.
+
+    Raises:
+        ValueError: if a number is outside its range, with the number.
+    """
+
+    width: int = 1024
+    """Each weight is width x width."""
+
+    weights: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64, 96])
+    """How many weights, in the sweep over D: D = weights · width²."""
+
+    d: int = 23_040
+    """In the sweep over D."""
+
+    at_weights: int = 16
+    """How many weights in the sweep over d."""
+
+    ds: list[int] = field(default_factory=lambda: [1, 16, 256, 4096, 23_040, 262_144, 2_097_152, 16_777_216])
+    """d, in the sweep over d."""
+
+    device: str = "auto"
+    threads: int | None = None
+    rounds: int = 15
+    warmup: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"width": 1, "d": 1, "at_weights": 1, "threads": 1, "rounds": 1, "warmup": 0}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ValueError(f"{name} must be a whole number, {bound} or more, got {value}")
+        for name, most in (("weights", None), ("ds", self.at_weights * self.width**2)):
+            values = getattr(self, name)
+            if not values or min(values) < 1:
+                raise ValueError(f"{name} must be whole numbers, 1 or more, got {values}")
+            if most is not None and max(values) > most:
+                raise ValueError(f"d={max(values)} is more than the {most} weights that d is swept at")
+        if self.d > (size := min(self.weights) * self.width**2):
+            raise ValueError(f"d={self.d} is more than the {size} weights of the smallest D")
+
+    @property
+    def points(self) -> list[tuple[int, int]]:
+        """(number of weights, d) of both sweeps, each once."""
+        over_size = [(count, self.d) for count in self.weights]
+        return list(dict.fromkeys([*over_size, *((self.at_weights, d) for d in self.ds)]))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One point's times."""
+
+    size: int
+    """D."""
+
+    d: int
+    kind: str
+    """One of :data:`PASSES`."""
+
+    indices: str
+    """One of :data:`INDICES`."""
+
+    seconds: list[float]
+    """Of one pass over all D weights, one for each round."""
+
+
+def run_sweep(settings: SweepSettings, tell: Tell) -> list[Sample]:
+    """Times every point.
+
+    Args:
+        settings: the points.
+        tell: is called after each timed pass.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    device = find_device(settings.device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    most = max(*settings.weights, settings.at_weights)
+    generator = torch.Generator().manual_seed(settings.seed)
+    shape = (settings.width, settings.width)
+    stack = [torch.randn(shape, generator=generator).mul_(0.02).to(device) for _ in range(most)]
+    out = [torch.empty_like(weight) for weight in stack]
+    trials: dict[str, Trial] = {}
+    points: dict[str, tuple[int, int, str, str]] = {}
+    for count, d in settings.points:
+        size = count * settings.width**2
+        scaled = scale(torch.randn(d, generator=generator).to(device), size)
+        for indices in INDICES:
+            parts = make_parts(settings, count, d, indices == "stored", device)
+            passes = {
+                "expand": partial(expand_all, out, scaled, stack[:count], parts),
+                "reduce": partial(reduce_all, stack[:count], parts, d),
+            }
+            for kind, run in passes.items():
+                name = f"{kind}, {indices}, D = {size}, d = {d}"
+                trials[name], points[name] = Trial(run), (size, d, kind, indices)
+    samples = interleave(
+        trials,
+        settings.rounds,
+        settings.warmup,
+        settings.seed,
+        synchronize=torch.accelerator.synchronize if device.type != "cpu" else lambda: None,
+        tell=tell,
+    )
+    return [Sample(*points[name], seconds) for name, seconds in samples.items()]
+
+
+def make_parts(
+    settings: SweepSettings, count: int, d: int, stored: bool, device: torch.device
+) -> list[tuple[Part, ...]]:
+    """Each weight's blocks with their group numbers, as an adapter makes them."""
+    width = settings.width
+    indices = GroupIndices(Partition(count * width**2, d, settings.seed))
+    weights = [
+        AdaptedWeight(f"{number}.weight", (width, width), 0, ((0, width, number * width**2),), ())
+        for number in range(count)
+    ]
+    return [indices.parts(weight, device, stored) for weight in weights]
+
+
+def expand_all(out: list[Tensor], scaled: Tensor, stack: list[Tensor], parts: list[tuple[Part, ...]]) -> None:
+    """W0 + P·theta of every weight, into the first tensors of ``out``."""
+    for target, weight, part in zip(out, stack, parts, strict=False):
+        write(target, scaled, weight, part)
+
+
+def reduce_all(grads: list[Tensor], parts: list[tuple[Part, ...]], d: int) -> Tensor:
+    """The group sums of every weight's gradient, added; shape (d,)."""
+    total = reduce(grads[0], parts[0], d, torch.float32)
+    for grad, part in zip(grads[1:], parts[1:], strict=True):
+        total = total + reduce(grad, part, d, torch.float32)
+    return total
