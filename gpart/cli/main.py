@@ -17,6 +17,7 @@ from gpart.cli.message import one_line
 PACKAGE = Path(__file__).resolve().parent.parent
 
 COMMANDS = {
+    "bench": ("gpart.cli.bench", "bench_command"),
     "configs": ("gpart.cli.recipes", "configs_command"),
     "params": ("gpart.cli.params", "params_command"),
     "study": ("gpart.cli.study", "study_command"),

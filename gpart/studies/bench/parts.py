@@ -207,9 +207,7 @@ def _prepare_evaluation(contestants: list[Contestant], stack: ExitStack) -> None
             stack.enter_context(one.adapter.cached())
 
 
-def _time(
-    result: Result, trials: dict[str, Trial], part: str, title: str, reference: str | None, tell: Tell
-) -> Timing:
+def _time(result: Result, trials: dict[str, Trial], part: str, title: str, reference: str | None, tell: Tell) -> Timing:
     settings = result.settings
     accelerated = result.device.type != "cpu"
     samples = interleave(

@@ -108,8 +108,8 @@ def apply(method: Method, subject: Subject, model: nn.Module) -> GPartAdapter | 
         name, size, field = PEFT[method.kind]
         value = getattr(sizes, field)
         layers = list(dict.fromkeys(weight.owners[0][0] for weight in subject.plan.weights))
-        # FourierFT permutes every weight's positions to keep n of them, also where there are no numbers, unless told.
-        meta = any(parameter.is_meta for parameter in model.parameters())
+        # It permutes every weight's positions to keep n of them, where there are no numbers too, unless told.
+        meta = method.kind == "fourierft" and any(parameter.is_meta for parameter in model.parameters())
         try:
             with torch.device("meta") if meta else contextlib.nullcontext():
                 PeftCallback(name, layers, head or None, {size: value}).apply(model)

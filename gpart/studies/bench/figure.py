@@ -1,0 +1,148 @@
+"""The figures of a bench and of a sweep.
+
+Invariant: what is drawn are the tables' numbers, on axes that begin at 0; GPart has one colour and nothing else has it.
+As everywhere in this package, matplotlib's ``Figure`` alone is used, so that the user's pyplot stays as it is.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gpart.studies.bench.parts import Result, Timing
+from gpart.studies.bench.report import label, summaries
+from gpart.studies.bench.settings import GPART
+from gpart.studies.bench.sweep import INDICES, PASSES, Sample, SweepSettings
+from gpart.studies.bench.timing import Summary, quantile, summarize
+
+_GPART, _OTHERS, _REFERENCE = "#c8553d", "#9aa5b1", "#3d4852"
+_COLUMNS = 3
+
+
+def ratio_figure(result: Result) -> Figure | None:
+    """The ratios to the reference with their quartiles, a panel for each part and shape; None where there is none."""
+    timings = [timing for timing in result.timings if timing.reference is not None]
+    if not timings:
+        return None
+    columns = min(_COLUMNS, len(timings))
+    lines = -(-len(timings) // columns)
+    most = max(len(timing.samples) for timing in timings)
+    figure = Figure(figsize=(5.6 * columns, lines * (1.3 + 0.3 * most)), layout="constrained", dpi=130)
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for axes in panels[len(timings) :]:
+        axes.remove()
+    for axes, timing in zip(panels, timings, strict=False):
+        _draw_ratios(axes, timing)
+    subject = result.subject
+    figure.suptitle(
+        f"{subject.name}, D = {subject.plan.size:,}, {result.settings.precision}, on {result.device.type}:"
+        f" median and quartiles of {result.settings.rounds} interleaved rounds",
+        fontsize=11,
+    )
+    return figure
+
+
+def sweep_figure(settings: SweepSettings, samples: Sequence[Sample]) -> Figure:
+    """Nanoseconds per adapted weight, over D on the left and over d on the right."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained", dpi=130)
+    over_size, over_d = figure.subplots(1, 2, sharey=True)
+    swept = settings.at_weights * settings.width**2
+    sizes = {count * settings.width**2 for count in settings.weights}
+    _draw_sweep(over_size, [one for one in samples if one.d == settings.d and one.size in sizes], "size")
+    _draw_sweep(over_d, [one for one in samples if one.size == swept and one.d in settings.ds], "d")
+    over_size.set(xlabel=f"D, adapted weights, at d = {settings.d:,}", ylabel="ns per adapted weight")
+    over_d.set(xlabel=f"d, length of theta, at D = {swept:,}")
+    over_size.legend(frameon=False)
+    figure.suptitle(f"The two passes alone, float32: median and quartiles of {settings.rounds} interleaved rounds")
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a file's content."""
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png")
+        return file.getvalue()
+
+
+def _draw_ratios(axes: Axes, timing: Timing) -> None:
+    found = summaries(timing)
+    names = list(found)
+    ratios = [found[name].ratio or 0.0 for name in names]
+    errors = [_errors(found[name]) for name in names]
+    bars = axes.barh(
+        range(len(names)),
+        ratios,
+        xerr=[[low for low, _ in errors], [high for _, high in errors]],
+        color=[_colour(name, timing.reference) for name in names],
+        height=0.72,
+        error_kw={"ecolor": "#222222", "elinewidth": 1, "capsize": 2.5},
+    )
+    ends = [ratio + high for ratio, (_, high) in zip(ratios, errors, strict=True)]
+    for bar, ratio, end in zip(bars, ratios, ends, strict=True):
+        place = bar.get_y() + bar.get_height() / 2
+        axes.annotate(f"{ratio:.2f}", (end, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.axvline(1, color="#222222", linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.set_xlim(0, 1.16 * max(ends))
+    axes.set_yticks(range(len(names)), [_wrapped(label(name)) for name in names], fontsize=9)
+    axes.invert_yaxis()
+    reference = found[timing.reference or ""].median
+    axes.set_title(timing.title, fontsize=10.5, loc="left", fontweight="bold")
+    axes.set_xlabel(f"time / {label(timing.reference or '')} ({_seconds(reference)})", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_sweep(axes: Axes, samples: Sequence[Sample], over: str) -> None:
+    styles = {("expand", "stored"): (_GPART, "-"), ("expand", "computed"): (_GPART, "--")}
+    styles |= {("reduce", "stored"): (_REFERENCE, "-"), ("reduce", "computed"): (_REFERENCE, "--")}
+    for kind in PASSES:
+        for indices in INDICES:
+            line = [one for one in samples if (one.kind, one.indices) == (kind, indices)]
+            line.sort(key=lambda one: int(getattr(one, over)))
+            xs = [getattr(one, over) for one in line]
+            medians, low, high = zip(*(_per_weight(one) for one in line), strict=True)
+            colour, style = styles[kind, indices]
+            axes.plot(xs, medians, style, color=colour, marker="o", markersize=4, label=f"{kind}, indices {indices}")
+            axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelleft=True)
+
+
+def _per_weight(sample: Sample) -> tuple[float, float, float]:
+    """Median and quartiles in nanoseconds."""
+    unit = 1e9 / sample.size
+    found: Any = summarize({"": sample.seconds})[""]
+    return unit * found.median, unit * quantile(sample.seconds, 0.25), unit * quantile(sample.seconds, 0.75)
+
+
+def _errors(found: Summary) -> tuple[float, float]:
+    ratio, lower, upper = found.ratio or 0.0, found.ratio_lower or 0.0, found.ratio_upper or 0.0
+    return max(ratio - lower, 0.0), max(upper - ratio, 0.0)
+
+
+def _colour(name: str, reference: str | None) -> str:
+    if name.partition(":")[0] == GPART:
+        return _GPART
+    return _REFERENCE if name == reference else _OTHERS
+
+
+def _wrapped(text: str) -> str:
+    return text.replace(" (", "\n(") if len(text) > 24 else text
+
+
+def _seconds(value: float) -> str:
+    """Three digits with a unit that fits.
+
+    Example:
+        >>> _seconds(1.2345), _seconds(0.0123)
+        ('1.23 s', '12.3 ms')
+    """
+    return f"{value:.3g} s" if value >= 1 or math.isclose(value, 0) else f"{1000 * value:.3g} ms"

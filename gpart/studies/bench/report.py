@@ -1,0 +1,199 @@
+"""A bench's result as tables and as JSON.
+
+Invariant: every number of a table can be computed again from the JSON, which holds every sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gpart.callbacks.table import readable_bytes
+from gpart.studies.bench.memory import FREED, Peak
+from gpart.studies.bench.parts import GROUPS, Result, Timing
+from gpart.studies.bench.settings import FLOOR, FROZEN, parse_method
+from gpart.studies.bench.timing import Summary, summarize
+from gpart.studies.tables import _table
+
+_NOTES = {
+    "train": "Forward, backward, AdamW on what is trained, zero_grad. The floor is forward and backward of fully"
+    " fine-tuning the adapted weights, its optimizer step not counted. Ratio: median over the rounds of (time / the"
+    " floor's time in the same round).",
+    "eval": "Forward without gradients; GPart within cached(). Full fine-tuning runs what the frozen model runs, so that"
+    " its distance from 1 is noise.",
+    "generate": "Greedy decoding with the cache of keys and values, one sequence; times are per new token; GPart within"
+    " cached().",
+    "inject": "Of a method applied to a fresh model. Stored group numbers are computed at the first forward pass: that"
+    " has a line of its own.",
+}
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One table."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    note: str
+
+
+def sheets(result: Result) -> list[Sheet]:
+    """The tables of what was measured."""
+    tables = [_timing_sheet(timing) for timing in result.timings if timing.samples]
+    if result.peaks:
+        tables.append(_memory_sheet(result))
+    tables.append(_size_sheet(result))
+    return tables
+
+
+def markdown(tables: Sequence[Sheet], about: Sequence[str]) -> str:
+    """The tables to read, under what they are about."""
+    parts = ["\n".join(about)]
+    parts += [f"## {table.title}\n\n{_table([table.header, *table.rows])}\n\n{table.note}" for table in tables]
+    return "\n\n".join(parts) + "\n"
+
+
+def about(result: Result, machine: dict[str, Any], command: str) -> list[str]:
+    """What was measured, where and when, one fact a line."""
+    settings, subject = result.settings, result.subject
+    head = f", head {' '.join(subject.head)}" if subject.head else ""
+    targets = subject.targets if isinstance(subject.targets, str) else " ".join(subject.targets)
+    return [
+        f"# {settings.model}",
+        "",
+        f"- command: `{command}`",
+        f"- model: {subject.task}, {subject.parameters:,} parameters with random weights{head}; adapted: {targets},"
+        f" D = {subject.plan.size:,} in {len(subject.plan.weights)} weights",
+        f"- precision {settings.precision}; {settings.rounds} rounds after {settings.warmup} to warm up, every method"
+        " once in each, in shuffled order",
+        *describe(machine),
+    ]
+
+
+def describe(machine: dict[str, Any]) -> list[str]:
+    """The machine's lines."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return [
+        f"- {machine['device']}; {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads;"
+        f" load at the start {machine['load']}, at the end {machine.get('load_at_end')}",
+        f"- {versions}; commit {machine['commit']}; {machine['date']}",
+    ]
+
+
+def content(result: Result, machine: dict[str, Any], command: str) -> dict[str, Any]:
+    """The JSON: settings, machine, every sample and what was computed from them."""
+    subject = result.subject
+    return {
+        "command": command,
+        "machine": machine,
+        "settings": result.settings.to_json(),
+        "model": {
+            "name": subject.name,
+            "task": subject.task,
+            "parameters": subject.parameters,
+            "target_modules": subject.targets,
+            "modules_to_save": subject.head,
+            "adapted": len(subject.plan.weights),
+            "D": subject.plan.size,
+        },
+        "trained": result.trained,
+        "timings": [
+            {
+                **asdict(timing),
+                "summary": {name: asdict(found) for name, found in summaries(timing).items()},
+            }
+            for timing in result.timings
+        ],
+        "memory": [asdict(peak) for peak in result.peaks],
+    }
+
+
+def summaries(timing: Timing) -> dict[str, Summary]:
+    """The statistics of a part by method."""
+    return summarize(timing.samples, timing.reference)
+
+
+def label(name: str) -> str:
+    """A contestant's name in tables.
+
+    Example:
+        >>> label("gpart group numbers"), label("unilora")
+        ('GPart: group numbers', 'Uni-LoRA')
+    """
+    if name == FREED:
+        return name
+    method, _, rest = name.partition(f" {GROUPS}")
+    return parse_method(method).label + (f": {GROUPS}" if name != method + rest else "")
+
+
+def milliseconds(seconds: float) -> str:
+    """Four digits of it.
+
+    Example:
+        >>> milliseconds(1.23456), milliseconds(0.00123456)
+        ('1,235', '1.235')
+    """
+    value = 1000 * seconds
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _timing_sheet(timing: Timing) -> Sheet:
+    header = ["method", "median ms", "quartiles", "minimum"]
+    rows = []
+    for name, found in summaries(timing).items():
+        quartiles = f"{milliseconds(found.lower)} to {milliseconds(found.upper)}"
+        row = [label(name), milliseconds(found.median), quartiles, milliseconds(found.minimum)]
+        if found.ratio is not None:
+            spread = f"{found.ratio_lower:.3f} to {found.ratio_upper:.3f}"
+            row += [f"{found.ratio:.3f}", spread, f"{found.ratio_of_minima:.3f}"]
+        rows.append(row)
+    if timing.reference is not None:
+        header += [f"ratio to {label(timing.reference)}", "quartiles", "ratio of minima"]
+    return Sheet(timing.title, header, rows, _NOTES[timing.part])
+
+
+def _memory_sheet(result: Result) -> Sheet:
+    size = result.subject.plan.size
+    freed = next(peak.peak for peak in result.peaks if peak.method == FREED)
+    rows = [
+        [
+            label(peak.method),
+            f"{peak.built / 1e6:,.0f}",
+            f"{peak.peak / 1e6:,.0f}",
+            f"{(peak.peak - freed) / 1e6:+,.0f}",
+            f"{(peak.peak - freed) / size:+.1f}",
+        ]
+        for peak in result.peaks
+    ]
+    batch, tokens = result.settings.shapes[0]
+    kind = "Allocated by torch" if result.device.type == "cuda" else "Resident"
+    return Sheet(
+        f"peak memory of training, {batch}x{tokens}",
+        ["method", "before MB", "peak MB", f"against {FREED}", "bytes per adapted weight"],
+        rows,
+        f"{kind} memory, each method in a process of its own. The last two columns are against the floor without"
+        " optimizer states whose adapted weights' gradients are freed as soon as they are there.",
+    )
+
+
+def _size_sheet(result: Result) -> Sheet:
+    files = {peak.method: peak for peak in result.peaks if peak.file is not None}
+    rows = []
+    for name, count in result.trained.items():
+        if name == FLOOR or name == FROZEN:
+            continue
+        peak = files.get(name)
+        measured = "" if peak is None else _file(peak)
+        rows.append([label(name), f"{count:,}", readable_bytes(4 * count), measured])
+    return Sheet(
+        "adapter",
+        ["method", "trained", "as float32", "tensor file"],
+        rows,
+        "Without the head. The tensor file is GPart's own, less the head's numbers.",
+    )
+
+
+def _file(peak: Peak) -> str:
+    return readable_bytes((peak.file or 0) - peak.head)
