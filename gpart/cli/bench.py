@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.console import Console
@@ -122,10 +123,11 @@ def _bench(asked: argparse.Namespace, folder: Path | None, command: str) -> None
     )
     result = prepare(settings)
     machine = describe_machine(result.device)
-    with _Shown() as shown:
+    shown = _Shown()
+    with shown.progress:
         # After each part, so that a bench that is broken off leaves what it has.
         for so_far in run(result, shown.tell):
-            machine |= describe_threads()
+            machine |= _afterwards()
             _write(folder, "bench", report.content(so_far, machine, command))
     tables, about = report.sheets(result), report.about(result, machine, command)
     _finish(folder, "bench", tables, about, ratio_figure(result))
@@ -137,18 +139,17 @@ def _sweep(asked: argparse.Namespace, folder: Path | None, command: str) -> None
         weights=asked.sweep_weights, ds=asked.sweep_d, **{name: getattr(asked, name) for name in same}
     )
     machine = describe_machine(find_device(settings.device))
-    with _Shown() as shown:
+    shown = _Shown()
+    with shown.progress:
         samples = run_sweep(settings, lambda done, total: shown.tell("sweep", done, total))
-    machine |= describe_threads()
+    machine |= _afterwards()
     _write(folder, "sweep", sweep_report.content(settings, samples, machine, command))
     tables, about = sweep_report.sheets(settings, samples), sweep_report.about(machine, command)
     _finish(folder, "sweep", tables, about, sweep_figure(settings, samples))
 
 
-def describe_threads() -> dict[str, Any]:
+def _afterwards() -> dict[str, Any]:
     """What is known of the machine only once something was measured."""
-    import torch
-
     return {"threads": torch.get_num_threads(), "load_at_end": load()}
 
 
@@ -167,7 +168,7 @@ def _finish(
     for table in tables:
         printed = Table(*table.header, box=SIMPLE, title=table.title, title_justify="left", title_style="bold")
         for column in printed.columns[1:]:
-            column.justify = "right"
+            column.justify, column.no_wrap = "right", True
         for row in table.rows:
             printed.add_row(*row)
         console.print(printed)
@@ -188,21 +189,14 @@ class _Shown:
     def __init__(self) -> None:
         self._console = Console(highlight=False, markup=False, soft_wrap=True)
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-        self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._bar = self._progress.add_task("", total=None)
+        self.progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._bar = self.progress.add_task("", total=None)
         self._title = ""
-
-    def __enter__(self) -> _Shown:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
 
     def tell(self, title: str, done: int, total: int) -> None:
         """Shows how far it is."""
         if title != self._title:
             self._title = title
-            if self._progress.disable:
+            if self.progress.disable:
                 self._console.print(f"measuring {title}")
-        self._progress.update(self._bar, description=title, completed=done, total=total)
+        self.progress.update(self._bar, description=title, completed=done, total=total)

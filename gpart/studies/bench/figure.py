@@ -32,15 +32,15 @@ def ratio_figure(result: Result) -> Figure | None:
     columns = min(_COLUMNS, len(timings))
     lines = -(-len(timings) // columns)
     most = max(len(timing.samples) for timing in timings)
-    figure = Figure(figsize=(5.6 * columns, lines * (1.3 + 0.3 * most)), layout="constrained", dpi=130)
+    figure = Figure(figsize=(5 * columns, lines * (1.3 + 0.34 * most)), layout="constrained", dpi=130)
     panels = figure.subplots(lines, columns, squeeze=False).flat
     for axes in panels[len(timings) :]:
         axes.remove()
     for axes, timing in zip(panels, timings, strict=False):
-        _draw_ratios(axes, timing)
+        _draw_ratios(axes, timing, most)
     subject = result.subject
     figure.suptitle(
-        f"{subject.name}, D = {subject.plan.size:,}, {result.settings.precision}, on {result.device.type}:"
+        f"{subject.name}, D = {subject.plan.size:,}, precision {result.settings.precision}, on {result.device.type}:"
         f" median and quartiles of {result.settings.rounds} interleaved rounds",
         fontsize=11,
     )
@@ -69,7 +69,7 @@ def png(figure: Figure) -> bytes:
         return file.getvalue()
 
 
-def _draw_ratios(axes: Axes, timing: Timing) -> None:
+def _draw_ratios(axes: Axes, timing: Timing, most: int) -> None:
     found = summaries(timing)
     names = list(found)
     ratios = [found[name].ratio or 0.0 for name in names]
@@ -88,8 +88,8 @@ def _draw_ratios(axes: Axes, timing: Timing) -> None:
         axes.annotate(f"{ratio:.2f}", (end, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
     axes.axvline(1, color="#222222", linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set_xlim(0, 1.16 * max(ends))
-    axes.set_yticks(range(len(names)), [_wrapped(label(name)) for name in names], fontsize=9)
-    axes.invert_yaxis()
+    axes.set_yticks(range(len(names)), [_wrapped(label(name)) for name in names], fontsize=8.5, linespacing=0.95)
+    axes.set_ylim(most - 0.5, -0.5)  # bars of one height in every panel
     reference = found[timing.reference or ""].median
     axes.set_title(timing.title, fontsize=10.5, loc="left", fontweight="bold")
     axes.set_xlabel(f"time / {label(timing.reference or '')} ({_seconds(reference)})", fontsize=9)
@@ -135,7 +135,7 @@ def _colour(name: str, reference: str | None) -> str:
 
 
 def _wrapped(text: str) -> str:
-    return text.replace(" (", "\n(") if len(text) > 24 else text
+    return text.replace(" (", "\n(").replace(", ", ",\n") if len(text) > 24 else text
 
 
 def _seconds(value: float) -> str:

@@ -93,7 +93,7 @@ def train_and_measure(settings: Settings, method: str) -> Peak:
     batch = make_batch(subject, settings.shapes[0], settings.seed, device)
     if method == FREED:
         for weight in subject.plan.weights:
-            model.get_parameter(weight.name).register_post_accumulate_grad_hook(_free)
+            model.get_parameter(weight.name).register_post_accumulate_grad_hook(_free)  # type: ignore[no-untyped-call]  # torch has no types here
     built = reset_peak(device)
     for _ in range(STEPS):
         contestant.train_step([batch])

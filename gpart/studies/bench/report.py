@@ -60,14 +60,14 @@ def about(result: Result, machine: dict[str, Any], command: str) -> list[str]:
     settings, subject = result.settings, result.subject
     head = f", head {' '.join(subject.head)}" if subject.head else ""
     targets = subject.targets if isinstance(subject.targets, str) else " ".join(subject.targets)
+    weights = f"adapted: {targets}, D = {subject.plan.size:,} in {len(subject.plan.weights)} weights"
+    rounds = f"{settings.rounds} rounds after {settings.warmup} to warm up"
     return [
         f"# {settings.model}",
         "",
         f"- command: `{command}`",
-        f"- model: {subject.task}, {subject.parameters:,} parameters with random weights{head}; adapted: {targets},"
-        f" D = {subject.plan.size:,} in {len(subject.plan.weights)} weights",
-        f"- precision {settings.precision}; {settings.rounds} rounds after {settings.warmup} to warm up, every method"
-        " once in each, in shuffled order",
+        f"- model: {subject.task}, {subject.parameters:,} parameters with random weights{head}; {weights}",
+        f"- precision {settings.precision}; {rounds}, every method once in each, in shuffled order",
         *describe(machine),
     ]
 
@@ -75,9 +75,9 @@ def about(result: Result, machine: dict[str, Any], command: str) -> list[str]:
 def describe(machine: dict[str, Any]) -> list[str]:
     """The machine's lines."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    place = f"{machine['device']}; {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
     return [
-        f"- {machine['device']}; {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads;"
-        f" load at the start {machine['load']}, at the end {machine.get('load_at_end')}",
+        f"- {place}; load at the start {machine['load']}, at the end {machine.get('load_at_end')}",
         f"- {versions}; commit {machine['commit']}; {machine['date']}",
     ]
 
@@ -140,17 +140,16 @@ def milliseconds(seconds: float) -> str:
 
 
 def _timing_sheet(timing: Timing) -> Sheet:
-    header = ["method", "median ms", "quartiles", "minimum"]
+    header = ["method", "median ms", "minimum ms"]
     rows = []
     for name, found in summaries(timing).items():
-        quartiles = f"{milliseconds(found.lower)} to {milliseconds(found.upper)}"
-        row = [label(name), milliseconds(found.median), quartiles, milliseconds(found.minimum)]
+        row = [label(name), milliseconds(found.median), milliseconds(found.minimum)]
         if found.ratio is not None:
             spread = f"{found.ratio_lower:.3f} to {found.ratio_upper:.3f}"
             row += [f"{found.ratio:.3f}", spread, f"{found.ratio_of_minima:.3f}"]
         rows.append(row)
     if timing.reference is not None:
-        header += [f"ratio to {label(timing.reference)}", "quartiles", "ratio of minima"]
+        header += [f"ratio to {label(timing.reference)}", "its quartiles", "of minima"]
     return Sheet(timing.title, header, rows, _NOTES[timing.part])
 
 
@@ -182,7 +181,7 @@ def _size_sheet(result: Result) -> Sheet:
     files = {peak.method: peak for peak in result.peaks if peak.file is not None}
     rows = []
     for name, count in result.trained.items():
-        if name == FLOOR or name == FROZEN:
+        if name in {FLOOR, FROZEN}:
             continue
         peak = files.get(name)
         measured = "" if peak is None else _file(peak)

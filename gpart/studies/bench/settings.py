@@ -217,9 +217,7 @@ def find_device(name: str) -> torch.device:
         return found or torch.device("cpu")
     try:
         device = torch.device(name)
-        if device.type == "meta":
-            raise RuntimeError("nothing is computed on it")
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).item()  # which the meta device cannot do
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise ValueError(f"device {name!r} cannot be used here: {error}") from error
     return device

@@ -7,6 +7,7 @@ sums as autograd does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -118,7 +119,7 @@ def run_sweep(settings: SweepSettings, tell: Tell) -> list[Sample]:
         scaled = scale(torch.randn(d, generator=generator).to(device), size)
         for indices in INDICES:
             parts = make_parts(settings, count, d, indices == "stored", device)
-            passes = {
+            passes: dict[str, Callable[[], object]] = {
                 "expand": partial(expand_all, out, scaled, stack[:count], parts),
                 "reduce": partial(reduce_all, stack[:count], parts, d),
             }
