@@ -240,7 +240,11 @@ def test_a_whole_run_writes_every_part_with_every_method(
                 ratios = [own / other for own, other in zip(samples, base, strict=True)]
                 assert summary["ratio"] == pytest.approx(median(ratios))
                 assert summary["ratio_of_minima"] == pytest.approx(min(samples) / min(base))
-    assert [peak["method"] for peak in found["memory"]] == [FREED, "floor", *(name for name in METHODS if name != "floor")]
+    assert [peak["method"] for peak in found["memory"]] == [
+        FREED,
+        "floor",
+        *(name for name in METHODS if name != "floor"),
+    ]
     assert {peak["method"] for peak in found["memory"] if peak["file"]} == ours
     assert found["model"]["D"] == 4 * 16 * 16
     assert found["command"].startswith(f"gpart bench {encoder} --shape 2x5")

@@ -168,9 +168,10 @@ def _finish(
     for table in tables:
         printed = Table(*table.header, box=SIMPLE, title=table.title, title_justify="left", title_style="bold")
         for column in printed.columns[1:]:
-            column.justify, column.no_wrap = "right", True
-        for row in table.rows:
-            printed.add_row(*row)
+            column.justify = "right"
+        for first, *rest in table.rows:
+            # Where it is too wide, headers and the method's name are broken, numbers are not.
+            printed.add_row(first, *(text.replace(" ", "\N{NO-BREAK SPACE}") for text in rest))
         console.print(printed)
     if folder is None:
         return

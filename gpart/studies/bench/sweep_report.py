@@ -32,7 +32,7 @@ def sheets(settings: SweepSettings, samples: Sequence[Sample]) -> list[Sheet]:
     columns = [f"{kind}, {indices}" for kind, indices in _COLUMNS]
 
     def row(size: int, d: int, first: int) -> list[str]:
-        return [f"{first:,}", *(f"{nanoseconds(found[(size, d, *column)]):.3f}" for column in _COLUMNS)]
+        return [f"{first:,}", *(f"{nanoseconds(found[(size, d, *column)]):.2f}" for column in _COLUMNS)]
 
     return [
         Sheet(f"over D, at d = {settings.d:,}", ["D", *columns], [row(size, settings.d, size) for size in sizes], note),
