@@ -164,7 +164,7 @@ def test_memory_is_measured_in_a_process_of_its_own(encoder: str) -> None:
 
 def test_a_process_that_fails_says_why(encoder: str) -> None:
     with pytest.raises(RuntimeError, match=r"memory of prefix ended with status 1: [\s\S]*no method 'prefix'"):
-        measure_peak(Settings(encoder), "prefix")
+        measure_peak(Settings(encoder, sizes=SIZES), "prefix")
 
 
 # The sweep

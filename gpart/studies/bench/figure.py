@@ -57,7 +57,7 @@ def sweep_figure(settings: SweepSettings, samples: Sequence[Sample]) -> Figure:
     _draw_sweep(over_d, [one for one in samples if one.size == swept and one.d in settings.ds], "d")
     over_size.set(xlabel=f"D, adapted weights, at d = {settings.d:,}", ylabel="ns per adapted weight")
     over_d.set(xlabel=f"d, length of theta, at D = {swept:,}")
-    over_size.legend(frameon=False)
+    figure.legend(*over_size.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(f"The two passes alone, float32: median and quartiles of {settings.rounds} interleaved rounds")
     return figure
 
