@@ -295,6 +295,7 @@ def test_mistakes_are_one_line(
     encoder: str, decoder: str, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     small = [] if "--sweep" in words or not words else ["--vera-r", "3", "--lora-r", "2"]
+    small += ["--shape", "2x5"] if small and "--shape" not in words else []
     small += ["--d", "20"] if small and "--d" not in words else []
     small += ["--fourierft-n", "10"] if small and "--fourierft-n" not in words else []
     replaced = [{"MODEL": encoder, "DECODER": decoder}.get(word, word) for word in words]
