@@ -169,9 +169,8 @@ def _finish(
         printed = Table(*table.header, box=SIMPLE, title=table.title, title_justify="left", title_style="bold")
         for column in printed.columns[1:]:
             column.justify = "right"
-        for first, *rest in table.rows:
-            # Where it is too wide, headers and the method's name are broken, numbers are not.
-            printed.add_row(first, *(text.replace(" ", "\N{NO-BREAK SPACE}") for text in rest))
+        for row in table.rows:
+            printed.add_row(*row)
         console.print(printed)
     if folder is None:
         return

@@ -145,11 +145,11 @@ def _timing_sheet(timing: Timing) -> Sheet:
     for name, found in summaries(timing).items():
         row = [label(name), milliseconds(found.median), milliseconds(found.minimum)]
         if found.ratio is not None:
-            spread = f"{found.ratio_lower:.3f} to {found.ratio_upper:.3f}"
+            spread = f"{found.ratio_lower:.3f}..{found.ratio_upper:.3f}"
             row += [f"{found.ratio:.3f}", spread, f"{found.ratio_of_minima:.3f}"]
         rows.append(row)
     if timing.reference is not None:
-        header += [f"ratio to {label(timing.reference)}", "its quartiles", "of minima"]
+        header += [f"ratio to {label(timing.reference)}", "quartiles", "of minima"]
     return Sheet(timing.title, header, rows, _NOTES[timing.part])
 
 
@@ -170,7 +170,7 @@ def _memory_sheet(result: Result) -> Sheet:
     kind = "Allocated by torch" if result.device.type == "cuda" else "Resident"
     return Sheet(
         f"peak memory of training, {batch}x{tokens}",
-        ["method", "before MB", "peak MB", f"against {FREED}", "bytes per adapted weight"],
+        ["method", "before MB", "peak MB", f"MB above {FREED}", "bytes per adapted weight"],
         rows,
         f"{kind} memory, each method in a process of its own. The last two columns are against the floor without"
         " optimizer states whose adapted weights' gradients are freed as soon as they are there.",
