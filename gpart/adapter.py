@@ -188,7 +188,7 @@ class GPartAdapter:
             parts = self._evaluation.parts(weight, stored.device)
             stored.copy_(expand(self._evaluation.scaled(self.theta, stored.device), stored, parts))
         self._bases = bases
-        self._evaluation.kept.clear()
+        self.free()
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -202,7 +202,7 @@ class GPartAdapter:
         """Within it W0 + P·theta is computed once, not at every forward pass; for evaluation and generation.
 
         It holds where no gradient is wanted and no dropout is drawn, for one copy of the adapted weights in memory,
-        which goes at the end. What was computed is used as long as theta and W0 are not written to; writing through
+        which goes at the end unless ``weights`` keeps them. What was computed is used as long as theta and W0 are not written to; writing through
         ``.data`` is not seen.
         """
         try:

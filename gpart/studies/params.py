@@ -8,6 +8,7 @@ which every method but full fine-tuning leaves out of its count, is what ``modul
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -163,27 +164,52 @@ def count_parameters(name: str, settings: Settings) -> Report:
     return Report(name, task, total, head, saved, targets, len(planned.weights), planned.size, rows)
 
 
+PEFT = {
+    "lora": ("LORA", "r", "lora_r"),
+    "vera": ("VERA", "r", "vera_r"),
+    "fourierft": ("FOURIERFT", "n_frequency", "fourierft_n"),
+    "unilora": ("UNILORA", "theta_d_length", "d"),
+}
+"""PEFT's name of a method, of its size, and the field of :class:`Settings` that it is in."""
+
+
+def apply_peft(kind: str, settings: Settings, layers: list[str], head: list[str], model: nn.Module) -> None:
+    """Applies one of :data:`PEFT` to a model, in place, as the callback does.
+
+    Args:
+        kind: a key of :data:`PEFT`.
+        settings: the methods' sizes.
+        layers: the adapted layers' full names.
+        head: the modules that are trained in full.
+        model: with or without numbers.
+
+    Raises:
+        ValueError: or TypeError or NotImplementedError, as PEFT has it, if the method does not fit the layers.
+    """
+    name, size, field = PEFT[kind]
+    # FourierFT permutes every weight's positions to keep n of them, where there are no numbers too, unless told: a minute
+    # for a 7B model.
+    meta = kind == "fourierft" and any(parameter.is_meta for parameter in model.parameters())
+    with torch.device("meta") if meta else nullcontext():
+        PeftCallback(name, layers, head or None, {size: getattr(settings, field)}).apply(model)
+
+
 def _methods(settings: Settings, gpart: GPartConfig, layers: list[str], biases: bool) -> list[_Method]:
     """The methods in the paper's order, as their callbacks apply them. PEFT gets the layers' full names."""
     head = list(gpart.modules_to_save or [])
 
-    def peft(kind: str, **settings: int) -> PeftCallback:
-        return PeftCallback(kind, layers, head or None, settings)
-
-    def fourierft(model: nn.Module) -> None:
-        # On the CPU it permutes every weight's positions to keep n of them: a minute for a 7B model.
-        with torch.device("meta"):
-            peft("FOURIERFT", n_frequency=settings.fourierft_n).apply(model)
+    def peft(kind: str) -> Callable[[nn.Module], None]:
+        return partial(apply_peft, kind, settings, layers, head)
 
     return [
         _Method("Full fine-tuning", "", FullFineTuning().apply, with_head=True),
         _Method("Linear probe", "", LinearProbe(head).apply),
         # Without a bias it has nothing but the head.
         _Method("BitFit", "", (BitFit if biases else LinearProbe)(head).apply),
-        _Method("LoRA", f"r = {settings.lora_r}", peft("LORA", r=settings.lora_r).apply),
-        _Method("VeRA", f"r = {settings.vera_r}", peft("VERA", r=settings.vera_r).apply),
-        _Method("FourierFT", f"n = {settings.fourierft_n}", fourierft),
-        _Method("Uni-LoRA", f"d = {settings.d}", peft("UNILORA", theta_d_length=settings.d).apply, shared=True),
+        _Method("LoRA", f"r = {settings.lora_r}", peft("lora")),
+        _Method("VeRA", f"r = {settings.vera_r}", peft("vera")),
+        _Method("FourierFT", f"n = {settings.fourierft_n}", peft("fourierft")),
+        _Method("Uni-LoRA", f"d = {settings.d}", peft("unilora"), shared=True),
         _Method("GPart", f"d = {settings.d}", partial(attach, config=gpart), shared=True),
     ]
 

@@ -44,10 +44,10 @@ def markdown(results: Results) -> str:
         scores = [_place(row.scores[column], best[column], paper.get(column), len(study.seeds)) for column in columns]
         average = _place(row.average, best[AVERAGE], paper.get(AVERAGE), len(study.seeds))
         lines.append([row.label, *scores, average, *_costs(row)])
-    parts = [_table(lines), _notes(results)]
+    parts = [markdown_table(lines), _notes(results)]
     if results.choices:
         chosen = [["cell", "chosen", "validation score", "of"], *(_choice(choice) for choice in results.choices)]
-        parts.append("Chosen by the validation score of the first seed:\n\n" + _table(chosen))
+        parts.append("Chosen by the validation score of the first seed:\n\n" + markdown_table(chosen))
     if results.missing:
         parts.append(f"Missing: {results.missing} runs.")
     if results.problems:
@@ -202,7 +202,8 @@ def _notes(results: Results) -> str:
     )
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its first line the header; all columns but the first are set to the right."""
     escaped = [[text.replace("|", "\\|").replace("\n", " ") for text in line] for line in lines]
     rule = ["---", *("---:" for _ in escaped[0][1:])]
     return "\n".join("| " + " | ".join(line) + " |" for line in [escaped[0], rule, *escaped[1:]])

@@ -14,7 +14,7 @@ from gpart.studies.bench.memory import FREED, Peak
 from gpart.studies.bench.parts import GROUPS, Result, Timing
 from gpart.studies.bench.settings import FLOOR, FROZEN, parse_method
 from gpart.studies.bench.timing import Summary, summarize
-from gpart.studies.tables import _table
+from gpart.studies.tables import markdown_table
 
 _NOTES = {
     "train": "Forward, backward, AdamW on what is trained, zero_grad. The floor is forward and backward of fully"
@@ -51,7 +51,7 @@ def sheets(result: Result) -> list[Sheet]:
 def markdown(tables: Sequence[Sheet], about: Sequence[str]) -> str:
     """The tables to read, under what they are about."""
     parts = ["\n".join(about)]
-    parts += [f"## {table.title}\n\n{_table([table.header, *table.rows])}\n\n{table.note}" for table in tables]
+    parts += [f"## {table.title}\n\n{markdown_table([table.header, *table.rows])}\n\n{table.note}" for table in tables]
     return "\n\n".join(parts) + "\n"
 
 

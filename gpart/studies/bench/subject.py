@@ -15,10 +15,11 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from gpart import GPartAdapter, GPartConfig, attach
-from gpart.callbacks import LinearProbe, PeftCallback
+from gpart.callbacks import LinearProbe
 from gpart.studies import architectures
 from gpart.studies.architectures import build, default_head, default_targets, find_task
 from gpart.studies.bench.settings import FROZEN, GPART, Method
+from gpart.studies.params import PEFT, apply_peft
 from gpart.studies.params import Settings as Sizes
 from gpart.targets import Plan, plan, saved_parameters
 
@@ -105,15 +106,12 @@ def apply(method: Method, subject: Subject, model: nn.Module) -> GPartAdapter | 
         config = GPartConfig(sizes.d, subject.targets, modules_to_save=head, dropout=method.dropout)
         return attach(model, config, indices=method.indices, weights=method.weights)
     if method.kind in PEFT:
-        name, size, field = PEFT[method.kind]
-        value = getattr(sizes, field)
         layers = list(dict.fromkeys(weight.owners[0][0] for weight in subject.plan.weights))
-        # It permutes every weight's positions to keep n of them, where there are no numbers too, unless told.
-        meta = method.kind == "fourierft" and any(parameter.is_meta for parameter in model.parameters())
         try:
-            with torch.device("meta") if meta else contextlib.nullcontext():
-                PeftCallback(name, layers, head or None, {size: value}).apply(model)
+            apply_peft(method.kind, sizes, layers, head, model)
         except (ValueError, TypeError, NotImplementedError) as error:  # what PEFT raises for what it cannot do
+            _, size, field = PEFT[method.kind]
+            value = getattr(sizes, field)
             raise ValueError(
                 f"{method.label} ({size} = {value}) cannot be applied to {subject.targets} of {subject.name}: {error}"
             ) from error
@@ -123,15 +121,6 @@ def apply(method: Method, subject: Subject, model: nn.Module) -> GPartAdapter | 
         for weight in subject.plan.weights:
             model.get_parameter(weight.name).requires_grad_(True)
     return None
-
-
-PEFT = {
-    "lora": ("LORA", "r", "lora_r"),
-    "vera": ("VERA", "r", "vera_r"),
-    "fourierft": ("FOURIERFT", "n_frequency", "fourierft_n"),
-    "unilora": ("UNILORA", "theta_d_length", "d"),
-}
-"""PEFT's name of a method, of its size, and the field of :class:`gpart.studies.params.Settings` that it is in."""
 
 
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:

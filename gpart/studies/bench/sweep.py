@@ -16,13 +16,14 @@ from torch import Tensor
 
 from gpart.functional import Part, reduce, scale, write
 from gpart.groups import GroupIndices
+from gpart.memory import INDICES as SETTINGS
 from gpart.partition import Partition
 from gpart.studies.bench.settings import find_device
 from gpart.studies.bench.timing import Tell, Trial, interleave
 from gpart.targets import AdaptedWeight
 
 PASSES = ("expand", "reduce")
-INDICES = ("stored", "computed")
+INDICES = tuple(setting for setting in SETTINGS if setting != "auto")
 
 
 @dataclass(frozen=True)
