@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from gpart.functional import Part, reduce, update
+from gpart.functional import reduce, update
 from gpart.groups import ComputedGroups
 from gpart.partition import Partition
+from gpart.parts import Part
 
 _WRAP = 1 << 64
 

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from gpart import compiled
 from gpart.base import dense, is_packed
-from gpart.functional import Part, expand, put_in, scale, write
+from gpart.functional import collected, expand, put_in, scale, write
 from gpart.groups import GroupIndices, block_sizes
 from gpart.kept import Kept
 from gpart.masks import with_dropout
 from gpart.memory import Memory
 from gpart.partition import Partition
+from gpart.parts import Part
 from gpart.recompute import Recomputation
 from gpart.scope import ForwardScope
 from gpart.targets import AdaptedWeight, Plan
@@ -44,6 +45,7 @@ class Evaluation:
         self.scope = ForwardScope(OrderedDict())
         self.kept = Kept()
         self.recomputation = Recomputation(memory.weights in {"auto", "recomputed"})
+        self._modes: dict[tuple[torch.device, int], str] = {}
         self._numel = sum(math.prod(weight.shape) for weight in plan.weights)
 
     def weight(self, weight: AdaptedWeight, base: Tensor, theta: Tensor, training: bool) -> Tensor:
@@ -51,6 +53,10 @@ class Evaluation:
         dropped = training and self.dropout > 0
         if torch.compiler.is_compiling():
             return self._compiled(weight, base, theta, dropped)
+        if not dropped and not torch.is_grad_enabled():
+            known = self.kept.again(weight.name, theta, base)
+            if known is not None:
+                return known.detach()
         seed = self.scope.mask_seed(weight.name) if dropped else None  # drawn at every read, see mask_seed
         sources = (theta, base)
         known = self.scope.get(weight.name, sources)
@@ -60,25 +66,39 @@ class Evaluation:
             return known
         mode = self.mode(theta, base)
         self.recomputation.wanted = mode == "recomputed"  # from the next layer on
-        parts = self.parts(weight, base.device)
-        if seed is not None:
-            parts = with_dropout(parts, self.dropout, seed, block_sizes(weight), base.device, kept=mode != "recomputed")
-        scaled = self.scaled(theta, base.device)
         if mode == "kept" or (self.kept.open and not dropped and not torch.is_grad_enabled()):
-            value = self.kept.value(weight.name, theta, base, seed, lambda out: write(out, scaled, dense(base), parts))
-            if torch.is_grad_enabled():
-                value = expand(scaled, value if is_packed(base) else base, parts, value)
-            else:
-                value = value.detach()
-            return self.scope.put(weight.name, sources, value)
+            return self.scope.put(weight.name, sources, self._kept(weight, base, theta, seed, mode))
+        parts = self._masked(weight, base, seed, mode)
+        scaled = self.scaled(theta, base.device)
         if mode == "recomputed":
             value = self._anchored(weight, base, scaled, parts, sources)
             # theta itself, where it is not scaled, may be written to before the backward pass.
-            fixed = scaled.detach().clone() if scaled is theta else scaled.detach()
+            fixed = scaled.detach() if self.isometric else scaled.detach().clone()
             return self.recomputation.put(
                 weight.name, sources, value, lambda: expand(fixed, dense(base), parts), held=(base,)
             )
         return self.scope.put(weight.name, sources, expand(scaled, dense(base), parts))
+
+    def _masked(self, weight: AdaptedWeight, base: Tensor, seed: int | None, mode: str) -> tuple[Part, ...]:
+        """The blocks with their dropout masks, if a seed for them was drawn."""
+        parts = self.parts(weight, base.device)
+        if seed is None:
+            return parts
+        return with_dropout(parts, self.dropout, seed, block_sizes(weight), base.device, kept=mode != "recomputed")
+
+    def _kept(self, weight: AdaptedWeight, base: Tensor, theta: Tensor, seed: int | None, mode: str) -> Tensor:
+        """W0 + P·theta from the memory that is kept; where it is there and has no gradient, nothing else is made."""
+        graph = torch.is_grad_enabled()
+        parts = self._masked(weight, base, seed, mode) if graph else None
+
+        def compute(out: Tensor) -> None:
+            blocks = self._masked(weight, base, seed, mode) if parts is None else parts
+            write(out, self.scaled(theta, base.device), dense(base), blocks)
+
+        value = self.kept.value(weight.name, theta, base, seed, self.scope.number, compute)
+        if parts is None:
+            return value.detach()
+        return expand(self.scaled(theta, base.device), value if is_packed(base) else base, parts, value)
 
     def _anchored(
         self, weight: AdaptedWeight, base: Tensor, scaled: Tensor, parts: tuple[Part, ...], sources: tuple[Tensor, ...]
@@ -121,11 +141,22 @@ class Evaluation:
         known = self.scope.get(key, (theta,))
         if known is not None:
             return known
-        return self.scope.put(key, (theta,), scale(theta, self.plan.size, self.isometric).to(device))
+        scaled = scale(theta, self.plan.size, self.isometric).to(device)
+        if not torch.compiler.is_compiling() and scaled.requires_grad and not _transformed(theta):
+            scaled = collected(scaled)
+        return self.scope.put(key, (theta,), scaled)
 
     def mode(self, theta: Tensor, base: Tensor) -> str:
         """``"kept"``, ``"forward"`` or ``"recomputed"``, for weights of this one's dtype and device."""
-        # A function transform (torch.func.grad) allows no write to memory that it did not see made.
-        if base.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(theta):
+        # A function transform allows no write to memory that it did not see made.
+        if base.is_meta or _transformed(theta):
             return "forward"
-        return self.memory.weights_on(self._numel * base.dtype.itemsize, base.device)
+        kind = (base.device, base.dtype.itemsize)
+        if kind not in self._modes:
+            self._modes[kind] = self.memory.weights_on(self._numel * base.dtype.itemsize, base.device)
+        return self._modes[kind]
+
+
+def _transformed(theta: Tensor) -> bool:
+    """Whether a function transform such as torch.func.grad is at work."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(theta)

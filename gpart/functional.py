@@ -4,7 +4,7 @@ P is D x d with P[i, j] = 1/sqrt(n_j) if position i is in group j, else 0, so Pá
 work on one weight, that is on the rows of P that belong to it, and on ``scaled``, theta_j / sqrt(n_j), shape (d,):
 
     expand:  W[i] = W0[i] + scaled[group(i)]              summed in float32 or wider, rounded once to W0's dtype
-    reduce:  dL/dscaled_j = sum of g[i] over group j      summed in float64 where the device has it, else float32
+    reduce:  dL/dscaled_j = sum of g[i] over group j      see :mod:`gpart.sums`
 
 The scaling itself is a differentiable product (:func:`scale`), done once for all weights. Expand and reduce are each
 other's derivative, so the pair can be differentiated any number of times.
@@ -18,50 +18,17 @@ Source: paper, section 3.3 and proposition 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from gpart import kernels
-from gpart.partition import chunk_size
-
-
-class Entries(Protocol):
-    """One value for each entry of a block in row-major order: a tensor, or what computes a stretch of it when asked."""
-
-    def __getitem__(self, stretch: slice, /) -> Tensor:
-        """The values of a stretch that starts at a multiple of :func:`gpart.partition.chunk_size`."""
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """The rows of P for a block of one weight: which entries of the weight, and the group of each.
-
-    Attributes:
-        groups: group numbers of the block's entries, int32, shape (block size,).
-        dim: the dimension along which the block is cut.
-        start: first index along ``dim``.
-        stop: one past the last index along ``dim``.
-        keep: with dropout, True where PÂ·theta is kept, shape as ``groups``; None without.
-        boost: what kept entries are multiplied by, 1 / (1 - p).
-    """
-
-    groups: Entries
-    dim: int
-    start: int
-    stop: int
-    keep: Entries | None = None
-    boost: float = 1.0
-
-    def of(self, weight: Tensor) -> Tensor:
-        """The block of ``weight`` as a view."""
-        if self.start == 0 and self.stop == weight.shape[self.dim]:
-            return weight
-        return weight.narrow(self.dim, self.start, self.stop - self.start)
+from gpart.partition import stretch_size
+from gpart.parts import Part
+from gpart.room import room
+from gpart.sums import GroupSums
 
 
 def scale(theta: Tensor, size: int, isometric: bool = True) -> Tensor:
@@ -101,7 +68,20 @@ def expand(scaled: Tensor, weight: Tensor, parts: tuple[Part, ...], known: Tenso
         >>> expand(torch.tensor([0.5, 0.25]), torch.tensor([1.0, 1.0]), (part,))
         tensor([1.2500, 1.5000])
     """
-    return _Expand.apply(scaled, weight, parts, known)  # type: ignore[no-any-return]  # torch has no types here
+    if known is not None:
+        return _Known.apply(scaled, weight, parts, known)  # type: ignore[no-any-return]  # torch has no types here
+    return _Expand.apply(scaled, weight, parts)  # type: ignore[no-any-return]  # torch has no types here
+
+
+def collected(scaled: Tensor) -> Tensor:
+    """``scaled`` itself, as what many :func:`expand` start from: their gradients are summed in one buffer.
+
+    Without it each of them makes a vector of d numbers for autograd to add up, which costs (weights x d), and rounds it.
+
+    Args:
+        scaled: theta_j / sqrt(n_j), shape (d,).
+    """
+    return _Collected.apply(scaled)  # type: ignore[no-any-return]  # torch has no types here
 
 
 def reduce(grad: Tensor, parts: tuple[Part, ...], d: int, dtype: torch.dtype) -> Tensor:
@@ -159,82 +139,127 @@ def update(scaled: Tensor, part: Part, shape: torch.Size | tuple[int, ...]) -> T
     return _dropped(scaled.index_select(0, part.groups[whole]), part, whole).view(shape)
 
 
-def _chunks(flat: Tensor) -> Iterator[tuple[int, int]]:
-    step = chunk_size(flat.device)
-    for first in range(0, flat.numel(), step):
-        yield first, min(first + step, flat.numel())
-
-
 def _dropped(values: Tensor, part: Part, stretch: slice) -> Tensor:
     return values if part.keep is None else values.mul_(part.keep[stretch]).mul_(part.boost)
 
 
 def add_chunks(target: Tensor, scaled: Tensor, source: Tensor, part: Part) -> None:
     """A block's sum, W0[i] + scaled[group(i)], all flat: what every kernel must give bit for bit."""
-    for first, last in _chunks(target):
+    step = stretch_size(target.device)
+    for first in range(0, target.numel(), step):
+        last = min(first + step, target.numel())
         _add(target[first:last], scaled, source[first:last], part, slice(first, last))
 
 
 def _add(target: Tensor, scaled: Tensor, source: Tensor, part: Part, stretch: slice) -> None:
     """One chunk's sum, all flat."""
-    groups = part.groups[stretch]
     if target.dtype == scaled.dtype:
-        # The target's own memory takes the update: nothing is allocated, and no fresh page is touched.
-        torch.index_select(scaled, 0, groups, out=target)
-        _dropped(target, part, stretch).add_(source)
+        # The target's own memory takes the update.
+        _dropped(_take(target, scaled, part.groups[stretch]), part, stretch).add_(source)
     else:
+        values = _take(room(target.numel(), scaled.dtype, target), scaled, part.groups[stretch])
         wide = torch.promote_types(scaled.dtype, source.dtype)
-        target.copy_(_dropped(scaled.index_select(0, groups), part, stretch).to(wide).add_(source))
+        target.copy_(_dropped(values, part, stretch).to(wide).add_(source))
 
 
-def sum_chunks(sums: Tensor, values: Tensor, part: Part) -> None:
-    """Adds a block's entries, flat, to the sums of their groups: what every kernel must give but for rounding."""
-    for first, last in _chunks(values):
-        stretch = slice(first, last)
-        chunk = values[stretch].to(sums.dtype)
-        if part.keep is not None:
-            chunk = chunk * part.keep[stretch] * part.boost
-        # scatter_add_ takes int64 only; converting a chunk is cheaper than index_add_ with int32 (measured).
-        sums.scatter_add_(0, part.groups[stretch].long(), chunk)
-
-
-def _group_sums(grad: Tensor, parts: tuple[Part, ...], d: int, dtype: torch.dtype) -> Tensor:
-    sums = kernels.group_sums(grad, parts, d)
-    if sums is None:
-        # Sequential float32 sums of 8,000 terms are off by more than 1e-6; float64 costs no time (measured).
-        precise = torch.float64 if grad.device.type != "mps" else torch.float32
-        sums = torch.zeros(d, dtype=precise, device=grad.device)
-        for part in parts:
-            sum_chunks(sums, part.of(grad).reshape(-1), part)
-    return sums.to(dtype)
+def _take(out: Tensor, scaled: Tensor, groups: Tensor) -> Tensor:
+    """Writes scaled[group] into ``out``."""
+    # On a CPU torch reads along one dimension in one thread; of several rows each thread reads its own.
+    rows = torch.get_num_threads() if out.device.type == "cpu" else 1
+    each = out.numel() // rows
+    split = rows * each if rows > 1 else 0
+    if split:
+        numbers = room(split, torch.int64, out).copy_(groups[:split])  # gather takes int64 only before torch 2.10
+        torch.gather(scaled.expand(rows, -1), 1, numbers.view(rows, each), out=out[:split].view(rows, each))
+    if split < out.numel():
+        torch.index_select(scaled, 0, groups[split:], out=out[split:])
+    return out
 
 
 class _Expand(Function):
     # Nothing goes through save_for_backward: a checkpointed region that reads a cached weight in the forward pass and
     # computes it in the recomputation must save the same number of tensors both times.
     @staticmethod
-    def forward(scaled: Tensor, weight: Tensor, parts: tuple[Part, ...], known: Tensor | None) -> Tensor:
-        if known is not None:
-            return known.detach()  # shares the version counter: autograd sees a write to ``known`` before the backward
+    def forward(scaled: Tensor, weight: Tensor, parts: tuple[Part, ...]) -> Tensor:
         out = torch.empty_like(weight, memory_format=torch.contiguous_format)
         return write(out, scaled, weight, parts)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        scaled, _weight, parts, _known = inputs
+        scaled, _weight, parts = inputs
         ctx.parts, ctx.d, ctx.dtype = parts, scaled.numel(), scaled.dtype
 
     @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        return _expand_backward(ctx, grads[0])
+
+
+class _Known(Function):
+    # Without setup_context, whose call takes longer than all else here (torch looks up the signature each time), so not
+    # for function transforms.
+    @staticmethod
+    def forward(ctx: Any, scaled: Tensor, weight: Tensor, parts: tuple[Part, ...], known: Tensor) -> Tensor:
+        ctx.parts, ctx.d, ctx.dtype = parts, scaled.numel(), scaled.dtype
+        return known.detach()  # shares the version counter: autograd sees a write to ``known`` before the backward
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        return *_expand_backward(ctx, grads[0]), None
+
+
+def _expand_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    scaled_grad = None
+    if ctx.needs_input_grad[0]:
+        # The gradient's own graph (create_graph) has no place for a buffer.
+        sums = None if torch.is_grad_enabled() else _collection(ctx, grad.device)
+        if sums is None:
+            scaled_grad = reduce(grad, ctx.parts, ctx.d, ctx.dtype)
+        else:
+            sums.add(grad, ctx.parts)
+    return scaled_grad, grad if ctx.needs_input_grad[1] else None, None
+
+
+class _Collected(Function):
+    # autograd runs this node's backward after that of every expand that leads to it, in each backward pass by itself.
+    @staticmethod
+    def forward(scaled: Tensor) -> Tensor:
+        return scaled.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.sums, ctx.d, ctx.dtype = {}, output.numel(), output.dtype
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Tensor | None:
         (grad,) = grads
-        scaled_grad = reduce(grad, ctx.parts, ctx.d, ctx.dtype) if ctx.needs_input_grad[0] else None
-        return scaled_grad, grad if ctx.needs_input_grad[1] else None, None, None
+        sums = ctx.sums.pop(torch._C._current_graph_task_id(), None)
+        if sums is None:
+            return grad
+        total: Tensor = sums.total(ctx.dtype)
+        return total if grad is None else total + grad
+
+
+def _collection(ctx: Any, device: torch.device) -> GroupSums | None:
+    """The sums of the backward pass under way, where the expand that ``ctx`` belongs to has a node to collect them."""
+    node: Any = ctx.next_functions[0][0]
+    function: Any = _Collected
+    if not isinstance(node, function._backward_cls):
+        return None
+    # By backward pass: one that was broken off leaves its sums behind, and the same graph may be gone through again.
+    task = torch._C._current_graph_task_id()
+    if task not in node.sums:
+        node.sums[task] = GroupSums(node.d, device)
+    found: GroupSums = node.sums[task]
+    return found
 
 
 class _Reduce(Function):
     @staticmethod
     def forward(grad: Tensor, parts: tuple[Part, ...], d: int, dtype: torch.dtype) -> Tensor:
-        return _group_sums(grad, parts, d, dtype)
+        sums = GroupSums(d, grad.device)
+        sums.add(grad, parts)
+        return sums.total(dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpart.functional import Entries, Part
 from gpart.memory import constant_when_compiled
 from gpart.partition import Partition
+from gpart.parts import Entries, Part
 from gpart.targets import AdaptedWeight
 
 

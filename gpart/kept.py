@@ -3,8 +3,8 @@
 Invariant: a kept value is given only as long as theta and W0 are what it was computed from, and its memory is written
 again only when nobody else holds it: neither a graph whose backward pass is still to come nor the user.
 
-Within :meth:`Kept.__enter__` (an evaluation) a change is told by the tensors' version counters. Outside, where an
-optimizer works, theta is compared number by number as well, since optimizers that write through ``.data`` leave no trace.
+A change is told by the tensors' version counters. Theta is compared number by number as well, once in each forward pass,
+or once within :meth:`Kept.__enter__` (an evaluation), since optimizers that write through ``.data`` leave no trace.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class _Value:
     """Its storage's use count while nobody else holds it."""
     source: tuple[int, int | None, Versions] | None = None
     """What it was computed from: theta's number, the mask's seed, W0's version; and its own version since."""
+    standing: tuple[int, Versions] | None = None
+    """The evaluation that it was given in, and the versions of theta, W0 and itself then."""
 
 
 class Kept:
@@ -36,10 +38,12 @@ class Kept:
 
     def __init__(self) -> None:
         self.open = 0  # evaluations within each other
+        self._evaluation = 0  # counts the outermost ones down, so that no number is a forward pass's
         self.values: dict[str, _Value] = {}
         self._theta: Tensor | None = None
         self._theta_versions: Versions = ()
         self._theta_number = 0  # counts the thetas that were seen
+        self._compared_in: int | None = None  # the forward pass or evaluation in which theta was compared last
         self._lock = threading.RLock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
@@ -47,6 +51,7 @@ class Kept:
         return copy
 
     def __enter__(self) -> None:
+        self._evaluation -= self.open == 0
         self.open += 1
 
     def __exit__(self, *error: object) -> None:
@@ -59,7 +64,13 @@ class Kept:
             self._theta = None
 
     def value(
-        self, key: str, theta: Tensor, base: Tensor, seed: int | None, compute: Callable[[Tensor], object]
+        self,
+        key: str,
+        theta: Tensor,
+        base: Tensor,
+        seed: int | None,
+        forward: int | None,
+        compute: Callable[[Tensor], object],
     ) -> Tensor:
         """W0 + P·theta, computed by ``compute(out)`` unless it is there; without gradient.
 
@@ -68,32 +79,48 @@ class Kept:
             theta: as it is now.
             base: W0.
             seed: the dropout mask's, if there is one.
+            forward: number of the forward pass under way, if there is one.
             compute: writes the value into a contiguous tensor of W0's shape and dtype.
 
         Returns:
             The kept tensor itself: not to be written to, and not to be given away but as a detached view.
         """
         with self._lock, torch.no_grad():
-            number = self._number(theta)
+            number = self._number(theta, forward)
             found = self.values.get(key)
             if found is not None and found.source == (number, seed, versions((base, found.tensor))):
-                return found.tensor
+                return self._stands(found, theta, base, seed)
             if found is None or not _can_be_written(found, base):
                 # An inference tensor could not be saved for a later backward pass.
                 with torch.inference_mode(mode=False):
                     tensor = torch.empty(base.shape, dtype=base.dtype, device=base.device)
                 found = self.values[key] = _Value(tensor, _count(tensor))
-            found.source = None  # in case computing is broken off
+            found.source = found.standing = None  # in case computing is broken off
             compute(found.tensor)
             found.source = (number, seed, versions((base, found.tensor)))
-            return found.tensor
+            return self._stands(found, theta, base, seed)
 
-    def _number(self, theta: Tensor) -> int:
+    def again(self, key: str, theta: Tensor, base: Tensor) -> Tensor | None:
+        """What :meth:`value` gave within this evaluation, if it would give it again; the quick way, without dropout."""
+        found = self.values.get(key) if self.open else None
+        if found is None or found.standing != (self._evaluation, versions((theta, base, found.tensor))):
+            return None
+        return found.tensor
+
+    def _stands(self, found: _Value, theta: Tensor, base: Tensor, seed: int | None) -> Tensor:
+        if self.open and seed is None:
+            found.standing = (self._evaluation, versions((theta, base, found.tensor)))
+        return found.tensor
+
+    def _number(self, theta: Tensor, forward: int | None) -> int:
         """A number for theta as it is now; another one for other values."""
         now = versions((theta,))
-        if self._theta is None or now != self._theta_versions or not (self.open or torch.equal(theta, self._theta)):
+        now_in = self._evaluation if self.open else forward
+        trusted = now_in is not None and now_in == self._compared_in
+        if self._theta is None or now != self._theta_versions or not (trusted or torch.equal(theta, self._theta)):
             self._theta, self._theta_versions = theta.detach().clone(), now
             self._theta_number += 1
+        self._compared_in = now_in
         return self._theta_number
 
 

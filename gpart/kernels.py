@@ -30,10 +30,12 @@ from torch import Tensor, nn
 from gpart.partition import Partition
 
 if TYPE_CHECKING:
-    from gpart.functional import Part  # which builds on this module
+    from gpart.parts import Part
 
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NARROW, _WIDE = Partition(2100, 7, 3), Partition((1 << 40) + 3, 7, 3)  # about half of all k-bit numbers lie outside
+_SUMS = 1 << 16  # float64 sums in all rows together; half a megabyte stays in any GPU's second-level cache
 _STRETCHES = ((0, 1280), (1, 777))  # the second one's addresses and length are odd: Triton compiles it by itself
 
 
@@ -59,8 +61,7 @@ def available(device: torch.device) -> bool:
         >>> available(torch.device("meta"))
         False
     """
-    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-    return (device.type == "cuda" or interpreted) and _installed()
+    return (device.type == "cuda" or (_INTERPRETED and device.type == "cpu")) and _installed()
 
 
 def add(target: Tensor, scaled: Tensor, source: Tensor, part: Part) -> bool:
@@ -84,26 +85,40 @@ def add(target: Tensor, scaled: Tensor, source: Tensor, part: Part) -> bool:
     return True
 
 
-def group_sums(grad: Tensor, parts: tuple[Part, ...], d: int) -> Tensor | None:
-    """Sums of a weight's gradient over groups, if a kernel may.
+def lanes(width: int, device: torch.device) -> int:
+    """How many rows of this many sums :func:`add_to_sums` wants, a power of two; 1 where there is no kernel.
+
+    Neighbouring entries are added in different rows, so that few additions of a moment fall on one address.
+
+    Example:
+        >>> lanes(4608, torch.device("meta"))
+        1
+    """
+    return 1 << (-(-_SUMS // width) - 1).bit_length() if available(device) else 1
+
+
+def add_to_sums(sums: Tensor, grad: Tensor, parts: tuple[Part, ...]) -> bool:
+    """Adds a weight's gradient to the sums over groups, if a kernel may.
 
     Args:
+        sums: float64, shape (a power of two, d or more), contiguous; what is added up over its rows.
         grad: in the shape of the weight.
         parts: the weight's blocks.
-        d: number of groups.
 
     Returns:
-        float64, shape (d,); None if the reference has to do it.
+        False if nothing was added, and the reference has to.
     """
-    if not _fit(grad) or torch.are_deterministic_algorithms_enabled():
-        return None
+    if not _fit(sums, grad) or torch.are_deterministic_algorithms_enabled():
+        return False
     found = []
     for part in parts:
         numbers = _numbers(part, grad.device)
         if numbers is None or not _sums_agree(grad.device, grad.dtype, numbers.kind):
-            return None
+            return False
         found.append((part.of(grad).reshape(-1).contiguous(), numbers))
-    return _launch_sums(found, d, grad.device)
+    for values, numbers in found:
+        _launch_sums(sums, values, numbers)
+    return True
 
 
 @cache
@@ -152,15 +167,11 @@ def _launch_add(target: Tensor, scaled: Tensor, source: Tensor, numbers: _Number
         triton_kernels.add(target, scaled.contiguous(), source, *_made(numbers, target.device))
 
 
-def _launch_sums(found: list[tuple[Tensor, _Numbers]], d: int, device: torch.device) -> Tensor:
+def _launch_sums(sums: Tensor, values: Tensor, numbers: _Numbers) -> None:
     from gpart import triton_kernels
 
-    copies = triton_kernels.copies(d, sum(values.numel() for values, _ in found))
-    sums = torch.zeros(copies, d, dtype=torch.float64, device=device)
-    for values, numbers in found:
-        if values.numel():
-            triton_kernels.add_to_sums(sums, values, *_made(numbers, device))
-    return sums.sum(0)
+    if values.numel():
+        triton_kernels.add_to_sums(sums, values, *_made(numbers, values.device))
 
 
 @cache
@@ -190,7 +201,7 @@ def _agrees(what: str, device: torch.device, same: Callable[[], bool]) -> bool:
 
 def _problem(kind: str, device: torch.device, shift: int, count: int) -> tuple[Part, _Numbers]:
     """A block of which about half the positions are walked, with its numbers in memory for the reference."""
-    from gpart.functional import Part
+    from gpart.parts import Part
 
     partition = _WIDE if "64" in kind else _NARROW
     start = partition.size - count - shift
@@ -224,13 +235,15 @@ def _same_add(
 
 
 def _same_sums(device: torch.device, dtype: torch.dtype, kind: str, shift: int, count: int) -> bool:
-    from gpart.functional import sum_chunks
+    from gpart.sums import GroupSums  # which builds on this module
 
     part, numbers = _problem(kind, device, shift, count)
     steps = torch.arange(shift + count, dtype=torch.float64, device=device)
     # Sums in float64 need no rounding, in whatever order; sums in float32 would.
     values = torch.where(steps % 5 == 0, (steps % 7) * 2**12, (steps * 37 % 101 - 50) * 2**-10).to(dtype)[shift:]
     d = _NARROW.d
-    wanted = torch.zeros(d, dtype=torch.float64, device=device)
-    sum_chunks(wanted, values, part)
-    return torch.equal(wanted, _launch_sums([(values, numbers)], d, device))
+    wanted = GroupSums(d, device)
+    wanted.add_block(values, part)
+    got = torch.zeros(lanes(d, device), d, dtype=torch.float64, device=device)
+    _launch_sums(got, values, numbers)
+    return torch.equal(wanted.total(torch.float64), got.sum(0))

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gpart.functional import Part
 from gpart.partition import chunk_size
+from gpart.parts import Part
 
 _LEVELS = 1 << 16
 

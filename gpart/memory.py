@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -81,6 +82,11 @@ def device_memory(device: torch.device) -> float:
         >>> device_memory(torch.device("cpu")) > 2**28
         True
     """
+    return _ask_for_memory(device)
+
+
+@cache
+def _ask_for_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     try:

@@ -33,11 +33,20 @@ _MASK64 = (1 << 64) - 1
 
 
 def chunk_size(device: torch.device | str) -> int:
-    """How many positions are worked on at once: a processor's temporaries stay in its second-level cache.
+    """How many positions group numbers are computed for, and masks drawn for, at once.
 
-    An accelerator wants few large kernels. Both passes and the dropout masks are cut in the same way.
+    A processor's temporaries then stay in its second-level cache; an accelerator wants few large kernels.
     """
     return 1 << 18 if torch.device(device).type == "cpu" else 1 << 24
+
+
+def stretch_size(device: torch.device | str) -> int:
+    """How many positions the two passes work on at once, a multiple of :func:`chunk_size`.
+
+    More than a cache holds: between two layers of a model each call costs a processor about 0.1 ms (code that is not in
+    its cache any more, threads that sleep), so that few calls are worth more (measured, see docs/performance.md).
+    """
+    return max(1 << 20, chunk_size(device))
 
 
 def _splitmix64(seed: int, count: int) -> list[int]:

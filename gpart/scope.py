@@ -10,6 +10,7 @@ that ``model.encoder(x)`` is a scope just as ``model(x)`` is.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 _TAGS_KEPT = 1 << 16
+_numbers = itertools.count()
 Versions = tuple[tuple[int, int | None, torch.device, torch.dtype], ...]
 """Of each tensor, what tells it from what it was."""
 
@@ -33,6 +35,7 @@ class ForwardScope(threading.local):
 
     def __init__(self, tags: OrderedDict[tuple[str, int], int]) -> None:
         self.open: list[int] = []  # the modules that are being run, outermost first
+        self.number: int | None = None  # of the forward pass under way; no two have the same
         self.values: dict[Hashable, tuple[Versions, Tensor]] = {}
         self.masks: dict[str, int] = {}
         self.tags = tags
@@ -52,6 +55,8 @@ class ForwardScope(threading.local):
             # It was left by what torch calls no hook for, such as Ctrl-C in a notebook that then goes on.
             self.open.clear()
             self._clear()
+        if not self.open and not torch.compiler.is_compiling():  # a count would be compiled anew at every step
+            self.number = next(_numbers)
         self.open.append(id(module))
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -63,6 +68,7 @@ class ForwardScope(threading.local):
             self._clear()
 
     def _clear(self) -> None:
+        self.number = None
         self.values.clear()
         self.masks.clear()
 

@@ -1,7 +1,7 @@
 """The two passes as Triton kernels: they read and write each entry once, and compute its group number in registers.
 
 Invariant: the numbers are those of :func:`gpart.functional.add_chunks` bit for bit, and of
-:func:`gpart.functional.sum_chunks` but for the order in which float64 sums are rounded. Only :mod:`gpart.kernels` calls
+:func:`gpart.sums.GroupSums.add_block` but for the order in which float64 sums are rounded. Only :mod:`gpart.kernels` calls
 these, after it has checked both at first use.
 
 They were tested by Triton's interpreter only (``TRITON_INTERPRET=1``, Triton 3.8); no GPU was at hand to run them on.
@@ -31,7 +31,6 @@ from torch import Tensor
 from gpart.partition import Partition
 
 _BLOCK = 1024  # entries a program works on: few enough that the longest walk among them is short
-_SUMS = 1 << 16  # float64 sums that all copies have together; half a megabyte stays in any GPU's second-level cache
 
 
 @triton.jit
@@ -161,16 +160,6 @@ def constants(partition: Partition, device: torch.device) -> Tensor:
     numbers = [partition.size, partition.d, (1 << partition.bits) - 1, rounds[0][2], rounds[1][2]]
     numbers += [number for factor, addend, _ in rounds for number in (factor, addend)]
     return torch.tensor([n - (1 << 64) if n >> 63 else n for n in numbers], dtype=torch.int64, device=device)
-
-
-def copies(d: int, count: int) -> int:
-    """How many copies of the sums there are, a power of two: about 2^16 sums, but no more than entries.
-
-    Example:
-        >>> copies(1, 10**6), copies(4608, 10**6), copies(23_040, 10**8), copies(10**6, 10**9), copies(3, 10)
-        (65536, 16, 4, 1, 4)
-    """
-    return 1 << (max(1, -(-min(_SUMS, count) // d)) - 1).bit_length()
 
 
 def add(

@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from gpart import GPartConfig, Partition, attach, functional, kernels
-from gpart.functional import Part, add_chunks, reduce, sum_chunks, write
+from gpart.functional import add_chunks, reduce, write
 from gpart.groups import ComputedGroups
+from gpart.parts import Part
+from gpart.sums import GroupSums
 
 DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda:0")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -151,20 +153,18 @@ def test_reduce_gives_the_sums_of_the_reference(unchecked, dtype, size, d, store
     if stored:
         part = Part(part.groups[:], 0, 0, 1500)
     grad = torch.randn(1500, dtype=torch.float64, device=DEVICE).to(dtype)
-    wanted = torch.zeros(d, dtype=torch.float64, device=DEVICE)
-    sum_chunks(wanted, grad, part)
-    found = kernels.group_sums(grad, (part,), d)
-    assert found is not None
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, wanted, rtol=1e-13, atol=1e-13)
+    wanted, found = GroupSums(d, DEVICE), GroupSums(d, DEVICE)
+    wanted.add_block(grad, part)
+    assert kernels.add_to_sums(found._sums, grad, (part,))
+    torch.testing.assert_close(found.total(torch.float64), wanted.total(torch.float64), rtol=1e-13, atol=1e-13)
 
 
 def test_gradients_that_lie_in_memory_in_any_way_are_summed(unchecked, calls):
     part = Part(computed(Partition(60, 7), 0, 24).groups, 1, 1, 5)  # columns 1 to 4 of a 6 x 10 weight
     for grad in (torch.randn(10, 6, device=DEVICE).T, torch.ones((), device=DEVICE).expand(6, 10)):
-        wanted = torch.zeros(7, dtype=torch.float64, device=DEVICE)
-        sum_chunks(wanted, part.of(grad).reshape(-1), part)
-        torch.testing.assert_close(reduce(grad, (part,), 7, torch.float64), wanted)
+        wanted = GroupSums(7, DEVICE)
+        wanted.add_block(part.of(grad).reshape(-1), part)
+        torch.testing.assert_close(reduce(grad, (part,), 7, torch.float64), wanted.total(torch.float64))
     assert calls == ["add_to_sums"] * 2
 
 
@@ -213,15 +213,15 @@ def test_a_kernel_that_errs_is_not_used_and_one_warning_says_so(monkeypatch, ker
     monkeypatch.setattr(triton_kernels, kernel, wrong)
     part = computed(Partition(100, 7), 0, 100)
     weight, scaled = torch.randn(100, device=DEVICE), torch.randn(7, device=DEVICE)
-    wanted, out, sums = torch.zeros_like(weight), torch.zeros_like(weight), torch.zeros(7, device=DEVICE).double()
+    wanted, out, sums = torch.zeros_like(weight), torch.zeros_like(weight), GroupSums(7, DEVICE)
     add_chunks(wanted, scaled, weight, part)
-    sum_chunks(sums, weight, part)
+    sums.add_block(weight, part)
     message = "other numbers than the reference" if fault == "one number" else "RuntimeError: no compiler"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
             assert same_bits(write(out, scaled, weight, (part,)), wanted)
-            torch.testing.assert_close(reduce(weight, (part,), 7, torch.float64), sums)
+            torch.testing.assert_close(reduce(weight, (part,), 7, torch.float64), sums.total(torch.float64))
     (warned,) = caught
     assert f"computed in 32 bits on {DEVICE} is not used" in str(warned.message)
     assert message in str(warned.message)
@@ -232,8 +232,10 @@ def test_what_a_kernel_cannot_do_is_left_to_the_reference(unchecked, calls):
     kept = Part(part.groups, 0, 0, 100, keep=torch.ones(100, dtype=torch.bool, device=DEVICE))
     weight, scaled = torch.randn(100, device=DEVICE), torch.randn(7, device=DEVICE)
     assert not kernels.add(torch.zeros_like(weight), scaled, weight, kept)
-    assert kernels.group_sums(weight, (kept,), 7) is None
-    assert kernels.group_sums(weight, (part, kept), 7) is None
+    sums = torch.zeros(4, 7, dtype=torch.float64, device=DEVICE)
+    assert not kernels.add_to_sums(sums, weight, (kept,))
+    assert not kernels.add_to_sums(sums, weight, (part, kept))
+    assert not sums.any()
     eight = weight.to(torch.float8_e4m3fn)
     assert not kernels.add(torch.zeros_like(eight), scaled, eight, part)
     assert not kernels.add(torch.zeros_like(weight), scaled.half(), weight, part)
@@ -248,7 +250,8 @@ def test_deterministic_algorithms_sum_by_the_reference(unchecked, calls):
     part = computed(Partition(100, 7), 0, 100)
     torch.use_deterministic_algorithms(mode=True)
     try:
-        assert kernels.group_sums(torch.ones(100, device=DEVICE), (part,), 7) is None
+        sums = torch.zeros(4, 7, dtype=torch.float64, device=DEVICE)
+        assert not kernels.add_to_sums(sums, torch.ones(100, device=DEVICE), (part,))
         functional.reduce(torch.ones(100, device=DEVICE), (part,), 7, torch.float32)
     finally:
         torch.use_deterministic_algorithms(mode=False)

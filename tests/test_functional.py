@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gpart import Partition
-from gpart.functional import Part, expand, reduce, scale, update
+from gpart.functional import expand, reduce, scale, update
+from gpart.parts import Part
 
 
 def dense(size, d, seed=0, isometric=True):

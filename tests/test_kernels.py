@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gpart import Partition, kernels
-from gpart.functional import Part
+from gpart.parts import Part
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = ["tests/kernels_interpreted.py", "-q", "--noconftest", "-p", "no:cacheprovider", "-p", "no:doctest"]
@@ -59,18 +59,19 @@ def test_importing_gpart_leaves_the_kernels_alone() -> None:
 
 
 def test_a_processor_needs_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(kernels, "_INTERPRETED", False)
     weight, part = torch.ones(10), Part(Partition(10, 3).groups(), 0, 0, 10)
     assert not kernels.available(weight.device)
     assert not kernels.add(torch.empty(10), torch.ones(3), weight, part)
-    assert kernels.group_sums(weight, (part,), 3) is None
+    assert not kernels.add_to_sums(torch.zeros(1, 3, dtype=torch.float64), weight, (part,))
+    assert kernels.lanes(3, weight.device) == 1
 
 
 @pytest.mark.parametrize("found", [True, False])
 def test_kernels_are_for_cuda_where_triton_is(monkeypatch: pytest.MonkeyPatch, found: bool) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(kernels, "_INTERPRETED", False)
     monkeypatch.setattr(kernels, "_installed", lambda: found)
     available = {name: kernels.available(torch.device(name)) for name in ("cuda", "cpu", "mps", "meta")}
     assert available == {"cuda": found, "cpu": False, "mps": False, "meta": False}
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(kernels, "_INTERPRETED", True)
     assert kernels.available(torch.device("cpu")) is found

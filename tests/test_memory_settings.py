@@ -111,7 +111,8 @@ def test_no_setting_changes_a_bit_where_a_weight_is_cut_into_blocks(dim):
 
 
 def test_weights_of_several_chunks_are_the_same_stored_and_computed(monkeypatch):
-    monkeypatch.setattr(gpart.functional, "chunk_size", lambda device: 64)
+    monkeypatch.setattr(gpart.functional, "stretch_size", lambda device: 128)
+    monkeypatch.setattr("gpart.sums.stretch_size", lambda device: 128)
     monkeypatch.setattr("gpart.masks.chunk_size", lambda device: 64)
     wanted = trained(bert, "stored", "forward", 0.3)
     assert chunk_size("cpu") > 16 * 24
@@ -399,3 +400,38 @@ def test_an_unknown_setting_is_refused_and_the_model_stays(settings, message, tm
     with pytest.raises(ValueError, match=message):
         load_adapter(plain, tmp_path / "adapter", **settings)
     assert list(plain.state_dict()) == ["0.weight", "0.bias"]
+
+
+def two_layers():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    return model, attach(model, GPartConfig(d=5, target_modules=["0", "1"]), weights="kept")
+
+
+def test_theta_is_compared_once_in_a_forward_pass_and_once_in_an_evaluation(monkeypatch):
+    """Not at every weight, which would cost (weights x d)."""
+    model, adapter = two_layers()
+    compared = []
+    real = torch.equal
+    monkeypatch.setattr(torch, "equal", lambda *pair: (compared.append(1), real(*pair))[1])
+    for wanted in (0, 1, 1):  # the first forward pass has nothing to compare with
+        compared.clear()
+        model(torch.ones(2, 4))
+        assert len(compared) == wanted
+    compared.clear()
+    with adapter.cached(), torch.no_grad():
+        for _ in range(3):
+            model(torch.ones(2, 4))
+    assert len(compared) == 1
+
+
+def test_an_evaluation_sees_what_was_written_through_data_before_it():
+    model, adapter = two_layers()
+    outputs = []
+    with torch.no_grad():
+        for sign in (1, -1, 1):
+            adapter.theta.data.copy_(sign * torch.linspace(-1, 1, 5))
+            with adapter.cached():
+                outputs += [model(torch.ones(2, 4)) for _ in range(2)]
+    assert outputs[0].equal(outputs[1])
+    assert not outputs[0].equal(outputs[2])
+    assert outputs[0].equal(outputs[4])

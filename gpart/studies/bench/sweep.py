@@ -1,8 +1,8 @@
 """What the two passes alone cost, over D at one d and over d at one D, with stored and with computed group numbers.
 
 Invariant: every point works on the first weights of one stack, so that all have the same memory behind them, and all
-points and both passes are interleaved. Expand writes W0 + P·theta into memory that is there; reduce adds the weights'
-sums as autograd does.
+points and both passes are interleaved. Expand writes W0 + P·theta into memory that is there; reduce adds all
+weights' gradients to one buffer, as a backward pass does.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gpart.functional import Part, reduce, scale, write
+from gpart.functional import scale, write
 from gpart.groups import GroupIndices
 from gpart.memory import INDICES as SETTINGS
 from gpart.partition import Partition
+from gpart.parts import Part
 from gpart.studies.bench.settings import find_device
 from gpart.studies.bench.timing import Tell, Trial, interleave
+from gpart.sums import GroupSums
 from gpart.targets import AdaptedWeight
 
 PASSES = ("expand", "reduce")
@@ -158,8 +160,8 @@ def expand_all(out: list[Tensor], scaled: Tensor, stack: list[Tensor], parts: li
 
 
 def reduce_all(grads: list[Tensor], parts: list[tuple[Part, ...]], d: int) -> Tensor:
-    """The group sums of every weight's gradient, added; shape (d,)."""
-    total = reduce(grads[0], parts[0], d, torch.float32)
-    for grad, part in zip(grads[1:], parts[1:], strict=True):
-        total = total + reduce(grad, part, d, torch.float32)
-    return total
+    """The sums over groups of all weights' gradients, as a backward pass takes them; shape (d,)."""
+    sums = GroupSums(d, grads[0].device)
+    for grad, part in zip(grads, parts, strict=False):
+        sums.add(grad, part)
+    return sums.total(torch.float32)
