@@ -169,7 +169,7 @@ def _take(out: Tensor, scaled: Tensor, groups: Tensor) -> Tensor:
     each = out.numel() // rows
     split = rows * each if rows > 1 else 0
     if split:
-        numbers = room(split, torch.int64, out).copy_(groups[:split])  # gather takes int64 only before torch 2.10
+        numbers = room(split, torch.int64, out).copy_(groups[:split])  # gather took int64 only before torch 2.10
         torch.gather(scaled.expand(rows, -1), 1, numbers.view(rows, each), out=out[:split].view(rows, each))
     if split < out.numel():
         torch.index_select(scaled, 0, groups[split:], out=out[split:])

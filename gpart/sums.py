@@ -1,8 +1,7 @@
 """The sums of reduce, dL/dscaled_j = sum of g[i] over group j, of as many weights as there are, in one buffer.
 
 Sums are float64 where the device has it: sequential float32 sums of 8,000 terms are off by more than 1e-6. On a CPU up to
-64 terms are summed in float32 first where that saves time, which leaves the sum of many groups' worth of gradients right to
-the last places of float32.
+64 terms, on the average, are summed in float32 first where that saves time.
 
 Invariant: the sums are a function of the gradients, their order and d. How many threads there are changes nothing: the
 buffer has lanes, rows that a stretch's parts are added to and that are added up at the end, and their number comes from
@@ -21,8 +20,7 @@ from gpart.partition import stretch_size
 from gpart.parts import Part
 from gpart.room import room
 
-_LANES = 4
-_SUMS = 1 << 18  # all lanes together, so that they stay in a processor's cache
+_LANES = ((1 << 16, 4), (1 << 18, 2))  # d at most, and how many: all of them have to stay in a processor's cache
 _LINE = 16  # numbers in a cache line at most, which no two lanes share
 _TERMS = 64  # summed in float32, on the average of a lane's groups
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
@@ -43,14 +41,12 @@ class GroupSums:
     """
 
     def __init__(self, d: int, device: torch.device) -> None:
-        self._d, on_cpu = d, device.type == "cpu"
+        self._d, self._device, on_cpu = d, device, device.type == "cpu"
         width = -(-d // _LINE) * _LINE
-        lanes = kernels.lanes(width, device)
-        if on_cpu:
-            lanes = next(count for count in (_LANES, 2, 1) if count == 1 or count * d <= _SUMS)
-        precise = torch.float64 if device.type != "mps" else torch.float32
-        self._sums = torch.zeros(lanes, width, dtype=precise, device=device)
-        # What is summed in float32 before it is added to the sums; how many terms there may be, and how many there are.
+        lanes = next((count for most, count in _LANES if d <= most), 1) if on_cpu else kernels.lanes(width, device)
+        self._shape = (lanes, width)
+        self._wide: Tensor | None = None
+        # What is summed in float32 before it is added to those; how many terms there may be, and how many there are.
         self._narrow: Tensor | None = None
         self._most = _TERMS * lanes * d if on_cpu and _TERMS * lanes * d >= stretch_size(device) else 0
         self._terms = 0
@@ -62,7 +58,7 @@ class GroupSums:
             grad: dL/dW, in the shape of the weight.
             parts: the weight's adapted blocks.
         """
-        if kernels.add_to_sums(self._sums, grad, parts):
+        if kernels.available(self._device) and kernels.add_to_sums(self._sums(), grad, parts):
             return
         for part in parts:
             self.add_block(part.of(grad).reshape(-1), part)
@@ -78,19 +74,34 @@ class GroupSums:
                 chunk = room(chunk.numel(), sums.dtype, values).copy_(chunk)
             if part.keep is not None:
                 chunk.mul_(part.keep[stretch]).mul_(part.boost)
-            # scatter_add_ takes int64 only before torch 2.10; converting is cheaper than index_add_ with int32 (measured).
+            # scatter_add_ took int64 only before torch 2.10; converting is cheaper than index_add_ with int32 (measured).
             _scatter(sums, room(chunk.numel(), torch.int64, values).copy_(part.groups[stretch]), chunk)
 
     def total(self, dtype: torch.dtype) -> Tensor:
-        """The sums, shape (d,), rounded once."""
-        self._settle()
-        return self._sums.sum(0)[: self._d].to(dtype)
+        """The sums, shape (d,), rounded once.
+
+        It may be the memory that was summed in, so that nothing is to be added afterwards.
+        """
+        if self._narrow is not None and self._wide is None:
+            sums = (
+                self._narrow
+            )  # so few terms that float64 was not needed; with a long theta it would take most of the time
+        else:
+            self._settle()
+            sums = self._sums()
+        summed = sums[0] if sums.shape[0] == 1 else sums.sum(0, dtype=_wide_dtype(self._device))
+        return summed[: self._d].to(dtype)
+
+    def _sums(self) -> Tensor:
+        if self._wide is None:
+            self._wide = torch.zeros(self._shape, dtype=_wide_dtype(self._device), device=self._device)
+        return self._wide
 
     def _sums_for(self, chunk: Tensor) -> Tensor:
         if not self._most or chunk.dtype not in _NARROW:
-            return self._sums
+            return self._sums()
         if self._narrow is None:
-            self._narrow = torch.zeros_like(self._sums, dtype=torch.float32)
+            self._narrow = torch.zeros(self._shape, dtype=torch.float32, device=self._device)
         if self._terms + chunk.numel() > self._most:
             self._settle()
         self._terms += chunk.numel()
@@ -98,9 +109,13 @@ class GroupSums:
 
     def _settle(self) -> None:
         if self._narrow is not None and self._terms:
-            self._sums.add_(self._narrow)
+            self._sums().add_(self._narrow)
             self._narrow.zero_()
             self._terms = 0
+
+
+def _wide_dtype(device: torch.device) -> torch.dtype:
+    return torch.float64 if device.type != "mps" else torch.float32
 
 
 def _scatter(sums: Tensor, numbers: Tensor, values: Tensor) -> None:

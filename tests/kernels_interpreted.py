@@ -155,7 +155,7 @@ def test_reduce_gives_the_sums_of_the_reference(unchecked, dtype, size, d, store
     grad = torch.randn(1500, dtype=torch.float64, device=DEVICE).to(dtype)
     wanted, found = GroupSums(d, DEVICE), GroupSums(d, DEVICE)
     wanted.add_block(grad, part)
-    assert kernels.add_to_sums(found._sums, grad, (part,))
+    assert kernels.add_to_sums(found._sums(), grad, (part,))
     torch.testing.assert_close(found.total(torch.float64), wanted.total(torch.float64), rtol=1e-13, atol=1e-13)
 
 

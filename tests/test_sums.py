@@ -43,6 +43,27 @@ def test_a_gradient_of_half_width_is_summed_without_loss() -> None:
     assert sums.total(torch.float32).item() == pytest.approx(100_000 * torch.tensor(0.1).bfloat16().item(), rel=1e-7)
 
 
+@pytest.mark.parametrize("d", [97, 4096, 4608, 100_000])  # below and above where float32 takes part
+def test_long_sums_of_one_sign_are_right_to_the_last_places(d: int) -> None:
+    """At d = 97 a group has 72,000 terms."""
+    count = 7_000_000
+    groups = Partition(count, d).groups()
+    values = torch.rand(count, generator=torch.Generator().manual_seed(0)) + 0.5
+    sums = GroupSums(d, CPU)
+    sums.add(values, (Part(groups, 0, 0, count),))
+    wanted = exact(values, groups, d)
+    assert ((sums.total(torch.float64) - wanted) / wanted).abs().max() < 1e-6
+    assert sums.total(torch.float32).dtype == torch.float32
+
+
+def test_long_theta_needs_one_vector_of_its_length() -> None:
+    d = 300_000
+    sums = GroupSums(d, CPU)
+    sums.add(torch.ones(d), (Part(torch.arange(d, dtype=torch.int32), 0, 0, d),))
+    assert sums.total(torch.float32).equal(torch.ones(d))
+    assert sums._wide is None
+
+
 def test_the_number_of_threads_changes_no_bit() -> None:
     code = (
         "import sys, torch; torch.set_num_threads(int(sys.argv[1]));"

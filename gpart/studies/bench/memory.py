@@ -13,12 +13,13 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
+from torch.optim import AdamW
 
 from gpart import GPartAdapter
 from gpart.storage import TENSORS
@@ -30,7 +31,10 @@ STEPS = 3
 """Training steps; AdamW's state is there from the first on."""
 
 FREED = "floor, gradients freed"
-"""The floor whose adapted weights' gradients are freed as soon as they are there: what any dense update needs at least."""
+"""The floor with AdamW for the head, whose adapted weights' gradients are freed as soon as they are there.
+
+What any dense update needs at least: the others train the head too.
+"""
 
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
 
@@ -92,15 +96,17 @@ def train_and_measure(settings: Settings, method: str) -> Peak:
     contestant = enter(asked, subject, model, copy=False)
     batch = make_batch(subject, settings.shapes[0], settings.seed, device)
     if method == FREED:
+        head = head_parameters(model, subject)
+        contestant = replace(contestant, optimizer=AdamW(head) if head else None)
         for weight in subject.plan.weights:
             model.get_parameter(weight.name).register_post_accumulate_grad_hook(_free)  # type: ignore[no-untyped-call]  # torch has no types here
     built = reset_peak(device)
     for _ in range(STEPS):
         contestant.train_step([batch])
     peak = read_peak(device)
-    head = sum(value.numel() * value.itemsize for value in head_parameters(model, subject))
+    head_bytes = sum(value.numel() * value.itemsize for value in head_parameters(model, subject))
     file = None if contestant.adapter is None else _file_size(contestant.adapter)
-    return Peak(method, built, peak, file, head)
+    return Peak(method, built, peak, file, head_bytes)
 
 
 def reset_peak(device: torch.device) -> int:

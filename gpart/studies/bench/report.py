@@ -172,8 +172,8 @@ def _memory_sheet(result: Result) -> Sheet:
         f"peak memory of training, {batch}x{tokens}",
         ["method", "before MB", "peak MB", f"MB above {FREED}", "bytes per adapted weight"],
         rows,
-        f"{kind} memory, each method in a process of its own. The last two columns are against the floor without"
-        " optimizer states whose adapted weights' gradients are freed as soon as they are there.",
+        f"{kind} memory, each method in a process of its own. The last two columns are against the floor with AdamW for"
+        " the head alone, whose adapted weights' gradients are freed as soon as they are there.",
     )
 
 
