@@ -90,15 +90,16 @@ class Evaluation:
         """W0 + P·theta from the memory that is kept; where it is there and has no gradient, nothing else is made."""
         graph = torch.is_grad_enabled()
         parts = self._masked(weight, base, seed, mode) if graph else None
+        scaled = self.scaled(theta, base.device) if graph else None
 
-        def compute(out: Tensor) -> None:
+        def compute(out: Tensor, theta: Tensor, base: Tensor) -> None:
             blocks = self._masked(weight, base, seed, mode) if parts is None else parts
             write(out, self.scaled(theta, base.device), dense(base), blocks)
 
         value = self.kept.value(weight.name, theta, base, seed, self.scope.number, compute)
-        if parts is None:
+        if parts is None or scaled is None:
             return value.detach()
-        return expand(self.scaled(theta, base.device), value if is_packed(base) else base, parts, value)
+        return expand(scaled, value if is_packed(base) else base, parts, value)
 
     def _anchored(
         self, weight: AdaptedWeight, base: Tensor, scaled: Tensor, parts: tuple[Part, ...], sources: tuple[Tensor, ...]

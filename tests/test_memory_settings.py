@@ -229,6 +229,70 @@ def test_memory_that_nobody_holds_is_written_again():
     assert len(places) == 1
 
 
+def three_layers(weights="kept"):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6), nn.Linear(6, 7))
+    return model, attach(model, GPartConfig(d=5, target_modules=["0", "1", "2"]), weights=weights)
+
+
+def test_the_first_weight_read_under_a_new_theta_has_the_others_computed_with_it(evaluations):
+    model, adapter = three_layers()
+    model(torch.ones(1, 4)).sum().backward()
+    in_place(adapter.theta)
+    evaluations.clear()
+    assert model[1].weight.shape == (6, 5)
+    assert evaluations == [(6, 5), (5, 4), (7, 6)]
+    model(torch.ones(1, 4)).sum().backward()
+    assert len(evaluations) == 3
+    for name, layer in (("0.weight", model[0]), ("1.weight", model[1]), ("2.weight", model[2])):
+        assert layer.weight.equal(adapter.base_parameters()[name] + adapter.delta(name))
+
+
+def test_a_weight_that_nobody_reads_is_computed_ahead_no_second_time(evaluations):
+    model, adapter = three_layers()
+    model(torch.ones(1, 4)).sum().backward()
+    counts = []
+    for _ in range(3):
+        in_place(adapter.theta)
+        evaluations.clear()
+        assert model[0].weight.shape == (5, 4)
+        counts.append(len(evaluations))
+    assert counts == [3, 1, 1]
+
+
+def test_what_was_computed_ahead_is_not_given_where_the_base_has_changed_since():
+    model, adapter = three_layers()
+    model(torch.ones(1, 4)).sum().backward()
+    in_place(adapter.theta)
+    assert model[0].weight.shape == (5, 4)
+    in_place(adapter.base_parameters()["2.weight"])
+    assert model[2].weight.equal(adapter.base_parameters()["2.weight"] + adapter.delta("2.weight"))
+
+
+def test_computing_ahead_leaves_memory_alone_that_others_hold():
+    results = []
+    for weights in ("forward", "kept"):
+        model, adapter = three_layers(weights)
+        pending = model(torch.ones(1, 4)).square().sum()
+        held = model[2].weight.detach()
+        copy_of_held = held.clone()
+        in_place(adapter.theta)
+        assert model[0].weight.shape == (5, 4)
+        assert held.equal(copy_of_held)
+        pending.backward()
+        results.append(adapter.theta.grad)
+    assert results[0].equal(results[1])
+
+
+def test_a_model_that_was_cast_is_computed_from_its_new_weights():
+    model, adapter = three_layers()
+    model(torch.ones(1, 4)).sum().backward()
+    in_place(adapter.theta)
+    model.double()
+    assert model[0].weight.dtype == torch.float64
+    assert model[2].weight.equal(adapter.base_parameters()["2.weight"] + adapter.delta("2.weight"))
+
+
 def test_a_write_to_the_weight_that_was_read_does_not_stay():
     """The property gives a fresh W at every read, as torch's parametrizations do."""
     model = nn.Sequential(nn.Linear(4, 4))
