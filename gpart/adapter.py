@@ -202,8 +202,8 @@ class GPartAdapter:
         """Within it W0 + P·theta is computed once, not at every forward pass; for evaluation and generation.
 
         It holds where no gradient is wanted and no dropout is drawn, for one copy of the adapted weights in memory,
-        which goes at the end unless ``weights`` keeps them. What was computed is used as long as theta and W0 are not written to; writing through
-        ``.data`` is not seen.
+        which goes at the end unless ``weights`` keeps them. What was computed is used as long as theta and W0 are not
+        written to; writing through ``.data`` is not seen.
         """
         try:
             with self._evaluation.kept:

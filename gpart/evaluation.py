@@ -45,7 +45,6 @@ class Evaluation:
         self.scope = ForwardScope(OrderedDict())
         self.kept = Kept()
         self.recomputation = Recomputation(memory.weights in {"auto", "recomputed"})
-        self._modes: dict[tuple[torch.device, int], str] = {}
         self._numel = sum(math.prod(weight.shape) for weight in plan.weights)
 
     def weight(self, weight: AdaptedWeight, base: Tensor, theta: Tensor, training: bool) -> Tensor:
@@ -152,10 +151,7 @@ class Evaluation:
         # A function transform allows no write to memory that it did not see made.
         if base.is_meta or _transformed(theta):
             return "forward"
-        kind = (base.device, base.dtype.itemsize)
-        if kind not in self._modes:
-            self._modes[kind] = self.memory.weights_on(self._numel * base.dtype.itemsize, base.device)
-        return self._modes[kind]
+        return self.memory.weights_on(self._numel * base.dtype.itemsize, base.device)
 
 
 def _transformed(theta: Tensor) -> bool:

@@ -9,8 +9,8 @@ work on one weight, that is on the rows of P that belong to it, and on ``scaled`
 The scaling itself is a differentiable product (:func:`scale`), done once for all weights. Expand and reduce are each
 other's derivative, so the pair can be differentiated any number of times.
 
-Both go through a weight chunk by chunk, so that a chunk's temporaries stay in the cache and nothing of the weight's size
-is made beside the result; where the group numbers come from, a tensor or the arithmetic itself, makes no difference.
+Both go through a weight stretch by stretch, so that nothing of its size is made beside the result; where the group numbers
+come from, a tensor or the arithmetic itself, makes no difference.
 
 Source: paper, section 3.3 and proposition 3.
 """
@@ -94,7 +94,7 @@ def reduce(grad: Tensor, parts: tuple[Part, ...], d: int, dtype: torch.dtype) ->
         dtype: dtype of the result, float32 or wider.
 
     Returns:
-        Shape (d,). The sums are taken in float64 where the device has it, and rounded once.
+        Shape (d,). How the sums are taken: :mod:`gpart.sums`.
     """
     return _Reduce.apply(grad, parts, d, dtype)  # type: ignore[no-any-return]  # torch has no types here
 
@@ -136,11 +136,7 @@ def write(out: Tensor, scaled: Tensor, weight: Tensor, parts: tuple[Part, ...]) 
 def update(scaled: Tensor, part: Part, shape: torch.Size | tuple[int, ...]) -> Tensor:
     """P·theta for one block, in the dtype of ``scaled`` and the given shape."""
     whole = slice(0, math.prod(shape))
-    return _dropped(scaled.index_select(0, part.groups[whole]), part, whole).view(shape)
-
-
-def _dropped(values: Tensor, part: Part, stretch: slice) -> Tensor:
-    return values if part.keep is None else values.mul_(part.keep[stretch]).mul_(part.boost)
+    return part.drop(scaled.index_select(0, part.groups[whole]), whole).view(shape)
 
 
 def add_chunks(target: Tensor, scaled: Tensor, source: Tensor, part: Part) -> None:
@@ -152,14 +148,14 @@ def add_chunks(target: Tensor, scaled: Tensor, source: Tensor, part: Part) -> No
 
 
 def _add(target: Tensor, scaled: Tensor, source: Tensor, part: Part, stretch: slice) -> None:
-    """One chunk's sum, all flat."""
+    """One stretch's sum, all flat."""
     if target.dtype == scaled.dtype:
         # The target's own memory takes the update.
-        _dropped(_take(target, scaled, part.groups[stretch]), part, stretch).add_(source)
+        part.drop(_take(target, scaled, part.groups[stretch]), stretch).add_(source)
     else:
         values = _take(room(target.numel(), scaled.dtype, target), scaled, part.groups[stretch])
         wide = torch.promote_types(scaled.dtype, source.dtype)
-        target.copy_(_dropped(values, part, stretch).to(wide).add_(source))
+        target.copy_(part.drop(values, stretch).to(wide).add_(source))
 
 
 def _take(out: Tensor, scaled: Tensor, groups: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ class Kept:
         forward: int | None,
         compute: Compute,
     ) -> Tensor:
-        """W0 + P·theta, computed by ``compute(out)`` unless it is there; without gradient.
+        """W0 + P·theta, computed by ``compute`` unless it is there; without gradient.
 
         Args:
             key: the weight.

@@ -40,3 +40,7 @@ class Part:
         if self.start == 0 and self.stop == weight.shape[self.dim]:
             return weight
         return weight.narrow(self.dim, self.start, self.stop - self.start)
+
+    def drop(self, values: Tensor, stretch: slice) -> Tensor:
+        """Applies the dropout mask, if there is one, to a stretch's values, flat, in place; returns them."""
+        return values if self.keep is None else values.mul_(self.keep[stretch]).mul_(self.boost)

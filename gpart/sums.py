@@ -72,10 +72,9 @@ class GroupSums:
             sums = self._sums_for(chunk)
             if chunk.dtype != sums.dtype or part.keep is not None:
                 chunk = room(chunk.numel(), sums.dtype, values).copy_(chunk)
-            if part.keep is not None:
-                chunk.mul_(part.keep[stretch]).mul_(part.boost)
-            # scatter_add_ took int64 only before torch 2.10; converting is cheaper than index_add_ with int32 (measured).
-            _scatter(sums, room(chunk.numel(), torch.int64, values).copy_(part.groups[stretch]), chunk)
+            # scatter_add_ took int64 only before torch 2.10; converting is cheaper than index_add_ (measured).
+            numbers = room(chunk.numel(), torch.int64, values).copy_(part.groups[stretch])
+            _scatter(sums, numbers, part.drop(chunk, stretch))
 
     def total(self, dtype: torch.dtype) -> Tensor:
         """The sums, shape (d,), rounded once.
@@ -83,9 +82,8 @@ class GroupSums:
         It may be the memory that was summed in, so that nothing is to be added afterwards.
         """
         if self._narrow is not None and self._wide is None:
-            sums = (
-                self._narrow
-            )  # so few terms that float64 was not needed; with a long theta it would take most of the time
+            # So few terms that float64 was not needed; with a long theta it would take most of the time.
+            sums = self._narrow
         else:
             self._settle()
             sums = self._sums()

@@ -95,8 +95,8 @@ def train_and_measure(settings: Settings, method: str) -> Peak:
     asked = parse_method(FLOOR if method == FREED else method)
     contestant = enter(asked, subject, model, copy=False)
     batch = make_batch(subject, settings.shapes[0], settings.seed, device)
+    head = head_parameters(model, subject)
     if method == FREED:
-        head = head_parameters(model, subject)
         contestant = replace(contestant, optimizer=AdamW(head) if head else None)
         for weight in subject.plan.weights:
             model.get_parameter(weight.name).register_post_accumulate_grad_hook(_free)  # type: ignore[no-untyped-call]  # torch has no types here
@@ -104,9 +104,8 @@ def train_and_measure(settings: Settings, method: str) -> Peak:
     for _ in range(STEPS):
         contestant.train_step([batch])
     peak = read_peak(device)
-    head_bytes = sum(value.numel() * value.itemsize for value in head_parameters(model, subject))
     file = None if contestant.adapter is None else _file_size(contestant.adapter)
-    return Peak(method, built, peak, file, head_bytes)
+    return Peak(method, built, peak, file, sum(value.numel() * value.itemsize for value in head))
 
 
 def reset_peak(device: torch.device) -> int:

@@ -162,6 +162,6 @@ def expand_all(out: list[Tensor], scaled: Tensor, stack: list[Tensor], parts: li
 def reduce_all(grads: list[Tensor], parts: list[tuple[Part, ...]], d: int) -> Tensor:
     """The sums over groups of all weights' gradients, as a backward pass takes them; shape (d,)."""
     sums = GroupSums(d, grads[0].device)
-    for grad, part in zip(grads, parts, strict=False):
+    for grad, part in zip(grads, parts, strict=True):
         sums.add(grad, part)
     return sums.total(torch.float32)
