@@ -7,6 +7,7 @@ from gpart.callbacks.loading import load_from_checkpoint
 from gpart.callbacks.metrics import MetricsWriter
 from gpart.callbacks.peft import PeftCallback
 from gpart.callbacks.predictions import PredictionWriter
+from gpart.callbacks.random_states import RandomStates
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -18,5 +19,6 @@ __all__ = [
     "MetricsWriter",
     "PeftCallback",
     "PredictionWriter",
+    "RandomStates",
     "load_from_checkpoint",
 ]

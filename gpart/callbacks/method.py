@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from gpart import base
 from gpart.callbacks.checkpoint import GPartCheckpointIO, PartlyTrained
 from gpart.callbacks.hyperparameters import loadable
+from gpart.callbacks.random_states import install_random_states
 from gpart.callbacks.table import print_table
 from gpart.targets import saved_parameters
 
@@ -74,6 +75,7 @@ class MethodCallback(Callback):
         if len(methods) > 1:
             raise ValueError(f"a trainer takes one method at a time, got {methods}")
         copied_too_early = self._move_first(trainer)
+        install_random_states(trainer)
         try:
             self._apply(trainer, pl_module)
         except ValueError:
