@@ -69,13 +69,15 @@ def test_it_holds_what_is_trained_and_nothing_else(lit_any: Any, lit_fitted: Any
     sizes = {"net.3.weight": 32, "net.3.bias": 2, "net.gpart.default.theta": 10}
     assert sorted(s["exp_avg"].numel() for s in optimizer["state"].values()) == sorted(sizes.values())
     assert set(checkpoint["gpart"]) == {"module", "manifest", "sha256", "hint"}
-    # Nowhere in it is a tensor as large as the frozen weight, nor one with the frozen bias's or BatchNorm's values.
+    random = checkpoint["callbacks"].pop("RandomStates")
+    assert 5_000 < sum(value.numel() * value.element_size() for value in tensors(random)) < 8_000
+    # Nowhere else is a tensor as large as the frozen weight, nor one with the frozen bias's or BatchNorm's values.
     base = lit_class().net
     frozen = [base[0].weight, base[0].bias, base[1].weight, base[1].bias]
     for found in tensors(checkpoint):
         assert found.numel() < 128
         assert not [kept for kept in frozen if found.shape == kept.shape and torch.equal(found, kept)]
-    assert path.stat().st_size < 12_000
+    assert path.stat().st_size < 12_000 + 14_000
 
 
 def test_a_network_that_is_the_whole_module(lit_trainer: Any, lit_loader: Any, tmp_path: Path) -> None:
