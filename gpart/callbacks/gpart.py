@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from gpart import base
 from gpart.adapter import GPartAdapter, attach, get_adapters
 from gpart.callbacks.checkpoint import PartlyTrained
+from gpart.callbacks.finite import FiniteTheta
 from gpart.callbacks.method import MethodCallback, group_of
 from gpart.callbacks.parts import AdapterPart
 from gpart.config import GPartConfig
@@ -103,7 +104,7 @@ class GPartCallback(MethodCallback):
             )
         self.name, self.start, self.check_base, self.save_folder = name, adapter, check_base, save_folder
         self._adapter: GPartAdapter | None = None
-        self._learned = False
+        self._learned, self._finite = False, FiniteTheta()
         self._evaluation = ExitStack()
 
     @property
@@ -163,7 +164,7 @@ class GPartCallback(MethodCallback):
             ValueError: if no optimizer holds theta.
         """
         super().on_fit_start(trainer, pl_module)
-        self._learned = False
+        self._learned, self._finite = False, FiniteTheta()
         if self.adapter.merged:
             raise ValueError(f"adapter {self.name!r} is merged: unmerge() before fit, theta has no gradient")
         if group_of(self.adapter.theta, trainer.optimizers) is None:
@@ -204,9 +205,16 @@ class GPartCallback(MethodCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs ‖theta‖ and theta's learning rate."""
-        group = group_of(self.adapter.theta, trainer.optimizers) if trainer.loggers else None
+        """Checks that theta is finite, before anything saves it; logs ‖theta‖ and theta's learning rate.
+
+        Raises:
+            ValueError: if it is not.
+        """
+        group = group_of(self.adapter.theta, trainer.optimizers)
         if group is None:
+            return
+        self._finite.look(self.adapter.theta, trainer.global_step, float(group["lr"]))
+        if not trainer.loggers:
             return
         prefix = "gpart" if self.name == "default" else f"gpart/{self.name}"
         norm = self.adapter.theta.detach().norm()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gpart import base
 from gpart.adapter import GPartAdapter
+from gpart.callbacks.finite import check_finite
 from gpart.manifest import manifest
 from gpart.storage import check_attached, check_tensors
 
@@ -20,7 +21,12 @@ class AdapterPart:
         self.adapter, self.check_base = adapter, check_base
 
     def manifest(self) -> dict[str, Any]:
-        """The adapter's manifest, as in its folder."""
+        """The adapter's manifest, as in its folder.
+
+        Raises:
+            ValueError: if theta is not finite.
+        """
+        check_finite(self.adapter.theta)
         return manifest(self.adapter)
 
     def frozen_keys(self) -> set[str]:

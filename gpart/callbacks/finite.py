@@ -1,0 +1,61 @@
+"""Stops a run whose theta is not finite any more, before it writes a checkpoint.
+
+Invariant: no checkpoint and no adapter folder holds a theta with a NaN or an infinity in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class FiniteTheta:
+    """Looks at theta after each step.
+
+    On an accelerator the answer is read a step later, when it is there: waiting for it would let the device run dry.
+    """
+
+    _flag: Tensor | None = None
+    _step, _rate = 0, 0.0
+
+    def look(self, theta: Tensor, step: int, rate: float) -> None:
+        """Looks at theta as it is after ``step`` steps, the last with this learning rate.
+
+        Raises:
+            ValueError: if it, or theta of the step before, has a NaN or an infinity, with the step and what to try.
+        """
+        if theta.device.type != "cpu":
+            self._raise(theta)
+        self._flag, self._step, self._rate = theta.detach().isfinite().all(), step, rate
+        if theta.device.type == "cpu":
+            self._raise(theta)
+
+    def _raise(self, theta: Tensor) -> None:
+        if self._flag is None or bool(self._flag):
+            return
+        bad = int((~theta.detach().isfinite()).sum())
+        raise ValueError(
+            f"theta is not finite after step {self._step}: {bad} of its {theta.numel()} numbers are NaN or infinite, with"
+            f" learning rate {self._rate:g}. The checkpoints of the steps before are kept. Try a lower learning rate,"
+            " Trainer(gradient_clip_val=1.0), a warm-up, or precision '32-true' or 'bf16-mixed' in place of float16;"
+            " Trainer(detect_anomaly=True) finds the operation, if it is in the model"
+        )
+
+
+def check_finite(theta: Tensor) -> None:
+    """Checks theta before it is written.
+
+    Raises:
+        ValueError: if it has a NaN or an infinity.
+
+    Example:
+        >>> import torch
+        >>> check_finite(torch.tensor([0.0, float("nan")]))
+        Traceback (most recent call last):
+            ...
+        ValueError: no checkpoint is written: 1 of theta's 2 numbers are NaN or infinite
+    """
+    if bad := int((~theta.detach().isfinite()).sum()):
+        raise ValueError(f"no checkpoint is written: {bad} of theta's {theta.numel()} numbers are NaN or infinite")
