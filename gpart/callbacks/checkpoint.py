@@ -75,17 +75,20 @@ class GPartCheckpointIO(CheckpointIO):
         """
         if self._part is not None and self._module is not None:
             frozen = set(_frozen(self._module, self._path, self._part))
-            checkpoint = dict(checkpoint)
+            # Not a checkpoint but a module's bare state: what forked processes hand to their parent.
+            bare = "state_dict" not in checkpoint
+            checkpoint = {key: value for key, value in checkpoint.items() if not bare or key not in frozen}
             for name in _states(checkpoint):
                 checkpoint[name] = {key: value for key, value in checkpoint[name].items() if key not in frozen}
-            state = checkpoint["state_dict"]
-            checkpoint[CHECKPOINT_KEY] = {
-                "module": self._path,
-                "manifest": self._part.manifest(),
-                "sha256": state_digest(state),
-                "hint": HINT,
-            }
-            checkpoint["state_dict"] = {**state, HINT: torch.empty(0)}
+            if not bare:
+                state = checkpoint["state_dict"]
+                checkpoint[CHECKPOINT_KEY] = {
+                    "module": self._path,
+                    "manifest": self._part.manifest(),
+                    "sha256": state_digest(state),
+                    "hint": HINT,
+                }
+                checkpoint["state_dict"] = {**state, HINT: torch.empty(0)}
         checkpoint = loadable(checkpoint)  # what is refused was not handed in, and must not hold back removals
         self._order.handed_in()
         self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options=storage_options)

@@ -55,6 +55,7 @@ class MethodCallback(Callback):
         self._part: PartlyTrained | None = None
         self._network: nn.Module | None = None
         self._known: set[str] = set()
+        self._added: set[str] = set()
 
     def apply(self, network: nn.Module) -> PartlyTrained:
         """Applies the method to the network, or recognises that it is applied already.
@@ -106,6 +107,13 @@ class MethodCallback(Callback):
             raise ValueError(
                 f"{late[:5]} were built after {type(self).__name__} was applied; build the network in __init__ or"
                 " configure_model, or all of it in setup"
+            )
+        if self._added and getattr(trainer.strategy, "_start_method", None) == "fork":
+            # The parent reads what its children have trained without strictness, see _MultiProcessingLauncher.
+            raise ValueError(
+                f"{sorted(self._added)[:3]} would be lost: they were added in the forked processes, and the parent has"
+                f" nothing of that name. Apply {type(self).__name__} in the parent, before fit, by"
+                " gpart.attach(network, config) or this callback's apply(network)"
             )
         if not network.training:
             rank_zero_warn(
@@ -174,7 +182,9 @@ class MethodCallback(Callback):
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path, network = self._applied_to(pl_module) or find_network(pl_module, self.module)
+        before = set(network.state_dict())
         self._part = self.apply(network)
+        self._added |= set(network.state_dict()) - before
         self._network = network
         self._known = {name for name, _ in network.named_parameters()}
         install_checkpoint_io(trainer).connect(pl_module, path, self._part)
@@ -229,15 +239,15 @@ def check_strategy(trainer: Trainer) -> None:
         ValueError: for spawned processes and for strategies that save past the checkpoint plugin.
     """
     strategy = trainer.strategy
-    name = type(strategy).__name__
-    if (method := getattr(strategy, "_start_method", None)) in ("spawn", "fork", "forkserver"):
+    if (method := getattr(strategy, "_start_method", None)) in ("spawn", "forkserver"):
         raise ValueError(
-            f"strategy 'ddp_{method}' is not supported: an adapted module cannot be pickled back to the parent, which"
-            " would go on without what was trained; use strategy 'ddp'"
+            f"strategy 'ddp_{method}' is not supported: an adapted module cannot be pickled, and the parent, which reads"
+            " what was trained without strictness, would go on without it; use strategy 'ddp', or 'ddp_fork' or"
+            " 'ddp_notebook' with an adapter that is attached before fit"
         )
     if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
         raise ValueError(
-            f"{name} is not supported yet: it shards the network and saves past the checkpoint plugin; use strategy 'ddp'"
+            f"{type(strategy).__name__} is not supported yet: it shards the network and saves past the checkpoint plugin; use strategy 'ddp'"
         )
 
 
