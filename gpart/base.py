@@ -68,7 +68,7 @@ def fingerprint(parameters: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes and at most 4,096 fixed positions of each tensor, rounded to bfloat16; 64 hex digits.
 
     A float32 base and its bfloat16 copy agree. Positions are evenly spaced, ``i * numel // 4096``. A float16 copy may
-    differ, since it was rounded twice.
+    differ, since it was rounded twice: see :func:`is_base`.
 
     Args:
         parameters: the frozen parameters by name; their order does not matter.
@@ -83,6 +83,30 @@ def fingerprint(parameters: Mapping[str, Tensor]) -> str:
         >>> fingerprint({"w": weight}) == fingerprint({"w": weight + 0.01})
         False
     """
+    return _digest(parameters)
+
+
+def is_base(parameters: Mapping[str, Tensor], expected: object) -> bool:
+    """Whether a base, or its float16 copy, has this fingerprint: what 16-true has trained on is read before it converts.
+
+    Args:
+        parameters: the frozen parameters by name.
+        expected: the fingerprint.
+
+    Raises:
+        ValueError: if one is on the meta device.
+
+    Example:
+        >>> weight = torch.linspace(0.1, 0.2, 4096)
+        >>> written = fingerprint({"w": weight.half()})
+        >>> written == fingerprint({"w": weight}), is_base({"w": weight}, written), is_base({"w": weight + 0.01}, written)
+        (False, True, False)
+    """
+    return expected in (fingerprint(parameters), _digest(parameters, torch.float16))
+
+
+def _digest(parameters: Mapping[str, Tensor], through: torch.dtype | None = None) -> str:
+    """The fingerprint of the parameters, or of their copy in another dtype."""
     digest = hashlib.sha256()
     with torch.no_grad():
         for name in sorted(parameters):
@@ -94,6 +118,8 @@ def fingerprint(parameters: Mapping[str, Tensor]) -> str:
             if flat.numel() > _SAMPLES:
                 at = torch.arange(_SAMPLES, device=flat.device) * flat.numel() // _SAMPLES
                 flat = flat[at]
+            if through is not None:
+                flat = flat.to(through)
             digest.update(flat.to(torch.bfloat16).contiguous().cpu().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

@@ -73,7 +73,7 @@ class TrainedPart:
             "method": self.method,
             "settings": self.settings,
             "trained": self.trained,
-            "base": self._fingerprint(),
+            "base": base.fingerprint(self._base()),
         }
 
     def frozen_keys(self) -> set[str]:
@@ -91,12 +91,13 @@ class TrainedPart:
             raise ValueError(
                 f"{source} was trained by {self.method} with {manifest.get('settings')}, this run has {self.settings}"
             )
-        if (found := self._fingerprint()) != manifest.get("base"):
+        if not base.is_base(self._base(), manifest.get("base")):
+            found = base.fingerprint(self._base())
             raise ValueError(f"{source} was trained on base {manifest.get('base')}, this model has fingerprint {found}")
         _check_keys(self.model, self.frozen_keys(), state, source)
 
-    def _fingerprint(self) -> str:
-        return base.fingerprint({name: base.parameter(self.model, name) for name in self.frozen})
+    def _base(self) -> dict[str, Tensor]:
+        return {name: base.parameter(self.model, name) for name in self.frozen}
 
 
 def _check_keys(model: nn.Module, frozen: set[str], state: dict[str, Tensor], source: str) -> None:
