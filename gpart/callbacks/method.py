@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
@@ -25,8 +24,10 @@ from torch.optim import Optimizer
 
 from gpart import base
 from gpart.callbacks.checkpoint import GPartCheckpointIO, PartlyTrained
+from gpart.callbacks.flags import Flags
 from gpart.callbacks.hyperparameters import loadable
 from gpart.callbacks.random_states import install_random_states
+from gpart.callbacks.refusals import check_callbacks, check_strategy
 from gpart.callbacks.table import print_table
 from gpart.targets import saved_parameters
 
@@ -56,6 +57,7 @@ class MethodCallback(Callback):
         self._network: nn.Module | None = None
         self._known: set[str] = set()
         self._added: set[str] = set()
+        self._flags: Flags | None = None
 
     def apply(self, network: nn.Module) -> PartlyTrained:
         """Applies the method to the network, or recognises that it is applied already.
@@ -69,9 +71,10 @@ class MethodCallback(Callback):
         """Applies the method now, or as soon as the network is built.
 
         Raises:
-            ValueError: if the strategy would lose what is trained.
+            ValueError: if the strategy, or another callback, would lose what is trained.
         """
         check_strategy(trainer)
+        check_callbacks(self._callbacks(trainer), type(self).__name__)
         methods = [type(one).__name__ for one in self._callbacks(trainer) if isinstance(one, MethodCallback)]
         if len(methods) > 1:
             raise ValueError(f"a trainer takes one method at a time, got {methods}")
@@ -129,6 +132,15 @@ class MethodCallback(Callback):
         if trainer.is_global_zero:
             print_table(type(self).__name__, self.summary(trainer), network, trainer.optimizers)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Checks, before each epoch's first step, that what is frozen is still frozen.
+
+        Raises:
+            ValueError: if it is not, or what is trained has been frozen.
+        """
+        if batch_idx == 0 and self._flags is not None:
+            self._flags.check(type(self).__name__)
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before an average takes the model's place."""
         self._keep_frozen(trainer, pl_module)
@@ -185,7 +197,7 @@ class MethodCallback(Callback):
         before = set(network.state_dict())
         self._part = self.apply(network)
         self._added |= set(network.state_dict()) - before
-        self._network = network
+        self._network, self._flags = network, Flags(network)
         self._known = {name for name, _ in network.named_parameters()}
         install_checkpoint_io(trainer).connect(pl_module, path, self._part)
 
@@ -230,25 +242,6 @@ class MethodCallback(Callback):
             # A new list: Lightning is iterating over the present one.
             trainer.callbacks = [self, *[callback for callback in callbacks if callback is not self]]  # type: ignore[attr-defined]
         return copying
-
-
-def check_strategy(trainer: Trainer) -> None:
-    """Refuses the strategies under which checkpoints or the trained numbers would be wrong without a word.
-
-    Raises:
-        ValueError: for spawned processes and for strategies that save past the checkpoint plugin.
-    """
-    strategy = trainer.strategy
-    if (method := getattr(strategy, "_start_method", None)) in ("spawn", "forkserver"):
-        raise ValueError(
-            f"strategy 'ddp_{method}' is not supported: an adapted module cannot be pickled, and the parent, which reads"
-            " what was trained without strictness, would go on without it; use strategy 'ddp', or 'ddp_fork' or"
-            " 'ddp_notebook' with an adapter that is attached before fit"
-        )
-    if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
-        raise ValueError(
-            f"{type(strategy).__name__} is not supported yet: it shards the network and saves past the checkpoint plugin; use strategy 'ddp'"
-        )
 
 
 def find_network(pl_module: LightningModule, path: str | None) -> tuple[str, nn.Module]:

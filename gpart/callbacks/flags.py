@@ -1,0 +1,35 @@
+"""That what a method has frozen stays frozen, and what it trains is trained.
+
+Invariant: no step is taken while a frozen parameter of the adapted network requires a gradient: it would be trained, and
+no checkpoint would hold it.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+class Flags:
+    """The requires_grad of a network's parameters as the method has set them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._trained = {name: value.requires_grad for name, value in network.named_parameters()}
+
+    def check(self, method: str) -> None:
+        """Compares them with what they are now.
+
+        Raises:
+            ValueError: if something has frozen or unfrozen a parameter since, with the names and what to do.
+        """
+        now = {name: value.requires_grad for name, value in self._network.named_parameters()}
+        unfrozen = [name for name, trained in self._trained.items() if not trained and now.get(name)]
+        frozen = [name for name, trained in self._trained.items() if trained and now.get(name) is False]
+        advice = "a callback such as BackboneFinetuning, or the module's own code, has set requires_grad"
+        if unfrozen:
+            raise ValueError(
+                f"{len(unfrozen)} parameters that {method} froze are to be trained again, {unfrozen[:3]}, and no"
+                f" checkpoint would hold them: {advice}. Leave it out, or name their modules in modules_to_save"
+            )
+        if frozen:
+            raise ValueError(f"{frozen[:3]}, which {method} trains, are frozen now: {advice}. Leave it out")
