@@ -101,12 +101,27 @@ class GPartAdapter:
         self._evaluation = Evaluation(plan, config.d, config.seed, config.dropout, config.isometric, memory)
         self._snapshot = Snapshot(model, plan)
         self._disabled = False
+        self._fingerprint: str | None = None
         self._bases: dict[str, Tensor] | None = None  # W0 of every weight while merged
 
     @property
     def theta(self) -> nn.Parameter:
         """The one trainable vector, shape (d,), float32 or wider."""
         return self._holder().theta
+
+    @property
+    def values(self) -> Tensor:
+        """Theta as a plain tensor, shape (d,): theta itself, but where a sharding strategy has made a DTensor of it."""
+        return self._holder().values()
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the base weights are whole only while their layers run."""
+        return self._evaluation.sharded
+
+    @sharded.setter
+    def sharded(self, sharded: bool) -> None:
+        self._evaluation.sharded = sharded
 
     @property
     def size(self) -> int:
@@ -144,7 +159,7 @@ class GPartAdapter:
             if training and torch.is_grad_enabled():
                 raise ValueError(f"adapter {self.name!r} is merged: unmerge() before training, theta has no gradient")
             return base
-        return self._evaluation.weight(weight, base, self.theta, training)
+        return self._evaluation.weight(weight, base, self.values, training)
 
     def delta(self, name: str) -> Tensor:
         """P·theta for one adapted parameter (zeros outside its slices), in its shape, in theta's dtype.
@@ -160,7 +175,7 @@ class GPartAdapter:
             raise ValueError(f"{name!r} is not adapted; adapted are {[weight.name for weight in self.plan.weights]}")
         device = base.parameter(self.model, name).device
         out = torch.zeros(weight.shape, dtype=self.theta.dtype, device=device)
-        scaled = self._evaluation.scaled(self.theta, device)
+        scaled = self._evaluation.scaled(self.values, device)
         for part in self._evaluation.parts(weight, device):
             block = part.of(out)
             block.copy_(update(scaled, part, block.shape))
@@ -171,10 +186,12 @@ class GPartAdapter:
         """Writes W0 + P·theta, rounded once, into the stored weights; W0 is kept for :meth:`unmerge`. Twice is once.
 
         Raises:
-            ValueError: if a weight is packed, and so cannot hold the sum.
+            ValueError: if a weight is packed, and so cannot hold the sum, or the base weights are sharded.
         """
         if self._bases is not None:
             return
+        if self.sharded:
+            raise ValueError(f"adapter {self.name!r} is sharded: load its file into a whole model, and merge there")
         for weight in self.plan.weights:
             if is_packed(stored := base.parameter(self.model, weight.name)):
                 raise ValueError(
@@ -186,7 +203,7 @@ class GPartAdapter:
             stored = base.parameter(self.model, weight.name)
             bases[weight.name] = stored.detach().clone()
             parts = self._evaluation.parts(weight, stored.device)
-            stored.copy_(expand(self._evaluation.scaled(self.theta, stored.device), stored, parts))
+            stored.copy_(expand(self._evaluation.scaled(self.values, stored.device), stored, parts))
         self._bases = bases
         self.free()
 
@@ -210,7 +227,7 @@ class GPartAdapter:
                 yield
         finally:
             stored = base.parameter(self.model, self.plan.weights[0].name)
-            if not self._evaluation.kept.open and self._evaluation.mode(self.theta, stored) != "kept":
+            if not self._evaluation.kept.open and self._evaluation.mode(self.values, stored) != "kept":
                 self.free()
 
     def free(self) -> None:
@@ -256,6 +273,16 @@ class GPartAdapter:
         """Every frozen parameter by its name before attach, with W0's values also while merged."""
         values = {name: base.parameter(self.model, name) for name in self.plan.frozen}
         return {**values, **(self._bases or {})}
+
+    def base_fingerprint(self) -> str:
+        """The fingerprint of the frozen parameters, as :func:`gpart.base.fingerprint`; of sharded ones from memory."""
+        if self.sharded and self._fingerprint is not None:
+            return self._fingerprint
+        return base.fingerprint(self.base_parameters())
+
+    def remember_base(self) -> None:
+        """Takes the fingerprint, for the time when not every process that asks has all ranks to gather it from."""
+        self._fingerprint = base.fingerprint(self.base_parameters())
 
     def saved_parameters(self) -> dict[str, Tensor]:
         """The parameters of ``modules_to_save`` by name."""

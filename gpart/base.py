@@ -50,6 +50,17 @@ def dense(weight: Tensor) -> Tensor:
     return weight.dequantize() if is_packed(weight) else weight
 
 
+def whole(weight: Tensor) -> Tensor:
+    """A sharded weight (DTensor) put together, by all ranks at once; any other as it is.
+
+    >>> value = torch.ones(2)
+    >>> whole(value) is value
+    True
+    """
+    gather = getattr(weight, "full_tensor", None)  # by what it can do: torch.distributed is no part of the core
+    return weight if gather is None else gather()
+
+
 def state_key(model: nn.Module, name: str) -> str:
     """The key of that parameter in ``model.state_dict()`` as it is now."""
     path, attribute = split(name)
@@ -114,7 +125,7 @@ def _digest(parameters: Mapping[str, Tensor], through: torch.dtype | None = None
             if tensor.is_meta:
                 raise ValueError(f"{name} is on the meta device: its values are needed to recognise the base model")
             digest.update(f"{name}{list(tensor.shape)}\n".encode())
-            flat = dense(tensor.detach()).reshape(-1)
+            flat = whole(dense(tensor.detach())).reshape(-1)
             if flat.numel() > _SAMPLES:
                 at = torch.arange(_SAMPLES, device=flat.device) * flat.numel() // _SAMPLES
                 flat = flat[at]

@@ -44,6 +44,8 @@ class Evaluation:
         self.indices = GroupIndices(Partition(plan.size, d, seed))
         self.scope = ForwardScope(OrderedDict())
         self.kept = Kept()
+        self.sharded = False
+        """Whether W0 is there only while its layer runs, so that nothing may be kept longer, or computed in advance."""
         self.recomputation = Recomputation(memory.weights in {"auto", "recomputed"})
         self._numel = sum(math.prod(weight.shape) for weight in plan.weights)
 
@@ -65,7 +67,8 @@ class Evaluation:
             return known
         mode = self.mode(theta, base)
         self.recomputation.wanted = mode == "recomputed"  # from the next layer on
-        if mode == "kept" or (self.kept.open and not dropped and not torch.is_grad_enabled()):
+        evaluated = self.kept.open and not self.sharded and not dropped and not torch.is_grad_enabled()
+        if mode == "kept" or evaluated:
             return self.scope.put(weight.name, sources, self._kept(weight, base, theta, seed, mode))
         parts = self._masked(weight, base, seed, mode)
         scaled = self.scaled(theta, base.device)
@@ -151,6 +154,8 @@ class Evaluation:
         # A function transform allows no write to memory that it did not see made.
         if base.is_meta or _transformed(theta):
             return "forward"
+        if self.sharded:
+            return "forward" if self.memory.weights == "forward" else "recomputed"
         return self.memory.weights_on(self._numel * base.dtype.itemsize, base.device)
 
 

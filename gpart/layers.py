@@ -45,11 +45,18 @@ class Theta(nn.Module):
 
     theta: nn.Parameter
 
+    plain: Callable[[nn.Parameter], Tensor] | None = None
+    """What makes a plain tensor of theta, where a sharding strategy has put a DTensor in its place."""
+
     def __init__(self, d: int, device: torch.device | None, adapter: Any) -> None:
         super().__init__()
         wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
         self.theta = nn.Parameter(torch.zeros(d, dtype=wide, device=device))
         self.adapter = adapter
+
+    def values(self) -> Tensor:
+        """Theta as the layers compute with it: a plain tensor, whose gradient reaches the parameter."""
+        return self.theta if self.plain is None else self.plain(self.theta)
 
     def reset_parameters(self) -> None:
         """Theta = 0; Lightning and FSDP call this after a module was made on the meta device."""

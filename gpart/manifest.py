@@ -48,7 +48,7 @@ def manifest(adapter: GPartAdapter) -> dict[str, Any]:
         "config": adapter.config.to_dict(),
         "size": adapter.size,
         "weights": [[weight.name, list(weight.shape)] for weight in adapter.plan.weights],
-        "base": base.fingerprint(adapter.base_parameters()),
+        "base": adapter.base_fingerprint(),
         "versions": {
             "gpart": __version__,
             "torch": str(torch.__version__),

@@ -41,7 +41,7 @@ CHECKPOINT_KEY = "gpart"
 """Where a Lightning checkpoint holds the manifest and the adapted module's path."""
 
 
-def save_adapter(adapter: GPartAdapter, folder: str | Path) -> None:
+def save_adapter(adapter: GPartAdapter, folder: str | Path, write: bool = True) -> None:
     """Writes an adapter's folder; while merged, theta and the base's fingerprint are stored all the same.
 
     Each file is written beside its place, synced and renamed, the config last: a killed process leaves the old adapter
@@ -50,13 +50,17 @@ def save_adapter(adapter: GPartAdapter, folder: str | Path) -> None:
     Args:
         adapter: the attached adapter.
         folder: is made where it is missing.
+        write: False where another rank writes, and this one only takes part in gathering what is sharded.
 
     Raises:
         ValueError: if theta is not finite, or a parameter outside ``modules_to_save`` is trained.
     """
-    tensors = {adapter.theta_name: adapter.theta, **adapter.saved_parameters(), **adapter.changed_buffers()}
-    _check_finite({adapter.theta_name: adapter.theta}, "the adapter")
-    content = dump_tensors({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
+    tensors = {adapter.theta_name: adapter.values, **adapter.saved_parameters(), **adapter.changed_buffers()}
+    _check_finite({adapter.theta_name: adapter.values}, "the adapter")
+    gathered = {name: base.whole(value.detach()) for name, value in tensors.items()}
+    if not write:
+        return
+    content = dump_tensors({name: value.cpu().contiguous().clone() for name, value in gathered.items()})
     described = {**manifest(adapter), "tensors_sha256": hashlib.sha256(content).hexdigest()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -171,3 +171,60 @@ def wait_for(seen: Any, process: subprocess.Popen[str]) -> None:
             raise AssertionError(process.stdout.read()[-3000:])
         time.sleep(0.05)
     raise AssertionError("nothing was seen in a minute")
+
+
+RAY = """
+import sys
+import ray
+import torch
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+def work(config):
+    from lightning.pytorch import LightningModule, Trainer
+    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
+    from torch.utils.data import DataLoader, TensorDataset
+    from gpart.callbacks import GPartCallback
+
+    class Module(LightningModule):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Tanh(), torch.nn.Linear(64, 2))
+        def training_step(self, batch, index):
+            return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.5)
+
+    torch.set_num_threads(1)
+    data = TensorDataset(torch.randn(64, 8, generator=torch.Generator().manual_seed(1)), torch.arange(64) % 2)
+    method = GPartCallback(d=10, target_modules=["0"], modules_to_save=["2"], save_folder=f"{config['out']}/adapter")
+    trainer = Trainer(max_epochs=2, accelerator="cpu", devices="auto", strategy=RayDDPStrategy(), callbacks=[method],
+                      plugins=[RayLightningEnvironment()], logger=False, enable_progress_bar=False, default_root_dir=config["out"])
+    prepare_trainer(trainer).fit(Module(), DataLoader(data, 8))
+    found = {"ranks": trainer.world_size, "steps": trainer.global_step, "theta": method.adapter.theta.detach()}
+    torch.save(found, f"{config['out']}/{trainer.global_rank}.pt")
+
+out = sys.argv[1]
+ray.init(num_cpus=2, include_dashboard=False)
+TorchTrainer(work, train_loop_config={"out": out}, scaling_config=ScalingConfig(num_workers=2),
+             torch_config=TorchConfig(backend="gloo"), run_config=RunConfig(storage_path=f"{out}/storage")).fit()
+"""
+
+
+@pytest.mark.slow
+def test_ray_trains_with_its_own_strategy(tmp_path: Path) -> None:
+    """Where Ray is installed, which nothing here asks for."""
+    pytest.importorskip("ray.train")
+    (tmp_path / "run.py").write_text(RAY)
+    command = [sys.executable, "run.py", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert first["ranks"] == second["ranks"] == 2
+    assert first["steps"] == 64 // 8 // 2 * 2
+    assert torch.equal(first["theta"], second["theta"])
+    assert first["theta"].count_nonzero() == 10
+    assert (tmp_path / "adapter").is_dir()

@@ -67,6 +67,12 @@ class GPartCheckpointIO(CheckpointIO):
         """Tells the plugin which submodule of which module is partly trained; the method's callback does."""
         self._module, self._path, self._part = module, path, part
 
+    def frozen_keys(self) -> set[str]:
+        """The keys of the connected module's state_dict that are not written."""
+        if self._part is None or self._module is None:
+            return set()
+        return set(_frozen(self._module, self._path, self._part))
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         """Writes a checkpoint without the frozen parameters.
 
@@ -74,7 +80,7 @@ class GPartCheckpointIO(CheckpointIO):
             ValueError: if it holds a value that could not be read again, with its place.
         """
         if self._part is not None and self._module is not None:
-            frozen = set(_frozen(self._module, self._path, self._part))
+            frozen = self.frozen_keys()
             # Not a checkpoint but a module's bare state: what forked processes hand to their parent.
             bare = "state_dict" not in checkpoint
             checkpoint = {key: value for key, value in checkpoint.items() if not bare or key not in frozen}

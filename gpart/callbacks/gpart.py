@@ -18,9 +18,10 @@ from gpart.callbacks.checkpoint import PartlyTrained
 from gpart.callbacks.finite import FiniteTheta
 from gpart.callbacks.method import MethodCallback, group_of
 from gpart.callbacks.parts import AdapterPart
+from gpart.callbacks.sharded import after_sharding, before_sharding, refuse_sharded, shards
 from gpart.config import GPartConfig
 from gpart.memory import Memory
-from gpart.storage import load_adapter
+from gpart.storage import load_adapter, save_adapter
 
 
 class GPartCallback(MethodCallback):
@@ -106,6 +107,7 @@ class GPartCallback(MethodCallback):
         self._adapter: GPartAdapter | None = None
         self._learned, self._finite = False, FiniteTheta()
         self._evaluation = ExitStack()
+        self._sharding = False
 
     @property
     def adapter(self) -> GPartAdapter:
@@ -133,10 +135,24 @@ class GPartCallback(MethodCallback):
         elif attached is None:
             if self.config is None:
                 raise ValueError("no settings and no adapter folder")  # __init__ has refused this
+            if self._sharding:
+                refuse_sharded(network)
             attached = attach(network, self.config, self.name, self.memory.indices, self.memory.weights)
         self._adapter = attached
+        if self._sharding:
+            before_sharding(attached)
         self.modules_to_save = attached.config.modules_to_save
         return AdapterPart(attached)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Attaches the adapter now, or as soon as the network is built; in any case before it is sharded."""
+        self._sharding = shards(trainer.strategy)
+        super().setup(trainer, pl_module, stage)
+
+    def shard(self, trainer: Trainer) -> None:
+        """Theta stays whole on every rank."""
+        if self._sharding:
+            after_sharding(self.adapter, trainer.strategy)
 
     def _applied_to(self, pl_module: LightningModule) -> tuple[str, nn.Module] | None:
         """Also where an adapter of this name was attached before the trainer came."""
@@ -165,6 +181,8 @@ class GPartCallback(MethodCallback):
         """
         super().on_fit_start(trainer, pl_module)
         self._learned, self._finite = False, FiniteTheta()
+        if self._sharding:
+            self.adapter.remember_base()  # together with all ranks; one alone writes checkpoints
         if self.adapter.merged:
             raise ValueError(f"adapter {self.name!r} is merged: unmerge() before fit, theta has no gradient")
         if group_of(self.adapter.theta, trainer.optimizers) is None:
@@ -213,11 +231,11 @@ class GPartCallback(MethodCallback):
         group = group_of(self.adapter.theta, trainer.optimizers)
         if group is None:
             return
-        self._finite.look(self.adapter.theta, trainer.global_step, float(group["lr"]))
+        self._finite.look(self.adapter.values, trainer.global_step, float(group["lr"]))
         if not trainer.loggers:
             return
         prefix = "gpart" if self.name == "default" else f"gpart/{self.name}"
-        norm = self.adapter.theta.detach().norm()
+        norm = self.adapter.values.detach().norm()
         pl_module.log_dict(
             {f"{prefix}/theta_norm": norm, f"{prefix}/lr": float(group["lr"])}, on_step=True, on_epoch=False
         )
@@ -241,9 +259,13 @@ class GPartCallback(MethodCallback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the adapter folder, if one was asked for."""
-        if self.save_folder is not None and trainer.is_global_zero:
+        if self.save_folder is None:
+            return
+        if self.adapter.sharded:
+            save_adapter(self.adapter, self.save_folder, write=trainer.is_global_zero)
+        elif trainer.is_global_zero:
             self.adapter.save(self.save_folder)
-            rank_zero_info(f"adapter written to {self.save_folder}")
+        rank_zero_info(f"adapter written to {self.save_folder}")
 
     def _warn_if_unrepresentable(self, trainer: Trainer) -> None:
         """In half precision a weight cannot hold an update below its spacing: theta may train and nothing change."""
@@ -252,13 +274,13 @@ class GPartCallback(MethodCallback):
         rate = float(group["lr"]) if group is not None else 0.0
         with torch.no_grad():
             # Adam's first step moves every entry of theta by about the learning rate.
-            length = max(float(adapter.theta.norm()), rate * math.sqrt(adapter.config.d))
+            length = max(float(adapter.values.norm()), rate * math.sqrt(adapter.config.d))
             update = length / math.sqrt(adapter.size)
             for weight in adapter.plan.weights:
                 stored = base.parameter(adapter.model, weight.name)
                 if stored.dtype not in (torch.bfloat16, torch.float16):
                     continue
-                rms = float(base.dense(stored).float().square().mean().sqrt())
+                rms = float(base.whole(base.dense(stored)).float().square().mean().sqrt())
                 spacing = torch.finfo(stored.dtype).eps * 2.0 ** math.floor(math.log2(rms)) if rms else 0.0
                 if update < spacing:
                     rank_zero_warn(

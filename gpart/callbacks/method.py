@@ -28,6 +28,7 @@ from gpart.callbacks.flags import Flags
 from gpart.callbacks.hyperparameters import loadable
 from gpart.callbacks.random_states import install_random_states
 from gpart.callbacks.refusals import check_callbacks, check_strategy
+from gpart.callbacks.sharded import prepare, shards
 from gpart.callbacks.table import print_table
 from gpart.targets import saved_parameters
 
@@ -74,6 +75,7 @@ class MethodCallback(Callback):
             ValueError: if the strategy, or another callback, would lose what is trained.
         """
         check_strategy(trainer)
+        sharding = prepare(trainer.strategy)
         check_callbacks(self._callbacks(trainer), type(self).__name__)
         methods = [type(one).__name__ for one in self._callbacks(trainer) if isinstance(one, MethodCallback)]
         if len(methods) > 1:
@@ -87,6 +89,8 @@ class MethodCallback(Callback):
                 raise  # nothing more will be built
             self._defer(trainer, pl_module)
             return
+        if sharding:
+            self._defer(trainer, pl_module)  # once more, when configure_model has sharded the network
         for callback in copied_too_early:
             callback.setup(trainer, pl_module, stage)
 
@@ -162,6 +166,15 @@ class MethodCallback(Callback):
                     if id(value) in frozen and name in averaged:
                         averaged[name].copy_(value)
 
+    def shard(self, trainer: Trainer) -> None:
+        """What the method does when ``configure_model`` has sharded the network, where the strategy is one that shards.
+
+        Raises:
+            ValueError: if the method cannot be sharded.
+        """
+        if shards(trainer.strategy):
+            raise ValueError(f"{type(self).__name__} under ModelParallelStrategy is not supported: use strategy 'ddp'")
+
     def summary(self, trainer: Trainer) -> dict[str, str]:
         """The method's own rows of the table."""
         return {}
@@ -219,6 +232,7 @@ class MethodCallback(Callback):
         def configure_model() -> None:
             original()
             self._apply(trainer, pl_module)
+            self.shard(trainer)
 
         def unwrap() -> None:
             pl_module.__dict__.pop("configure_model", None)

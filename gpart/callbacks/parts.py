@@ -26,7 +26,7 @@ class AdapterPart:
         Raises:
             ValueError: if theta is not finite.
         """
-        check_finite(self.adapter.theta)
+        check_finite(self.adapter.values)
         return manifest(self.adapter)
 
     def frozen_keys(self) -> set[str]:

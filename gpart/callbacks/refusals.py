@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelPruning
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -25,9 +25,10 @@ def check_strategy(trainer: Trainer) -> None:
             " what was trained without strictness, would go on without it; use strategy 'ddp', or 'ddp_fork' or"
             " 'ddp_notebook' with an adapter that is attached before fit"
         )
-    if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
+    if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy)):
         raise ValueError(
-            f"{type(strategy).__name__} is not supported yet: it shards the network and saves past the checkpoint plugin; use strategy 'ddp'"
+            f"{type(strategy).__name__} is not supported: it shards theta and saves past the checkpoint plugin; use"
+            " ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1) with fully_shard (FSDP2), or 'ddp'"
         )
 
 
