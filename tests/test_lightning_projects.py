@@ -170,7 +170,7 @@ def test_networks_are_built_once_wherever_and_adapted_once(where: str) -> None:
 def test_strategies_that_would_lose_theta_are_refused(strategy: Strategy) -> None:
     # Not a Trainer: with FSDP its constructor asks for a GPU.
     module = Late("init")
-    with pytest.raises(ValueError, match="is not supported|tensor_parallel_size=auto"):
+    with pytest.raises(ValueError, match=r"is not supported|tensor_parallel_size=auto"):
         one().setup(SimpleNamespace(strategy=strategy, callbacks=[]), module, "fit")
     assert not get_adapters(module.net)
 
