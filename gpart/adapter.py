@@ -28,7 +28,7 @@ from gpart.base import dense, is_packed
 from gpart.config import GPartConfig
 from gpart.evaluation import Evaluation
 from gpart.functional import expand, update
-from gpart.layers import CONTAINER, Adapters, Theta, Update
+from gpart.layers import CONTAINER, Adapters, Theta, Update, check_name
 from gpart.memory import Memory
 from gpart.snapshot import Snapshot
 from gpart.targets import AdaptedWeight, Plan, plan
@@ -69,8 +69,7 @@ def attach(
         >>> adapter.size, [name for name, p in model.named_parameters() if p.requires_grad]
         (32, ['2.weight', '2.bias', 'gpart.default.theta'])
     """
-    if not name.isidentifier():
-        raise ValueError(f"an adapter's name must be an identifier, since it stands in keys; got {name!r}")
+    check_name(name)
     if CONTAINER in model._modules or hasattr(model, CONTAINER):
         held = list(adapters) if (adapters := get_adapters(model)) else type(getattr(model, CONTAINER)).__name__
         raise ValueError(f"cannot attach adapter {name!r}: the model's attribute {CONTAINER!r} already holds {held}")

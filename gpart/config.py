@@ -115,8 +115,8 @@ def _patterns(field: str, value: object) -> list[str] | str:
     if isinstance(value, str):
         try:
             re.compile(value)
-        except re.error as error:
-            raise ValueError(f"{field} is no valid regular expression: {value!r} ({error})") from None
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"{field} is no valid regular expression: {value[:200]!r} ({error})") from None
         if value:
             return value
     elif isinstance(value, Sequence) and value and all(isinstance(item, str) and item for item in value):

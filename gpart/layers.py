@@ -19,6 +19,19 @@ CONTAINER = "gpart"
 """Name of the child of the adapted module that holds its adapters; theta's key is ``gpart.<adapter name>.theta``."""
 
 
+def check_name(name: object) -> str:
+    """An adapter's name, if it can be one: it stands in keys, and beside the attributes of the module that holds adapters.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    if not isinstance(name, str) or not name.isidentifier() or hasattr(Adapters, name) or name in vars(nn.Module()):
+        raise ValueError(
+            f"an adapter's name must be an identifier, and no attribute of torch's ModuleDict; got {name!r}"
+        )
+    return name
+
+
 class Evaluator(Protocol):
     """What computes an adapted weight; the adapter is one."""
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from gpart import base
 from gpart.config import GPartConfig
+from gpart.layers import check_name
 from gpart.partition import SCHEME
 from gpart.targets import Plan, plan
 from gpart.version import __version__
@@ -69,8 +70,10 @@ def config_of(manifest: Any, source: str) -> GPartConfig:
         raise ValueError(f"{source} is no adapter's: it needs {sorted(_FIELDS)} and holds {found}")
     if manifest["scheme"] != SCHEME:
         raise ValueError(f"{source} uses partition scheme {manifest['scheme']!r}; this version knows {SCHEME!r}")
-    if not isinstance(manifest["name"], str) or not manifest["name"].isidentifier():
-        raise ValueError(f"{source} has no identifier as its adapter's name: {manifest['name']!r}")
+    try:
+        check_name(manifest["name"])
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     if not isinstance(manifest["config"], dict):
         raise ValueError(f"{source} has no settings under 'config': {manifest['config']!r}")
     try:

@@ -148,7 +148,12 @@ def check_tensors(
             raise ValueError(f"{source}: {key} has shape {list(value.shape)}, this model needs {list(shapes[key])}")
     if not tensors[theta].is_floating_point():
         raise ValueError(f"{source}: {theta} holds {tensors[theta].dtype}, not floating-point numbers")
-    _check_finite({theta: tensors[theta]}, source)
+    live = {**dict(model.named_buffers()), **{saved: base.parameter(model, saved) for saved in made.saved}}
+    for key, value in tensors.items():
+        if key in live and _kind(value) != _kind(live[key]):
+            raise ValueError(f"{source}: {key} holds {value.dtype}, this model needs {live[key].dtype}")
+    # As it will be held: what is finite in float64 may not be in float32.
+    _check_finite({theta: tensors[theta].to(torch.promote_types(torch.get_default_dtype(), torch.float32))}, source)
     return tensors
 
 
@@ -320,6 +325,10 @@ def _content_hash(text: str) -> str:
 
 def _spelled(number: str) -> list[str]:
     return ["number", number]
+
+
+def _kind(value: Tensor) -> tuple[bool, bool]:
+    return value.is_floating_point(), value.is_complex()
 
 
 def _check_finite(tensors: Mapping[str, Tensor], source: str) -> None:

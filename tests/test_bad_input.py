@@ -38,6 +38,7 @@ class Bench:
     fixture: Callable[[str], Any]
     state: Any = None
     undo: Callable[[], Any] = lambda: None
+    trained: bool = False
 
     def attach(self, **change: Any) -> Any:
         return attach(self.model, GPartConfig(**{**SETTINGS, "modules_to_save": None, **change}))
@@ -98,7 +99,7 @@ class Bench:
     def resume(self, path: Path, method: Any = None, **more: Any) -> Any:
         """Goes on from a checkpoint, with this bench's model as the project's network."""
         module = self.fixture("lit_class")()
-        self.model = module.net
+        self.model, self.trained = module.net, True
         self.state = self.fixture("state_of")(self.model)
         if isinstance(method, LinearProbe):  # has no detach: what it freezes is trained again by setting the flags
             self.undo = lambda: self.model.requires_grad_(True)
@@ -108,7 +109,7 @@ class Bench:
     def fit(self, **settings: Any) -> Any:
         """Fits the fixtures' project by these settings."""
         module = self.fixture("lit_class")()
-        self.model = module.net
+        self.model, self.trained = module.net, True
         self.state = self.fixture("state_of")(self.model)
         trainer = self.fixture("lit_trainer")(self.fixture("lit_gpart")(**settings), max_epochs=1)
         trainer.fit(module, self.fixture("lit_loader")())
@@ -174,6 +175,11 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"target_modules": ""}, "target_modules must be"),
     ({"target_modules": [1]}, r"got \[1\]"),
     ({"target_modules": "("}, "no valid regular expression"),
+    ({"target_modules": "a{99999999999}"}, "no valid regular expression"),
+    ({"target_modules": "(" * 20_000}, "no valid regular expression"),
+    ({"d": float("nan")}, "got nan"),
+    ({"dropout": float("nan")}, "got nan"),
+    ({"isometric": None}, "got None"),
     ({"target_modules": {"query"}}, "a set has no order"),
     ({"exclude_modules": "["}, "exclude_modules is no valid regular expression"),
     ({"modules_to_save": "head"}, "modules_to_save must be a list of names, got 'head'"),
@@ -282,7 +288,7 @@ FOLDERS: list[Row] = [
     ("a d that is a text", lambda b: b.described(lambda m: m["config"].update(d="5")), ValueError, "got '5'"),
     ("a name that is no name", lambda b: b.described(lambda m: m.update(name="../x")), ValueError, r"'\.\./x'"),
     ("settings that are a list", lambda b: b.described(lambda m: m.update(config=[])), ValueError, r"'config': \[\]"),
-    ("weights that are a number", lambda b: b.described(lambda m: m.update(weights=3)), ValueError, "adapted weights: 3|weights"),
+    ("weights that are a number", lambda b: b.described(lambda m: m.update(weights=3)), ValueError, "no list of adapted weights: 3"),
     ("another weight", lambda b: b.described(lambda m: m.update(weights=[["body.key.weight", [6, 4]]])), ValueError,
      r"only there \[\['body\.key\.weight'.*only here \[\['body\.query\.weight'"),
     ("another shape", lambda b: b.described(lambda m: m.update(weights=[["body.query.weight", [4, 6]]])), ValueError,
@@ -297,6 +303,13 @@ FOLDERS: list[Row] = [
      "torch.int64, not floating-point"),
     ("a theta with NaN", lambda b: b.tensors(lambda t: t.update(_theta(torch.full((5,), float("nan"))))), ValueError,
      "5 of the 5 numbers"),
+    ("a theta too large for float32", lambda b: b.tensors(lambda t: t.update(_theta(torch.full((5,), 1e300, dtype=torch.float64)))),
+     ValueError, "5 of the 5 numbers"),
+    ("a complex head", lambda b: b.tensors(lambda t: t.update({"head.bias": torch.ones(2, dtype=torch.complex64)})), ValueError,
+     r"head\.bias holds torch\.complex64, this model needs torch\.float32"),
+    ("a head of whole numbers", lambda b: b.tensors(lambda t: t.update({"head.bias": torch.ones(2, dtype=torch.int32)})), ValueError,
+     r"head\.bias holds torch\.int32, this model needs torch\.float32"),
+    ("a name that torch has taken", lambda b: b.described(lambda m: m.update(name="keys")), ValueError, "'keys'"),
     ("no theta", lambda b: b.tensors(lambda t: t.pop("gpart.default.theta")), ValueError, r"missing \['gpart\.default\.theta'\]"),
     ("a tensor too many", lambda b: b.tensors(lambda t: t.update(spare=torch.ones(1))), ValueError, r"too many \['spare'\]"),
     ("a head of another shape", lambda b: b.tensors(lambda t: t.update({"head.bias": torch.ones(3)})), ValueError,
@@ -338,6 +351,10 @@ CHECKPOINTS: list[Row] = [
      r"missing \['gpart\.default\.theta'\]"),
     ("a state that is a list", lambda b: b.resume(b.edited(lambda c: c.update(state_dict=[1]))), ValueError, "holds no state_dict"),
     ("no manifest", lambda b: b.resume(b.edited(lambda c: c["gpart"].update(manifest=None))), ValueError, "is no adapter's"),
+    ("a number for theta", lambda b: b.resume(b.edited(lambda c: c["state_dict"].update({"net.gpart.default.theta": 3}))), ValueError,
+     "theta holds a int, here it is a tensor"),
+    ("a number for a name", lambda b: b.resume(b.edited(lambda c: c["state_dict"].update({3: torch.ones(1)}))), ValueError,
+     r"has the keys \[3\]"),
     ("no such file, resumed from", lambda b: b.resume(b.folder / "none.ckpt"), FileNotFoundError, r"none\.ckpt"),
     ("no such file, loaded", lambda b: load_from_checkpoint(b.fixture("lit_class"), b.folder / "none.ckpt"), FileNotFoundError,
      r"no checkpoint at .*none\.ckpt"),
@@ -443,7 +460,7 @@ def _layer(build: Callable[[], nn.Module]) -> Callable[[Bench], Any]:
 
 
 TABLE: list[Row] = [
-    *[(f"settings {change}", _settings(change), ValueError, said) for change, said in [*CONFIGS, *FITS]],
+    *[(f"settings {str(change)[:60]}", _settings(change), ValueError, said) for change, said in [*CONFIGS, *FITS]],
     *[(f"a layer, {said}", _layer(build), ValueError, said) for build, said in LAYERS],
     *[(f"folder: {name}", *rest) for name, *rest in FOLDERS],
     *[(f"checkpoint: {name}", *rest) for name, *rest in CHECKPOINTS],
@@ -466,6 +483,7 @@ def test_one_clear_error_and_the_model_as_it_was(
     assert type(raised.value) is error or type(raised.value).__module__.startswith("gpart"), type(raised.value)
     assert not (tmp_path / "stolen").exists()
     # What a callback had put on before the file was refused comes off again without a trace: nothing was loaded.
+    assert bench.trained or not get_adapters(bench.model)
     for adapter in get_adapters(bench.model).values():
         assert not adapter.theta.any()
         adapter.detach()

@@ -33,9 +33,9 @@ def work(corruptions: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_no_damaged_file_loads_wrongly(corruptions: Any, work: Path) -> None:
-    cases = [(what, 10_000 + at) for what in corruptions.READERS for at in range(15)]
+    cases = [(what, 10_000 + at) for what in corruptions.READERS for at in range(20)]
     rows = corruptions.run_all(work, cases)
-    assert len(rows) == 30
+    assert len(rows) == 40
     assert {row["kind"] for row in rows} == set(corruptions.KINDS)
     for row in rows:
         for reader in corruptions.READERS[row["what"]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def test_it_stops_with_the_step_and_keeps_the_last_good_checkpoint(
     while "theta is not finite" not in str(first):  # what saves on exceptions is refused too, while this one is handled
         first = first.__context__
     assert f"after step {step + 1}: 1 of its 10 numbers" in str(first)
-    assert "learning rate 0.00" in str(first)
+    # The rate that the step was made with, not the schedule's next.
+    assert f"learning rate {0.5e-2 * (1 + math.cos(math.pi * step / 40)):g}. " in str(first)
     assert "gradient_clip_val" in str(first)
     assert sorted(path.name for path in tmp_path.rglob("*.ckpt")) == ["last.ckpt", f"step={step}.ckpt"]
     for path in tmp_path.rglob("*.ckpt"):
@@ -118,5 +120,7 @@ def test_on_an_accelerator_it_is_read_a_step_later() -> None:
     finite.look(theta, 1, 0.1)
     theta[2] = float("nan")
     finite.look(theta, 2, 0.2)
+    with pytest.raises(ValueError, match=r"after step 2: 1 of its 4 numbers .* learning rate 0\.2"):
+        finite.settle(theta)  # as at the end of training
     with pytest.raises(ValueError, match=r"after step 2: 1 of its 4 numbers .* learning rate 0\.2"):
         finite.look(theta, 3, 0.3)

@@ -21,7 +21,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -51,15 +51,17 @@ def build(dtype: str = "float32") -> nn.Sequential:
 class Module(LightningModule):
     """Sharded by its own configure_model, as Lightning asks for; a plain module where there is no mesh."""
 
-    def __init__(self, dtype: str = "float32", foreach: bool | None = None, attach_in: str = "") -> None:
+    def __init__(self, dtype: str = "float32", foreach: bool | None = None, attach_in: str = "",
+                 head_whole: bool = False) -> None:  # fmt: skip
         super().__init__()
+        self.head_whole = head_whole
         self.dtype_name, self.foreach, self.attach_in = dtype, foreach, attach_in
         self.net: nn.Sequential | None = None if attach_in else build(dtype)
 
     def configure_model(self) -> None:
         if self.net is None:
             self.net = build(self.dtype_name)
-        elif any(isinstance(value, DTensor) for value in self.net.parameters()):
+        elif isinstance(self.net, FSDPModule) or isinstance(self.net[0], FSDPModule):
             return
         ignored = set()
         if self.attach_in == "configure_model":
@@ -69,7 +71,8 @@ class Module(LightningModule):
         mesh = self.device_mesh["data_parallel"]
         for layer in (self.net[0], self.net[2]):
             fully_shard(layer, mesh=mesh, ignored_params=ignored)
-        fully_shard(self.net, mesh=mesh, ignored_params=ignored)
+        if not self.head_whole:
+            fully_shard(self.net, mesh=mesh, ignored_params=ignored)
 
     def loss(self, batch: list[Tensor]) -> Tensor:
         return nn.functional.cross_entropy(self(batch[0]).float(), batch[1])
@@ -142,13 +145,17 @@ def run(out: Path, name: str, ranks: int, rank: int, path: Path | None = None, d
     fitting = trainer(out, ranks, method, watch, keeper, **more)
     fitting.fit(module, loader(ranks, rank), loader(ranks, rank), ckpt_path=path)
     validated = fitting.validate(module, loader(ranks, rank), verbose=False)
-    tested = fitting.test(module, loader(ranks, rank), verbose=False, ckpt_path=keeper.best_model_path)
-    predicted = torch.cat(fitting.predict(module, loader(ranks, rank)))
     head = module.net[4].weight.detach()
+    trained_head = (head.full_tensor() if isinstance(head, DTensor) else head).float().tolist()
+    theta = method.adapter.values.tolist()
+    # Another checkpoint than the last, into a module that has just run forward.
+    first = out / f"{name}-{ranks}" / "epoch=0.ckpt"
+    tested = fitting.test(module, loader(ranks, rank), verbose=False, ckpt_path=first if first.exists() else path)
+    predicted = torch.cat(fitting.predict(module, loader(ranks, rank)))
     return {
-        "theta": method.adapter.values.tolist(),
+        "theta": theta,
         "thetas": watch.thetas,
-        "head": (head.full_tensor() if isinstance(head, DTensor) else head).float().tolist(),
+        "head": trained_head,
         "losses": [validated[0]["loss"], tested[0]["loss"]],
         "predicted": predicted.float().tolist(),
         "local": watch.local,
@@ -179,6 +186,10 @@ def main(out: Path) -> None:
         found["too late"] = refused("late", out, lambda: run(out, "late", ranks, rank, late=True))
         found["tensor parallel"] = refused("tp", out, lambda: run(out, "tp", ranks, rank, strategy=tensor))
         found["kept"] = refused("kept", out, lambda: run(out, "kept", ranks, rank, weights="kept"))
+        whole = trainer(out, ranks, GPartCallback(**SETTINGS))
+        found["head left whole"] = refused(
+            "whole", out, lambda: whole.fit(Module(head_whole=True), loader(ranks, rank))
+        )
         probe = trainer(out, ranks, LinearProbe(modules_to_save=["4"]))
         found["another method"] = refused("probe", out, lambda: probe.fit(Module(), loader(ranks, rank)))
     (out / f"{ranks}-{rank}.json").write_text(json.dumps(found))
@@ -305,6 +316,7 @@ def test_files_of_one_and_of_two_go_on_in_two(two: list[dict[str, Any]]) -> None
             "are sharded already.*build the network in __init__.*or call gpart.attach in configure_model before",
         ),
         ("tensor parallel", "tensor_parallel_size=2.*data_parallel_size=2 and tensor_parallel_size=1"),
+        ("head left whole", r"'net.4.weight', 'net.4.bias'.* are trained and not sharded.* 2 ranks"),
         ("kept", "weights='kept'.*'recomputed'"),
         ("another method", "LinearProbe.*ModelParallelStrategy"),
     ],

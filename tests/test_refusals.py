@@ -25,6 +25,11 @@ def test_names_and_second_adapters(state_of: Any) -> None:
     model, config = net(), GPartConfig(d=5, target_modules=["query"])
     with pytest.raises(ValueError, match=r"must be an identifier.*'a\.b'"):
         attach(model, config, name="a.b")
+    for name in ("keys", "training", "forward", 5):
+        untouched = state_of(model)
+        with pytest.raises(ValueError, match=rf"identifier.*{name!r}"):
+            attach(model, config, name=name)
+        untouched.assert_kept()
     adapter = attach(model, config)
     state = state_of(model)
     for name in ("default", "other"):

@@ -166,6 +166,8 @@ def filled(
     prefix = f"{path}." if path else ""
     if not isinstance(checkpoint.get("state_dict"), Mapping):
         raise ValueError(f"{source} holds no state_dict; its keys are {sorted(map(str, checkpoint))}")
+    if odd := [key for key in checkpoint["state_dict"] if not isinstance(key, str)]:
+        raise ValueError(f"{source}: its state_dict has the keys {odd[:3]}, which are no names")
     state = {key: value for key, value in checkpoint["state_dict"].items() if key != HINT}
     inside = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     part.check(entry.get("manifest"), inside, source)

@@ -9,6 +9,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+ADVICE = (
+    "Try a lower learning rate, Trainer(gradient_clip_val=1.0), a warm-up, or precision '32-true' or 'bf16-mixed' in place"
+    " of float16; Trainer(detect_anomaly=True) finds the operation, if it is in the model"
+)
+
 
 @dataclass
 class FiniteTheta:
@@ -27,20 +32,19 @@ class FiniteTheta:
             ValueError: if it, or theta of the step before, has a NaN or an infinity, with the step and what to try.
         """
         if theta.device.type != "cpu":
-            self._raise(theta)
+            self.settle(theta)
         self._flag, self._step, self._rate = theta.detach().isfinite().all(), step, rate
         if theta.device.type == "cpu":
-            self._raise(theta)
+            self.settle(theta)
 
-    def _raise(self, theta: Tensor) -> None:
+    def settle(self, theta: Tensor) -> None:
+        """Waits for the answer of the last look, and raises as :meth:`look` does; for the end of training."""
         if self._flag is None or bool(self._flag):
             return
         bad = int((~theta.detach().isfinite()).sum())
         raise ValueError(
             f"theta is not finite after step {self._step}: {bad} of its {theta.numel()} numbers are NaN or infinite, with"
-            f" learning rate {self._rate:g}. The checkpoints of the steps before are kept. Try a lower learning rate,"
-            " Trainer(gradient_clip_val=1.0), a warm-up, or precision '32-true' or 'bf16-mixed' in place of float16;"
-            " Trainer(detect_anomaly=True) finds the operation, if it is in the model"
+            f" learning rate {self._rate:g}. The checkpoints of the steps before are kept. {ADVICE}"
         )
 
 
@@ -55,7 +59,9 @@ def check_finite(theta: Tensor) -> None:
         >>> check_finite(torch.tensor([0.0, float("nan")]))
         Traceback (most recent call last):
             ...
-        ValueError: no checkpoint is written: 1 of theta's 2 numbers are NaN or infinite
+        ValueError: no checkpoint is written: 1 of theta's 2 numbers are NaN or infinite. Try a lower learning rate, ...
     """
     if bad := int((~theta.detach().isfinite()).sum()):
-        raise ValueError(f"no checkpoint is written: {bad} of theta's {theta.numel()} numbers are NaN or infinite")
+        raise ValueError(
+            f"no checkpoint is written: {bad} of theta's {theta.numel()} numbers are NaN or infinite. {ADVICE}"
+        )

@@ -18,7 +18,7 @@ from gpart.callbacks.checkpoint import PartlyTrained
 from gpart.callbacks.finite import FiniteTheta
 from gpart.callbacks.method import MethodCallback, group_of
 from gpart.callbacks.parts import AdapterPart
-from gpart.callbacks.sharded import after_sharding, before_sharding, refuse_sharded, shards
+from gpart.callbacks.sharded import after_sharding, before_sharding, check_reduced, refuse_sharded, shards
 from gpart.config import GPartConfig
 from gpart.memory import Memory
 from gpart.storage import load_adapter, save_adapter
@@ -107,7 +107,7 @@ class GPartCallback(MethodCallback):
         self._adapter: GPartAdapter | None = None
         self._learned, self._finite = False, FiniteTheta()
         self._evaluation = ExitStack()
-        self._sharding = False
+        self._sharding, self._rate = False, 0.0
 
     @property
     def adapter(self) -> GPartAdapter:
@@ -182,7 +182,7 @@ class GPartCallback(MethodCallback):
         super().on_fit_start(trainer, pl_module)
         self._learned, self._finite = False, FiniteTheta()
         if self._sharding:
-            self.adapter.remember_base()  # together with all ranks; one alone writes checkpoints
+            check_reduced(pl_module, trainer.world_size)
         if self.adapter.merged:
             raise ValueError(f"adapter {self.name!r} is merged: unmerge() before fit, theta has no gradient")
         if group_of(self.adapter.theta, trainer.optimizers) is None:
@@ -192,6 +192,11 @@ class GPartCallback(MethodCallback):
                 " list made earlier; or adapt the submodule whose parameters are used, by module=..."
             )
         self._warn_if_unrepresentable(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Where the base is sharded, takes its fingerprint together with all ranks: one alone writes checkpoints."""
+        if self._sharding:
+            self.adapter.remember_base()
 
     def summary(self, trainer: Trainer) -> dict[str, str]:
         """Adapted weights, D, d."""
@@ -210,7 +215,11 @@ class GPartCallback(MethodCallback):
             ValueError: if it has none.
         """
         theta = self.adapter.theta
-        if self._learned or group_of(theta, [optimizer]) is None:
+        group = group_of(theta, [optimizer])
+        if group is None:
+            return
+        self._rate = float(group["lr"])  # before a schedule goes on
+        if self._learned:
             return
         self._learned = True
         if theta.grad is None:
@@ -231,7 +240,7 @@ class GPartCallback(MethodCallback):
         group = group_of(self.adapter.theta, trainer.optimizers)
         if group is None:
             return
-        self._finite.look(self.adapter.values, trainer.global_step, float(group["lr"]))
+        self._finite.look(self.adapter.values, trainer.global_step, self._rate)
         if not trainer.loggers:
             return
         prefix = "gpart" if self.name == "default" else f"gpart/{self.name}"
@@ -239,6 +248,15 @@ class GPartCallback(MethodCallback):
         pl_module.log_dict(
             {f"{prefix}/theta_norm": norm, f"{prefix}/lr": float(group["lr"])}, on_step=True, on_epoch=False
         )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks theta as the last step left it.
+
+        Raises:
+            ValueError: if it is not finite.
+        """
+        super().on_train_end(trainer, pl_module)
+        self._finite.settle(self.adapter.values)
 
     def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # theta stays as it is until the loop's end, so that W0 + P·theta need not be computed at every batch or token.

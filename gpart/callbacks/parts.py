@@ -107,7 +107,11 @@ def _check_keys(model: nn.Module, frozen: set[str], state: dict[str, Tensor], so
     if missing or surplus:
         raise ValueError(f"{source}: keys missing {missing}, keys too many {surplus}")
     for key in sorted(needed):
-        if isinstance(live[key], Tensor) and live[key].shape != state[key].shape:
+        if not isinstance(live[key], Tensor):
+            continue
+        if not isinstance(state[key], Tensor):
+            raise ValueError(f"{source}: {key} holds a {type(state[key]).__name__}, here it is a tensor")
+        if live[key].shape != state[key].shape:
             raise ValueError(f"{source}: {key} has shape {list(state[key].shape)}, here {list(live[key].shape)}")
 
 

@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed._composable.contract import contract
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
@@ -68,8 +69,8 @@ def refuse_sharded(network: nn.Module) -> None:
     """
     if sharded := [name for name, value in network.named_parameters() if isinstance(value, DTensor)]:
         raise ValueError(
-            f"{sharded[:3]} are sharded already, and can't be adapted any more: build the network in __init__ (on the meta"
-            " device, if it is large), or call gpart.attach in configure_model before fully_shard, with"
+            f"{sharded[:3]} are sharded already, and can't be adapted any more: build the network in __init__, or"
+            " call gpart.attach in configure_model before fully_shard, with"
             " ignored_params={adapter.theta}"
         )
 
@@ -97,6 +98,9 @@ def after_sharding(adapter: GPartAdapter, strategy: Strategy) -> None:
     Raises:
         ValueError: if it was sharded.
     """
+    reshard(adapter.model)
+    if adapter._fingerprint is None and not any(value.is_meta for value in adapter.base_parameters().values()):
+        adapter.remember_base()
     holder = adapter.model.get_submodule(f"{CONTAINER}.{adapter.name}")
     if not isinstance(holder, Theta) or not isinstance(strategy, ModelParallelStrategy):
         raise TypeError(f"{type(holder).__name__} under {type(strategy).__name__}")
@@ -107,6 +111,30 @@ def after_sharding(adapter: GPartAdapter, strategy: Strategy) -> None:
     replicated = _Replicated(holder, strategy.device_mesh["data_parallel"])
     holder.theta = nn.Parameter(replicated.wrapped(holder.theta.detach()), requires_grad=holder.theta.requires_grad)
     holder.plain = replicated
+
+
+def reshard(module: nn.Module) -> None:
+    """Puts the DTensors back: the outermost sharded module holds plain copies after a forward pass without backward.
+
+    What is written into a copy would be lost, and an optimizer made of copies would train nothing.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def check_reduced(module: nn.Module, ranks: int) -> None:
+    """Checks that every trained parameter's gradient is reduced over the ranks, by ``fully_shard`` or as theta's.
+
+    Raises:
+        ValueError: if one is a plain tensor, which each rank would train by itself.
+    """
+    own = [name for name, value in module.named_parameters() if value.requires_grad and not isinstance(value, DTensor)]
+    if own and ranks > 1:
+        raise ValueError(
+            f"{own[:3]} are trained and not sharded, so that each of the {ranks} ranks would train its own: let"
+            " configure_model call fully_shard on the module that holds them too, such as the whole network"
+        )
 
 
 class _Replicated:
@@ -151,6 +179,10 @@ class _OneFile(ModelParallelStrategy):
     @property
     def lightning_restore_optimizer(self) -> bool:
         return True
+
+    def teardown(self) -> None:
+        self.checkpoint_io.teardown()  # ModelParallelStrategy's does not wait for what is still being written
+        super().teardown()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         module, plugin = self.lightning_module, self.checkpoint_io
