@@ -210,7 +210,8 @@ class GPartCallback(MethodCallback):
             ValueError: if it has none.
         """
         theta = self.adapter.theta
-        if self._learned or group_of(theta, [optimizer]) is None:
+        # StochasticWeightAveraging ends with an epoch without backward passes, for the batch norms.
+        if self._learned or group_of(theta, [optimizer]) is None or trainer.fit_loop._skip_backward:
             return
         self._learned = True
         if theta.grad is None:
