@@ -174,12 +174,15 @@ def test_on_exception_checkpoint_holds_what_there_was_and_goes_on(
 def test_throughput_monitor_counts_batches_samples_and_operations(fit: Any, tmp_path: Path) -> None:
     from lightning.fabric.utilities.throughput import measure_flops
 
-    monitor = ThroughputMonitor(batch_size_fn=lambda batch: len(batch[0]), window_size=2)
+    monitor = ThroughputMonitor(
+        batch_size_fn=lambda batch: len(batch[0]), length_fn=lambda batch: batch[0].shape[1], window_size=2
+    )
     logger = CSVLogger(tmp_path)
     module, _ = fit(monitor, logger=logger, log_every_n_steps=2)
     logged = [row for row in rows(logger) if row["train/samples"]]
     assert [float(row["train/samples"]) for row in logged] == [8, 16, 24, 32]
     assert float(logged[-1]["train/device/samples_per_sec"]) > 0
+    assert float(logged[-1]["train/device/items_per_sec"]) > 0
     x = torch.randn(4, 8)
     adapted = measure_flops(module, lambda: module(x), lambda out: out.sum())
     assert adapted >= measure_flops(module, lambda: module(x)) > 0

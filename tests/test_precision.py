@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
 from safetensors.torch import load_file
@@ -194,3 +195,24 @@ def test_autocast_in_evaluation_runs_on_the_sum(
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         expected = torch.cat([merged(batch[0]) for batch in lit_loader()])
     assert torch.equal(predicted, expected)
+
+
+@pytest.mark.parametrize("weights", ["kept", "forward", "recomputed"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true"])
+def test_activation_checkpointing_changes_no_bit(
+    precision: str, weights: str, project: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any
+) -> None:
+    """The region is run again outside of the step's forward, under the autocast it was run with, with the same masks."""
+
+    class Region(project):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.utils.checkpoint.checkpoint(self.net, x, use_reentrant=False)
+
+    thetas = []
+    for cls in (project, Region):
+        torch.manual_seed(3)
+        method = lit_gpart(dropout=0.2, weights=weights)
+        lit_trainer(method, max_epochs=1, **settings(precision)).fit(cls(), lit_loader())
+        thetas.append(method.adapter.theta.detach().clone())
+    assert thetas[0].count_nonzero() == 10
+    assert torch.equal(*thetas)

@@ -23,6 +23,7 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from torch import Tensor
 
 from gpart.base import entries_of
+from gpart.callbacks.averages import with_states
 from gpart.callbacks.hyperparameters import loadable
 from gpart.storage import CHECKPOINT_KEY, check_checksums, check_digest, reason, replacing, state_digest
 
@@ -84,9 +85,10 @@ class GPartCheckpointIO(CheckpointIO):
             # Not a checkpoint but a module's bare state: what forked processes hand to their parent.
             bare = "state_dict" not in checkpoint
             checkpoint = {key: value for key, value in checkpoint.items() if not bare or key not in frozen}
-            for name in _states(checkpoint):
-                checkpoint[name] = {key: value for key, value in checkpoint[name].items() if key not in frozen}
             if not bare:
+                checkpoint = with_states(
+                    checkpoint, lambda state: {key: value for key, value in state.items() if key not in frozen}
+                )
                 state = checkpoint["state_dict"]
                 checkpoint[CHECKPOINT_KEY] = {
                     "module": self._path,
@@ -173,13 +175,14 @@ def filled(
     part.check(entry.get("manifest"), inside, source)
     check_digest(entry, state, source)
     live, frozen = module.state_dict(), _frozen(module, path, part)
+
     # The live module's order, as if nothing had been left out; what is unknown stays, for Lightning's strictness.
-    complete = {**checkpoint, "state_dict": state}
-    for name in _states(complete):
-        merged = {**frozen, **complete[name]}
+    def completed(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        merged = {**frozen, **found}
         ordered = {key: merged.pop(key) for key in live if key in merged}
-        complete[name] = {**ordered, **merged}
-    return complete
+        return {**ordered, **merged}
+
+    return with_states({**checkpoint, "state_dict": state}, completed)
 
 
 def _frozen(module: LightningModule, path: str, part: PartlyTrained) -> dict[str, Tensor]:
@@ -191,11 +194,6 @@ def _frozen(module: LightningModule, path: str, part: PartlyTrained) -> dict[str
     inside = module.get_submodule(path).state_dict(keep_vars=True)
     tensors = (inside[key] for key in part.frozen_keys() if key in inside)
     return entries_of(module.state_dict(keep_vars=True), tensors)
-
-
-def _states(checkpoint: dict[str, Any]) -> list[str]:
-    """Where a checkpoint holds the module's state; the second is where WeightAveraging keeps what it replaces."""
-    return [name for name in ("state_dict", "current_model_state") if name in checkpoint]
 
 
 class _Order:

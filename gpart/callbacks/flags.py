@@ -6,6 +6,8 @@ no checkpoint would hold it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import nn
 
 
@@ -33,3 +35,22 @@ class Flags:
             )
         if frozen:
             raise ValueError(f"{frozen[:3]}, which {method} trains, are frozen now: {advice}. Leave it out")
+
+
+def refuse_unfrozen(network: nn.Module, frozen: Collection[str]) -> None:
+    """Checks, when fit starts, that nothing in the network requires a gradient that no checkpoint would hold.
+
+    Flags alone cannot tell: a second fit, or one that adopts an adapter, finds them as someone has set them since.
+
+    Args:
+        network: the adapted module.
+        frozen: names of what is left out of checkpoints.
+
+    Raises:
+        ValueError: if so, with the names.
+    """
+    if found := [name for name, value in network.named_parameters() if value.requires_grad and name in frozen]:
+        raise ValueError(
+            f"{found[:3]} of {type(network).__name__} require a gradient, and no checkpoint would hold them: freeze them"
+            " again (requires_grad_(False)), or name their modules in modules_to_save"
+        )

@@ -219,7 +219,8 @@ class GPartCallback(MethodCallback):
         if group is None:
             return
         self._rate = float(group["lr"])  # before a schedule goes on
-        if self._learned:
+        # StochasticWeightAveraging ends with an epoch without backward passes, for the batch norms.
+        if self._learned or trainer.fit_loop._skip_backward:
             return
         self._learned = True
         if theta.grad is None:

@@ -14,26 +14,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
 from gpart import base
+from gpart.callbacks.averages import COPYING, check_copies, keep_frozen, refuse_empty_copies
 from gpart.callbacks.checkpoint import GPartCheckpointIO, PartlyTrained
-from gpart.callbacks.flags import Flags
+from gpart.callbacks.flags import Flags, refuse_unfrozen
 from gpart.callbacks.hyperparameters import loadable
 from gpart.callbacks.random_states import install_random_states
 from gpart.callbacks.refusals import check_callbacks, check_strategy
 from gpart.callbacks.sharded import prepare, shards
 from gpart.callbacks.table import print_table
 from gpart.targets import saved_parameters
-
-_COPYING = (WeightAveraging, StochasticWeightAveraging)
-"""Lightning's callbacks whose setup copies the model."""
 
 
 class MethodCallback(Callback):
@@ -87,6 +83,8 @@ class MethodCallback(Callback):
         except ValueError:
             if not is_overridden("setup", pl_module) and not is_overridden("configure_model", pl_module):
                 raise  # nothing more will be built
+            if stage == "fit":
+                refuse_empty_copies(self._callbacks(trainer), pl_module)
             self._defer(trainer, pl_module)
             return
         if sharding:
@@ -122,6 +120,8 @@ class MethodCallback(Callback):
                 f" nothing of that name. Apply {type(self).__name__} in the parent, before fit, by"
                 " gpart.attach(network, config) or this callback's apply(network)"
             )
+        refuse_unfrozen(network, self._part.frozen_keys())
+        check_copies(self._callbacks(trainer), pl_module)
         if not network.training:
             rank_zero_warn(
                 f"the adapted module ({type(network).__name__}) is in eval mode at the start of fit, so its dropout and"
@@ -145,26 +145,12 @@ class MethodCallback(Callback):
         if batch_idx == 0 and self._flags is not None:
             self._flags.check(type(self).__name__)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before an average takes the model's place."""
-        self._keep_frozen(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before an average takes the model's place."""
-        self._keep_frozen(trainer, pl_module)
-
-    @torch.no_grad()
     def _keep_frozen(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the frozen weights into averaged models: an average of equal numbers is rounded, and not the same."""
-        network = self._network
-        frozen = {id(value) for value in network.parameters() if not value.requires_grad} if network else set()
-        for callback in self._callbacks(trainer):
-            if isinstance(callback, WeightAveraging) and callback._average_model is not None:
-                # By name: where the network was built after the copy, the copy has none of it.
-                averaged = dict(callback._average_model.module.named_parameters())
-                for name, value in pl_module.named_parameters():
-                    if id(value) in frozen and name in averaged:
-                        averaged[name].copy_(value)
+        # Before an average takes the model's place, which Lightning's callbacks do in these hooks.
+        if self._network is not None:
+            keep_frozen(self._callbacks(trainer), pl_module, self._network)
+
+    on_train_epoch_start = on_validation_epoch_start = on_train_end = _keep_frozen
 
     def shard(self, trainer: Trainer) -> None:
         """What the method does when ``configure_model`` has sharded the network, where the strategy is one that shards.
@@ -251,7 +237,7 @@ class MethodCallback(Callback):
         """Puts this callback before those that copy the model; returns those whose setup has already done so."""
         callbacks = self._callbacks(trainer)
         before = callbacks[: callbacks.index(self)] if self in callbacks else []
-        copying: list[Callback] = [callback for callback in before if isinstance(callback, _COPYING)]
+        copying: list[Callback] = [callback for callback in before if isinstance(callback, COPYING)]
         if copying:
             # A new list: Lightning is iterating over the present one.
             trainer.callbacks = [self, *[callback for callback in callbacks if callback is not self]]  # type: ignore[attr-defined]
