@@ -12,6 +12,8 @@ import pytest
 
 import gpart.storage
 
+pytestmark = pytest.mark.slow  # not above a minute, but the default suite has ten, and damages files elsewhere too
+
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "faults" / "corruptions.py"
 
 

@@ -23,6 +23,8 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from gpart import GPartConfig, attach
 from gpart.callbacks import AtomicCheckpointIO, GPartCallback, LinearProbe, load_from_checkpoint
 
+pytestmark = pytest.mark.slow  # not above a minute, but the default suite has ten
+
 SETTINGS = {"d": 10, "target_modules": ["0"], "modules_to_save": ["2"]}
 
 

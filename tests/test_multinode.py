@@ -120,6 +120,7 @@ torch.save({"step": trainer.global_step, "theta": module.net.gpart.default.theta
 """
 
 
+@pytest.mark.slow
 def test_slurm_requeues_a_job_that_goes_on_by_itself(tmp_path: Path) -> None:
     """The signal that Slurm sends before the time limit; scontrol stands in for the cluster's."""
     tools = tmp_path / "bin"
