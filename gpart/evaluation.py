@@ -67,8 +67,7 @@ class Evaluation:
             return known
         mode = self.mode(theta, base)
         self.recomputation.wanted = mode == "recomputed"  # from the next layer on
-        evaluated = self.kept.open and not self.sharded and not dropped and not torch.is_grad_enabled()
-        if mode == "kept" or evaluated:
+        if mode == "kept" or (self.kept.open and not self.sharded and not dropped and not torch.is_grad_enabled()):
             return self.scope.put(weight.name, sources, self._kept(weight, base, theta, seed, mode))
         parts = self._masked(weight, base, seed, mode)
         scaled = self.scaled(theta, base.device)

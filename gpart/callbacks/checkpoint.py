@@ -82,13 +82,14 @@ class GPartCheckpointIO(CheckpointIO):
         """
         if self._part is not None and self._module is not None:
             frozen = self.frozen_keys()
-            # Not a checkpoint but a module's bare state: what forked processes hand to their parent.
-            bare = "state_dict" not in checkpoint
-            checkpoint = {key: value for key, value in checkpoint.items() if not bare or key not in frozen}
-            if not bare:
-                checkpoint = with_states(
-                    checkpoint, lambda state: {key: value for key, value in state.items() if key not in frozen}
-                )
+
+            def kept(state: Mapping[str, Any]) -> dict[str, Any]:
+                return {key: value for key, value in state.items() if key not in frozen}
+
+            if "state_dict" not in checkpoint:  # a module's bare state, which forked processes hand to their parent
+                checkpoint = kept(checkpoint)
+            else:
+                checkpoint = with_states(checkpoint, kept)
                 state = checkpoint["state_dict"]
                 checkpoint[CHECKPOINT_KEY] = {
                     "module": self._path,

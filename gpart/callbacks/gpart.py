@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
@@ -151,8 +152,8 @@ class GPartCallback(MethodCallback):
 
     def shard(self, trainer: Trainer) -> None:
         """Theta stays whole on every rank."""
-        if self._sharding:
-            after_sharding(self.adapter, trainer.strategy)
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            after_sharding(self.adapter, trainer.strategy.device_mesh["data_parallel"])
 
     def _applied_to(self, pl_module: LightningModule) -> tuple[str, nn.Module] | None:
         """Also where an adapter of this name was attached before the trainer came."""
@@ -238,11 +239,9 @@ class GPartCallback(MethodCallback):
         Raises:
             ValueError: if it is not.
         """
-        group = group_of(self.adapter.theta, trainer.optimizers)
-        if group is None:
-            return
         self._finite.look(self.adapter.values, trainer.global_step, self._rate)
-        if not trainer.loggers:
+        group = group_of(self.adapter.theta, trainer.optimizers) if trainer.loggers else None
+        if group is None:
             return
         prefix = "gpart" if self.name == "default" else f"gpart/{self.name}"
         norm = self.adapter.values.detach().norm()

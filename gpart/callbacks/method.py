@@ -193,11 +193,11 @@ class MethodCallback(Callback):
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path, network = self._applied_to(pl_module) or find_network(pl_module, self.module)
-        before = set(network.state_dict())
+        before = {name for name, _ in network.named_parameters()}
         self._part = self.apply(network)
-        self._added |= set(network.state_dict()) - before
         self._network, self._flags = network, Flags(network)
         self._known = {name for name, _ in network.named_parameters()}
+        self._added |= self._known - before
         install_checkpoint_io(trainer).connect(pl_module, path, self._part)
 
     def _applied_to(self, pl_module: LightningModule) -> tuple[str, nn.Module] | None:

@@ -33,7 +33,7 @@ class RandomStates(Callback):
     for bit on CPU, as the uninterrupted run, if its loader is resumable (``StatefulDataLoader``; those of
     :mod:`gpart.datamodules` are). Not promised for data sets that draw random numbers in the training process.
 
-    Twelve kilobytes a rank. On another number of ranks the states are left out, with a warning.
+    Ten kilobytes a rank. On another number of ranks the states are left out, with a warning.
     """
 
     def __init__(self) -> None:

@@ -92,7 +92,7 @@ def before_sharding(adapter: GPartAdapter) -> None:
     replicate(adapter.model.get_submodule(CONTAINER))
 
 
-def after_sharding(adapter: GPartAdapter, strategy: Strategy) -> None:
+def after_sharding(adapter: GPartAdapter, mesh: DeviceMesh) -> None:
     """Makes theta a replicated DTensor whose gradient is averaged over the ranks; once.
 
     Raises:
@@ -101,14 +101,12 @@ def after_sharding(adapter: GPartAdapter, strategy: Strategy) -> None:
     reshard(adapter.model)
     if adapter._fingerprint is None and not any(value.is_meta for value in adapter.base_parameters().values()):
         adapter.remember_base()
-    holder = adapter.model.get_submodule(f"{CONTAINER}.{adapter.name}")
-    if not isinstance(holder, Theta) or not isinstance(strategy, ModelParallelStrategy):
-        raise TypeError(f"{type(holder).__name__} under {type(strategy).__name__}")
+    holder = adapter._holder()
     if isinstance(holder.plain, _Replicated):
         return
     if isinstance(holder.theta, DTensor):
         raise ValueError("fully_shard has sharded theta too: give it ignored_params={adapter.theta}")
-    replicated = _Replicated(holder, strategy.device_mesh["data_parallel"])
+    replicated = _Replicated(holder, mesh)
     holder.theta = nn.Parameter(replicated.wrapped(holder.theta.detach()), requires_grad=holder.theta.requires_grad)
     holder.plain = replicated
 
@@ -145,16 +143,10 @@ class _Replicated:
         self._leaf: Tensor | None = None
 
     def __call__(self, theta: nn.Parameter) -> Tensor:
-        local = theta.to_local() if isinstance(theta, DTensor) else theta
+        local = theta._local_tensor if isinstance(theta, DTensor) else theta  # to_local() would add to the graph
         leaf = self._leaf
-        if (
-            leaf is None
-            or leaf.data_ptr() != local.data_ptr()
-            or leaf.dtype != local.dtype
-            or leaf.device != local.device
-        ):
+        if leaf is None or _place(leaf) != _place(local):
             with torch.inference_mode(mode=False):
-                local = theta._local_tensor if isinstance(theta, DTensor) else theta
                 leaf = self._leaf = local.detach().requires_grad_(theta.requires_grad)
                 leaf.register_post_accumulate_grad_hook(self._average)  # type: ignore[no-untyped-call]  # torch's
         return leaf
@@ -171,6 +163,10 @@ class _Replicated:
         average = self.wrapped(grad.div_(self._mesh.size()))
         theta = self._holder.theta
         theta.grad = average if theta.grad is None else theta.grad + average
+
+
+def _place(value: Tensor) -> tuple[int, torch.dtype, torch.device]:
+    return value.data_ptr(), value.dtype, value.device
 
 
 class _OneFile(ModelParallelStrategy):
