@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -311,6 +314,35 @@ def lit_frozen_kept(same_bits: Any) -> Callable[[torch.nn.Module, dict[str, torc
         assert [name for name in frozen if not same_bits(now[name], before[name])] == []
 
     return check
+
+
+@pytest.fixture(scope="session")
+def torchrun() -> Callable[..., None]:
+    """Runs a script in several processes that torchrun starts, one thread each; what they printed is the error's text."""
+
+    def run(script: str, ranks: int, *words: str, timeout: float = 200) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={ranks}",
+            script,
+            *words,
+        ]
+        # Nor the seed that an earlier test has left for Lightning's ranks.
+        own = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "PL_"))}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                              env={**own, "OMP_NUM_THREADS": "1"}, start_new_session=True) as process:  # fmt: skip
+            try:
+                printed, _ = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGTERM)  # torchrun ends its children, who have sessions of their own
+                raise
+        if process.returncode:
+            raise AssertionError(printed[-4000:])
+
+    return run
 
 
 # Language understanding: GLUE in the hub's layout and an encoder, both tiny. Hugging Face is imported where it is used.

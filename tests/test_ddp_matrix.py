@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -155,30 +153,6 @@ def main(out: Path) -> None:
     (out / f"{ranks}-{rank}.json").write_text(json.dumps(found))
 
 
-def launch(out: Path, ranks: int) -> list[dict[str, Any]]:
-    """What each process found, by row."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={ranks}",
-        __file__,
-        str(out),
-    ]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          env={**environment, "OMP_NUM_THREADS": "1"}) as process:  # fmt: skip
-        try:
-            printed, _ = process.communicate(timeout=200)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)  # torchrun ends its children, who have sessions of their own
-            raise
-    if process.returncode:
-        raise AssertionError(printed[-3000:])
-    return [json.loads((out / f"{ranks}-{rank}.json").read_text()) for rank in range(ranks)]
-
-
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("matrix")
@@ -193,8 +167,10 @@ def alone(out: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
-def processes(request: pytest.FixtureRequest, out: Path) -> list[dict[str, Any]]:
-    return launch(out, request.param)
+def processes(request: pytest.FixtureRequest, out: Path, torchrun: Any) -> list[dict[str, Any]]:
+    """What each process found, by row."""
+    torchrun(__file__, request.param, str(out))
+    return [json.loads((out / f"{request.param}-{rank}.json").read_text()) for rank in range(request.param)]
 
 
 @pytest.mark.parametrize("name", MATRIX)

@@ -9,8 +9,6 @@ import hashlib
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -209,18 +207,8 @@ def one(out: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def two(out: Path, one: dict[str, Any]) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, str(out)]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          env={**environment, "OMP_NUM_THREADS": "1"}) as process:  # fmt: skip
-        try:
-            printed, _ = process.communicate(timeout=200)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)  # torchrun ends its children, who have sessions of their own
-            raise
-    if process.returncode:
-        raise AssertionError(printed[-4000:])
+def two(out: Path, one: dict[str, Any], torchrun: Any) -> list[dict[str, Any]]:
+    torchrun(__file__, 2, str(out))
     return [json.loads((out / f"2-{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -210,23 +208,19 @@ def test_it_stands_once_behind_the_others_and_before_what_saves(lit_class: Any, 
     assert [callback for callback in trainer.callbacks if isinstance(callback, RandomStates)] == [own]
 
 
-def launch(out: Path, *words: str) -> list[Any]:
-    """What each of two processes found."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, str(out)]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-    with subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          env={**environment, "OMP_NUM_THREADS": "1"}, start_new_session=True) as process:  # fmt: skip
-        try:
-            printed, _ = process.communicate(timeout=120)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)  # torchrun ends its children, who have sessions of their own
-            raise
-    assert process.returncode == 0, printed[-3000:]
-    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
+@pytest.fixture(scope="module")
+def launch(torchrun: Any) -> Any:
+    """Runs this file in two processes; what each of them found."""
+
+    def run(out: Path, *words: str) -> list[Any]:
+        torchrun(__file__, 2, str(out), *words, timeout=120)
+        return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def two_processes(tmp_path_factory: pytest.TempPathFactory, launch: Any) -> list[dict[str, Any]]:
     return launch(tmp_path_factory.mktemp("resume"))
 
 
@@ -244,7 +238,7 @@ def test_two_processes(name: str, two_processes: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_of_two_workers(tmp_path: Path) -> None:
+def test_two_processes_of_two_workers(tmp_path: Path, launch: Any) -> None:
     whole = launch(tmp_path, "workers")
     for step in (2, 4):  # an epoch's middle, and its last step
         resumed = launch(tmp_path, "workers", str(tmp_path / f"step={step}.ckpt"))
