@@ -136,7 +136,7 @@ def main(out: Path) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("fork")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "PL_"))}
     with subprocess.Popen([sys.executable, __file__, str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                           env={**environment, "OMP_NUM_THREADS": "1"}, start_new_session=True) as process:  # fmt: skip
         try:
