@@ -100,7 +100,7 @@ class GPartAdapter:
         self._evaluation = Evaluation(plan, config.d, config.seed, config.dropout, config.isometric, memory)
         self._snapshot = Snapshot(model, plan)
         self._disabled = False
-        self._fingerprint: str | None = None
+        self._samples: dict[str, base.Sample] = {}  # of W0, where it is not whole later
         self._bases: dict[str, Tensor] | None = None  # W0 of every weight while merged
 
     @property
@@ -249,7 +249,7 @@ class GPartAdapter:
             The model.
 
         Raises:
-            ValueError: if it was taken off already.
+            ValueError: if it was taken off already, or a layer has been wrapped since (FSDP 1).
         """
         self.unmerge()
         self._remove()
@@ -275,13 +275,26 @@ class GPartAdapter:
 
     def base_fingerprint(self) -> str:
         """The fingerprint of the frozen parameters, as :func:`gpart.base.fingerprint`; of sharded ones from memory."""
-        if self.sharded and self._fingerprint is not None:
-            return self._fingerprint
-        return base.fingerprint(self.base_parameters())
+        return base.fingerprint(self._samples if self.sharded and self._samples else self.base_parameters())
+
+    def base_samples(self) -> dict[str, Tensor | base.Sample]:
+        """Every frozen parameter, or what is remembered of it where this process has only a flat part."""
+        values = self.base_parameters()
+        return {
+            name: value
+            if name not in self._samples or self._samples[name].shape == value.shape
+            else self._samples[name]
+            for name, value in values.items()
+        }
+
+    @property
+    def remembers_base(self) -> bool:
+        """Whether :meth:`remember_base` was called."""
+        return bool(self._samples)
 
     def remember_base(self) -> None:
-        """Takes the fingerprint, for the time when not every process that asks has all ranks to gather it from."""
-        self._fingerprint = base.fingerprint(self.base_parameters())
+        """Takes what the fingerprint needs, for the time when not every process that asks can gather it."""
+        self._samples = {name: base.sample(name, value) for name, value in self.base_parameters().items()}
 
     def saved_parameters(self) -> dict[str, Tensor]:
         """The parameters of ``modules_to_save`` by name."""
@@ -301,6 +314,11 @@ class GPartAdapter:
         self._holder()  # raises where it was taken off already
         for weight in self.plan.weights:
             for path, attribute in weight.owners:
+                if base.unwrapped(layer := self.model.get_submodule(path)) is not layer:
+                    raise ValueError(
+                        f"{path} is wrapped by {type(layer).__name__}, and cannot be restored: load the adapter's file"
+                        " into a model of its own"
+                    )
                 others = set(_parametrized(self.model.get_submodule(path))) - self._adapted(path)
                 if others:
                     raise ValueError(f"{path}.{attribute} cannot be restored: {sorted(others)} are parametrized too")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,44 @@ from torch.nn.utils import parametrize
 
 _SAMPLES = 4096
 
+_WRAPPERS = frozenset({"_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""What torch's FSDP 1 and activation checkpointing put into the paths of the modules that they wrap."""
+
 
 def split(name: str) -> tuple[str, str]:
     """``"a.b.weight"`` as (module path, attribute): ``("a.b", "weight")``; ``("", "weight")`` for the root's own."""
     path, _, attribute = name.rpartition(".")
     return path, attribute
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter, buffer or module as if torch had not wrapped the modules on its path.
+
+    >>> plain_name("net._fsdp_wrapped_module.0.weight"), plain_name("net._fsdp_wrapped_module")
+    ('net.0.weight', 'net')
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside torch's wrappers; any other as it is.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> unwrapped(layer) is layer
+    True
+    """
+    inside = next((module._modules[name] for name in _WRAPPERS if name in module._modules), None)
+    return module if inside is None else unwrapped(inside)
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """``model.named_parameters()`` by :func:`plain_name`."""
+    return {plain_name(name): value for name, value in model.named_parameters()}
+
+
+def named_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """``model.named_buffers()`` by :func:`plain_name`."""
+    return {plain_name(name): value for name, value in model.named_buffers()}
 
 
 def parameter(model: nn.Module, name: str) -> Tensor:
@@ -75,14 +109,41 @@ def entries_of(state: Mapping[str, Tensor], tensors: Iterable[Tensor]) -> dict[s
     return {key: value for key, value in state.items() if id(value) in same}
 
 
-def fingerprint(parameters: Mapping[str, Tensor]) -> str:
+@dataclass(frozen=True)
+class Sample:
+    """What the fingerprint needs of a parameter, for the time when the parameter is not whole.
+
+    Attributes:
+        shape: of the whole parameter.
+        values: at most 4,096 of its numbers, at fixed positions, in its dtype.
+    """
+
+    shape: torch.Size
+    values: Tensor
+
+
+@torch.no_grad()
+def sample(name: str, parameter: Tensor) -> Sample:
+    """A parameter's :class:`Sample`; of a sharded one by all ranks at once.
+
+    Raises:
+        ValueError: if it is on the meta device and so has no values yet.
+    """
+    if parameter.is_meta:
+        raise ValueError(f"{name} is on the meta device: its values are needed to recognise the base model")
+    flat = whole(dense(parameter.detach())).reshape(-1)
+    at = torch.arange(_SAMPLES, device=flat.device) * flat.numel() // _SAMPLES
+    return Sample(parameter.shape, (flat[at] if flat.numel() > _SAMPLES else flat).cpu().clone())
+
+
+def fingerprint(parameters: Mapping[str, Tensor | Sample]) -> str:
     """SHA-256 over names, shapes and at most 4,096 fixed positions of each tensor, rounded to bfloat16; 64 hex digits.
 
     A float32 base and its bfloat16 copy agree. Positions are evenly spaced, ``i * numel // 4096``. A float16 copy may
     differ, since it was rounded twice: see :func:`is_base`.
 
     Args:
-        parameters: the frozen parameters by name; their order does not matter.
+        parameters: the frozen parameters by name, or samples of them; their order does not matter.
 
     Raises:
         ValueError: if one is on the meta device and so has no values yet.
@@ -97,7 +158,7 @@ def fingerprint(parameters: Mapping[str, Tensor]) -> str:
     return _digest(parameters)
 
 
-def is_base(parameters: Mapping[str, Tensor], expected: object) -> bool:
+def is_base(parameters: Mapping[str, Tensor | Sample], expected: object) -> bool:
     """Whether a base, or its float16 copy, has this fingerprint: what 16-true has trained on is read before it converts.
 
     Args:
@@ -116,22 +177,15 @@ def is_base(parameters: Mapping[str, Tensor], expected: object) -> bool:
     return fingerprint(parameters) == expected or _digest(parameters, torch.float16) == expected
 
 
-def _digest(parameters: Mapping[str, Tensor], through: torch.dtype | None = None) -> str:
+def _digest(parameters: Mapping[str, Tensor | Sample], through: torch.dtype | None = None) -> str:
     """The fingerprint of the parameters, or of their copy in another dtype."""
     digest = hashlib.sha256()
-    with torch.no_grad():
-        for name in sorted(parameters):
-            tensor = parameters[name]
-            if tensor.is_meta:
-                raise ValueError(f"{name} is on the meta device: its values are needed to recognise the base model")
-            digest.update(f"{name}{list(tensor.shape)}\n".encode())
-            flat = whole(dense(tensor.detach())).reshape(-1)
-            if flat.numel() > _SAMPLES:
-                at = torch.arange(_SAMPLES, device=flat.device) * flat.numel() // _SAMPLES
-                flat = flat[at]
-            if through is not None:
-                flat = flat.to(through)
-            digest.update(flat.to(torch.bfloat16).contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    for name in sorted(parameters):
+        value = parameters[name]
+        taken = value if isinstance(value, Sample) else sample(name, value)
+        digest.update(f"{name}{list(taken.shape)}\n".encode())
+        flat = taken.values if through is None else taken.values.to(through)
+        digest.update(flat.to(torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

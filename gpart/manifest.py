@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import safetensors
@@ -101,7 +102,11 @@ def check_model(model: nn.Module, manifest: dict[str, Any], source: str, check_b
 
 
 def check_same(
-    made: Plan, frozen: dict[str, torch.Tensor], manifest: dict[str, Any], source: str, check_base: bool = True
+    made: Plan,
+    frozen: Mapping[str, torch.Tensor | base.Sample],
+    manifest: dict[str, Any],
+    source: str,
+    check_base: bool = True,
 ) -> None:
     """Checks a plan and a base against a manifest: weights, shapes, order, D, fingerprint.
 

@@ -19,9 +19,9 @@ class Snapshot:
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
         self.hooks: list[RemovableHandle] = []
-        self._requires_grad = {name: value.requires_grad for name, value in model.named_parameters()}
+        self._requires_grad = {name: value.requires_grad for name, value in base.named_parameters(model).items()}
         self._saved = {name: base.parameter(model, name).detach().clone() for name in plan.saved}
-        self._buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
+        self._buffers = {name: value.detach().clone() for name, value in base.named_buffers(model).items()}
         paths = {path for weight in plan.weights for path, _ in weight.owners}
         self._order = {path: list(model.get_submodule(path)._parameters) for path in paths}
 
@@ -30,7 +30,7 @@ class Snapshot:
         persistent = model.state_dict(keep_vars=True)
         return {
             name: value
-            for name, value in model.named_buffers()
+            for name, value in base.named_buffers(model).items()
             if name in persistent and not _same(value, self._buffers.get(name))
         }
 
@@ -54,7 +54,7 @@ class Snapshot:
             parameter = base.parameter(model, name)
             parameter.copy_(value)
             parameter.grad = None
-        buffers = dict(model.named_buffers())
+        buffers = base.named_buffers(model)
         for name, value in self._buffers.items():
             buffers[name].copy_(value)
 

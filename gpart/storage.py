@@ -122,7 +122,7 @@ def check_attached(adapter: GPartAdapter, described: Any, source: str, check_bas
         raise ValueError(f"{source} holds adapter {described['name']!r}, the model carries {adapter.name!r}")
     if different := config.differences(adapter.config):
         raise ValueError(f"{source} and the attached adapter have different settings: {'; '.join(different)}")
-    check_same(adapter.plan, adapter.base_parameters(), described, source, check_base)
+    check_same(adapter.plan, adapter.base_samples(), described, source, check_base)
 
 
 def check_tensors(
@@ -135,7 +135,7 @@ def check_tensors(
     """
     theta = f"{CONTAINER}.{name}.theta"
     shapes = {theta: (config.d,), **{saved: tuple(base.parameter(model, saved).shape) for saved in made.saved}}
-    buffers = {buffer: tuple(value.shape) for buffer, value in model.named_buffers()}
+    buffers = {buffer: tuple(value.shape) for buffer, value in base.named_buffers(model).items()}
     missing = sorted(set(shapes) - set(tensors))
     surplus = sorted(set(tensors) - set(shapes) - set(buffers))
     if missing or surplus:
@@ -148,7 +148,7 @@ def check_tensors(
             raise ValueError(f"{source}: {key} has shape {list(value.shape)}, this model needs {list(shapes[key])}")
     if not tensors[theta].is_floating_point():
         raise ValueError(f"{source}: {theta} holds {tensors[theta].dtype}, not floating-point numbers")
-    live = {**dict(model.named_buffers()), **{saved: base.parameter(model, saved) for saved in made.saved}}
+    live = {**base.named_buffers(model), **{saved: base.parameter(model, saved) for saved in made.saved}}
     for key, value in tensors.items():
         if key in live and _kind(value) != _kind(live[key]):
             raise ValueError(f"{source}: {key} holds {value.dtype}, this model needs {live[key].dtype}")
@@ -160,7 +160,7 @@ def check_tensors(
 @torch.no_grad()
 def fill(adapter: GPartAdapter, tensors: Mapping[str, Tensor]) -> None:
     """Copies checked values into theta, the saved modules and the buffers."""
-    buffers = dict(adapter.model.named_buffers())
+    buffers = base.named_buffers(adapter.model)
     saved = adapter.saved_parameters()
     was_merged = adapter.merged
     adapter.unmerge()

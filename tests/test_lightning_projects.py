@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
@@ -164,13 +164,18 @@ def test_networks_are_built_once_wherever_and_adapted_once(where: str) -> None:
 
 @pytest.mark.parametrize(
     "strategy",
-    [DDPStrategy(start_method="spawn"), FSDPStrategy(), ModelParallelStrategy()],
+    [
+        DDPStrategy(start_method="spawn"),
+        FSDPStrategy(use_orig_params=False),
+        ModelParallelStrategy(),
+        DeepSpeedStrategy.__new__(DeepSpeedStrategy),  # its constructor asks for the library
+    ],
     ids=lambda s: type(s).__name__,
 )
 def test_strategies_that_would_lose_theta_are_refused(strategy: Strategy) -> None:
     # Not a Trainer: with FSDP its constructor asks for a GPU.
     module = Late("init")
-    with pytest.raises(ValueError, match=r"is not supported|tensor_parallel_size=auto"):
+    with pytest.raises(ValueError, match=r"is not supported.*ddp|tensor_parallel_size=auto|use_orig_params=False"):
         one().setup(SimpleNamespace(strategy=strategy, callbacks=[]), module, "fit")
     assert not get_adapters(module.net)
 

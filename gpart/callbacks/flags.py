@@ -10,13 +10,15 @@ from collections.abc import Collection
 
 from torch import nn
 
+from gpart import base
+
 
 class Flags:
     """The requires_grad of a network's parameters as the method has set them."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
-        self._trained = {name: value.requires_grad for name, value in network.named_parameters()}
+        self._trained = {name: value.requires_grad for name, value in base.named_parameters(network).items()}
 
     def check(self, method: str) -> None:
         """Compares them with what they are now.
@@ -24,7 +26,7 @@ class Flags:
         Raises:
             ValueError: if something has frozen or unfrozen a parameter since, with the names and what to do.
         """
-        now = {name: value.requires_grad for name, value in self._network.named_parameters()}
+        now = {name: value.requires_grad for name, value in base.named_parameters(self._network).items()}
         unfrozen = [name for name, trained in self._trained.items() if not trained and now.get(name)]
         frozen = [name for name, trained in self._trained.items() if trained and now.get(name) is False]
         advice = "a callback such as BackboneFinetuning, or the module's own code, has set requires_grad"
@@ -49,7 +51,9 @@ def refuse_unfrozen(network: nn.Module, frozen: Collection[str]) -> None:
     Raises:
         ValueError: if so, with the names.
     """
-    if found := [name for name, value in network.named_parameters() if value.requires_grad and name in frozen]:
+    if found := [
+        name for name, value in base.named_parameters(network).items() if value.requires_grad and name in frozen
+    ]:
         raise ValueError(
             f"{found[:3]} of {type(network).__name__} require a gradient, and no checkpoint would hold them: freeze them"
             " again (requires_grad_(False)), or name their modules in modules_to_save"

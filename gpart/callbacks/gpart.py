@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
@@ -19,7 +18,14 @@ from gpart.callbacks.checkpoint import PartlyTrained
 from gpart.callbacks.finite import FiniteTheta
 from gpart.callbacks.method import MethodCallback, group_of
 from gpart.callbacks.parts import AdapterPart
-from gpart.callbacks.sharded import after_sharding, before_sharding, check_reduced, refuse_sharded, shards
+from gpart.callbacks.sharded import (
+    after_sharding,
+    before_sharding,
+    check_reduced,
+    refuse_sharded,
+    remember_base,
+    shards,
+)
 from gpart.config import GPartConfig
 from gpart.memory import Memory
 from gpart.storage import load_adapter, save_adapter
@@ -152,8 +158,7 @@ class GPartCallback(MethodCallback):
 
     def shard(self, trainer: Trainer) -> None:
         """Theta stays whole on every rank."""
-        if isinstance(trainer.strategy, ModelParallelStrategy):
-            after_sharding(self.adapter, trainer.strategy.device_mesh["data_parallel"])
+        after_sharding(self.adapter, trainer.strategy)
 
     def _applied_to(self, pl_module: LightningModule) -> tuple[str, nn.Module] | None:
         """Also where an adapter of this name was attached before the trainer came."""
@@ -161,7 +166,7 @@ class GPartCallback(MethodCallback):
             return None
         for path, module in pl_module.named_modules():
             if self.name in get_adapters(module):
-                return path, module
+                return base.plain_name(path), module
         return super()._applied_to(pl_module)
 
     def _load(self, network: nn.Module, folder: str) -> GPartAdapter:
@@ -182,8 +187,7 @@ class GPartCallback(MethodCallback):
         """
         super().on_fit_start(trainer, pl_module)
         self._learned, self._finite = False, FiniteTheta()
-        if self._sharding:
-            check_reduced(pl_module, trainer.world_size)
+        check_reduced(trainer.strategy, pl_module)
         if self.adapter.merged:
             raise ValueError(f"adapter {self.name!r} is merged: unmerge() before fit, theta has no gradient")
         if group_of(self.adapter.theta, trainer.optimizers) is None:
@@ -196,8 +200,7 @@ class GPartCallback(MethodCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Where the base is sharded, takes its fingerprint together with all ranks: one alone writes checkpoints."""
-        if self._sharding:
-            self.adapter.remember_base()
+        remember_base(self.adapter, trainer.strategy)
 
     def summary(self, trainer: Trainer) -> dict[str, str]:
         """Adapted weights, D, d."""
@@ -296,7 +299,7 @@ class GPartCallback(MethodCallback):
             update = length / math.sqrt(adapter.size)
             for weight in adapter.plan.weights:
                 stored = base.parameter(adapter.model, weight.name)
-                if stored.dtype not in (torch.bfloat16, torch.float16):
+                if stored.dtype not in (torch.bfloat16, torch.float16) or not stored.numel():  # FSDP 1's empty shards
                     continue
                 rms = float(base.whole(base.dense(stored)).float().square().mean().sqrt())
                 spacing = torch.finfo(stored.dtype).eps * 2.0 ** math.floor(math.log2(rms)) if rms else 0.0

@@ -53,6 +53,7 @@ class MethodCallback(Callback):
         self._part: PartlyTrained | None = None
         self._network: nn.Module | None = None
         self._known: set[str] = set()
+        self._frozen = 0
         self._added: set[str] = set()
         self._flags: Flags | None = None
 
@@ -71,8 +72,8 @@ class MethodCallback(Callback):
             ValueError: if the strategy, or another callback, would lose what is trained.
         """
         check_strategy(trainer)
+        check_callbacks(self._callbacks(trainer), type(self).__name__, trainer.strategy)
         sharding = prepare(trainer.strategy)
-        check_callbacks(self._callbacks(trainer), type(self).__name__)
         methods = [type(one).__name__ for one in self._callbacks(trainer) if isinstance(one, MethodCallback)]
         if len(methods) > 1:
             raise ValueError(f"a trainer takes one method at a time, got {methods}")
@@ -107,7 +108,7 @@ class MethodCallback(Callback):
         network = self._network
         if network is None or self._part is None:
             raise ValueError(f"{type(self).__name__} was not applied: {type(pl_module).__name__} built no network")
-        late = [name for name, _ in network.named_parameters() if name not in self._known]
+        late = [name for name in base.named_parameters(network) if name not in self._known]
         if late:
             raise ValueError(
                 f"{late[:5]} were built after {type(self).__name__} was applied; build the network in __init__ or"
@@ -134,7 +135,7 @@ class MethodCallback(Callback):
                 if owner is not None:
                     loadable(dict(owner.hparams), f"checkpoint['{owner.CHECKPOINT_HYPER_PARAMS_KEY}']")
         if trainer.is_global_zero:
-            print_table(type(self).__name__, self.summary(trainer), network, trainer.optimizers)
+            print_table(type(self).__name__, self.summary(trainer), network, self._frozen, trainer.optimizers)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Checks, before each epoch's first step, that what is frozen is still frozen.
@@ -159,7 +160,10 @@ class MethodCallback(Callback):
             ValueError: if the method cannot be sharded.
         """
         if shards(trainer.strategy):
-            raise ValueError(f"{type(self).__name__} under ModelParallelStrategy is not supported: use strategy 'ddp'")
+            raise ValueError(
+                f"{type(self).__name__} under {type(trainer.strategy).__name__.removeprefix('OneFile')} is not supported:"
+                " use strategy 'ddp'"
+            )
 
     def summary(self, trainer: Trainer) -> dict[str, str]:
         """The method's own rows of the table."""
@@ -193,10 +197,12 @@ class MethodCallback(Callback):
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path, network = self._applied_to(pl_module) or find_network(pl_module, self.module)
-        before = {name for name, _ in network.named_parameters()}
+        before = set(base.named_parameters(network))
         self._part = self.apply(network)
+        if self._network is not network:  # FSDP 1 may leave a part of it here
+            self._frozen = sum(value.numel() for value in network.parameters() if not value.requires_grad)
         self._network, self._flags = network, Flags(network)
-        self._known = {name for name, _ in network.named_parameters()}
+        self._known = set(base.named_parameters(network))
         self._added |= self._known - before
         install_checkpoint_io(trainer).connect(pl_module, path, self._part)
 
@@ -204,7 +210,7 @@ class MethodCallback(Callback):
         """Where this method is applied already: a child that was built since does not change the choice."""
         if self._network is None or self.module is not None:
             return None
-        found = [path for path, module in pl_module.named_modules() if module is self._network]
+        found = [base.plain_name(path) for path, module in pl_module.named_modules() if module is self._network]
         return (found[0], self._network) if found else None
 
     def _defer(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -256,14 +262,16 @@ def find_network(pl_module: LightningModule, path: str | None) -> tuple[str, nn.
     """
     if path is None:
         children = [
-            (name, child) for name, child in pl_module.named_children() if any(True for _ in child.parameters())
+            (name, base.unwrapped(child))
+            for name, child in pl_module.named_children()
+            if any(True for _ in child.parameters())
         ]
         # A child that is a layer itself is no network: its own name would have to be left out of the patterns.
         network = len(children) == 1 and any(True for _ in children[0][1].children())
         whole = not network or any(True for _ in pl_module.parameters(recurse=False))
         return ("", pl_module) if whole else children[0]
     try:
-        return path, pl_module.get_submodule(path)
+        return path, base.unwrapped(pl_module.get_submodule(path))
     except AttributeError:
         names = [name for name, _ in pl_module.named_children()]
         raise ValueError(f"module={path!r} is no submodule of {type(pl_module).__name__}, which has {names}") from None

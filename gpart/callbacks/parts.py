@@ -40,7 +40,7 @@ class AdapterPart:
         adapter = self.adapter
         check_attached(adapter, manifest, source, self.check_base)
         _check_keys(adapter.model, self.frozen_keys(), state, source)
-        primary = {adapter.theta_name, *adapter.plan.saved, *dict(adapter.model.named_buffers())}
+        primary = {adapter.theta_name, *adapter.plan.saved, *base.named_buffers(adapter.model)}
         tensors = {key: value for key, value in state.items() if key in primary}
         check_tensors(adapter.model, adapter.plan, adapter.config, adapter.name, tensors, source)
 

@@ -9,7 +9,12 @@ from collections.abc import Iterable
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelPruning
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+
+from gpart.callbacks.averages import COPYING
+
+SHARDING = (ModelParallelStrategy, FSDPStrategy)
+"""Strategies under which the base lies in parts on the ranks."""
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -25,19 +30,25 @@ def check_strategy(trainer: Trainer) -> None:
             " what was trained without strictness, would go on without it; use strategy 'ddp', or 'ddp_fork' or"
             " 'ddp_notebook' with an adapter that is attached before fit"
         )
-    if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy)):
+    if isinstance(strategy, DeepSpeedStrategy):
         raise ValueError(
             f"{type(strategy).__name__} is not supported: it shards theta and saves past the checkpoint plugin; use"
-            " ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1) with fully_shard (FSDP2), or 'ddp'"
+            " ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1) with fully_shard (FSDP2), 'fsdp', or 'ddp'"
         )
 
 
-def check_callbacks(callbacks: Iterable[Callback], method: str) -> None:
+def check_callbacks(callbacks: Iterable[Callback], method: str, strategy: Strategy) -> None:
     """Refuses the callbacks that put other parameters in the place of those that are adapted and saved.
 
     Raises:
-        ValueError: for ModelPruning.
+        ValueError: for ModelPruning, and under strategies that shard for the callbacks that average a copy.
     """
+    callbacks = list(callbacks)
+    if isinstance(strategy, SHARDING) and (copying := [one for one in callbacks if isinstance(one, COPYING)]):
+        raise ValueError(
+            f"{type(copying[0]).__name__} is not supported under {type(strategy).__name__}: its copy of the module is made"
+            " before the base is sharded, and has other shapes. Use strategy 'ddp'"
+        )
     if any(isinstance(callback, ModelPruning) for callback in callbacks):
         raise ValueError(
             f"ModelPruning is not supported beside {method}: it puts other parameters in the place of those that are"

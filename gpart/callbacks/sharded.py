@@ -1,64 +1,39 @@
-"""FSDP2 (``ModelParallelStrategy`` and ``fully_shard``): the base sharded, theta whole on every rank, one file for all.
+"""Strategies that shard the base: FSDP2 (``ModelParallelStrategy``) and FSDP 1 (``FSDPStrategy``), what both need.
 
-Invariants: theta is the same on every rank at every step, since its gradient is averaged over them; a checkpoint is the
-one file that a single process would have written, put together by all ranks, so that it loads on any number of them.
-
-The adapter is attached before ``fully_shard`` sees the network (afterwards torch would look for the weights where they no
-longer are). Theta is then kept out of the sharding, and made a replicated DTensor, because torch's clipping and optimizers
-refuse lists that mix DTensors and plain tensors. The layers compute with its local tensor.
+Invariants: theta is whole and the same on every rank at every step; the base's fingerprint is taken before its weights are
+in parts, or by all ranks together; no adapted weight is kept longer than its layer runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 
-import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
-from torch import Tensor, nn
-from torch.distributed._composable.contract import contract
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
-from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
-
-from gpart import base
 from gpart.adapter import GPartAdapter
-from gpart.callbacks.checkpoint import GPartCheckpointIO
-from gpart.layers import CONTAINER, Theta
+from gpart.callbacks import fsdp1, fsdp2
+from gpart.callbacks.refusals import SHARDING
+from gpart.layers import CONTAINER
 
 
 def shards(strategy: Strategy) -> bool:
-    """Whether the network is sharded by the LightningModule's ``configure_model`` under this strategy."""
-    return isinstance(strategy, ModelParallelStrategy)
+    """Whether the base is sharded under this strategy."""
+    return isinstance(strategy, SHARDING)
 
 
 def prepare(strategy: Strategy) -> bool:
-    """Lets a sharding strategy write and read single files; says whether it is one.
+    """Lets a sharding strategy keep theta whole, and write and read single files; says whether it is one.
 
     Raises:
-        ValueError: if it would split layers (tensor parallelism).
+        ValueError: if it would split layers, or put weights in the place of those that are adapted.
     """
-    if not isinstance(strategy, ModelParallelStrategy):
-        return False
-    if strategy._tensor_parallel_size != 1:
-        raise ValueError(
-            f"ModelParallelStrategy has tensor_parallel_size={strategy._tensor_parallel_size} (its default on one node is"
-            " the number of devices), and an adapted layer needs its weight whole: give data_parallel_size="
-            f"{strategy.world_size} and tensor_parallel_size=1"
-        )
-    if not isinstance(strategy, _OneFile):
-        kind = type(strategy)
-        strategy.__class__ = type(f"OneFile{kind.__name__}", (_OneFile, kind), {})
-    return True
-
-
-@contract()
-def replicate(module: nn.Module) -> nn.Module:
-    """Marks a module as replicated; ``fully_shard`` passes over what bears a mark of this name."""
-    return module
+    if isinstance(strategy, ModelParallelStrategy):
+        fsdp2.prepare(strategy)
+    elif isinstance(strategy, FSDPStrategy):
+        fsdp1.prepare(strategy)
+    return shards(strategy)
 
 
 def refuse_sharded(network: nn.Module) -> None:
@@ -73,10 +48,16 @@ def refuse_sharded(network: nn.Module) -> None:
             " call gpart.attach in configure_model before fully_shard, with"
             " ignored_params={adapter.theta}"
         )
+    if wrapped := [path for path, module in network.named_modules() if isinstance(module, FullyShardedDataParallel)]:
+        raise ValueError(
+            f"{wrapped[:3]} of {type(network).__name__} are wrapped by FSDP already, and can't be adapted any more:"
+            " build the network in __init__, or leave the wrapping to FSDPStrategy(auto_wrap_policy=...), or call"
+            " gpart.attach in configure_model before wrap(...), with ignored_states=[what requires a gradient]"
+        )
 
 
 def before_sharding(adapter: GPartAdapter) -> None:
-    """Keeps theta out of ``fully_shard``; once.
+    """Keeps theta out of the sharding; once.
 
     Raises:
         ValueError: if the adapted weights are to be kept.
@@ -84,149 +65,33 @@ def before_sharding(adapter: GPartAdapter) -> None:
     if adapter.sharded:
         return
     if adapter.memory.weights == "kept":
-        raise ValueError("weights='kept' keeps every adapted weight whole on every rank: under FSDP2 take 'recomputed'")
+        raise ValueError(
+            "weights='kept' keeps every adapted weight whole on every rank: under a strategy that shards take 'recomputed'"
+        )
     values = adapter.base_parameters().values()
     if not any(value.is_meta or isinstance(value, DTensor) for value in values):
         adapter.remember_base()
     adapter.sharded = True
-    replicate(adapter.model.get_submodule(CONTAINER))
+    fsdp2.replicate(adapter.model.get_submodule(CONTAINER))
 
 
-def after_sharding(adapter: GPartAdapter, mesh: DeviceMesh) -> None:
-    """Makes theta a replicated DTensor whose gradient is averaged over the ranks; once.
+def after_sharding(adapter: GPartAdapter, strategy: Strategy) -> None:
+    """What is left to do when ``configure_model`` has run; FSDP 1 shards later, and its strategy does the rest."""
+    if isinstance(strategy, ModelParallelStrategy):
+        fsdp2.after_sharding(adapter, strategy.device_mesh["data_parallel"])
+
+
+def check_reduced(strategy: Strategy, module: LightningModule) -> None:
+    """Checks that every trained parameter's gradient is reduced over the ranks; FSDP 1's strategy has seen to it.
 
     Raises:
-        ValueError: if it was sharded.
+        ValueError: if one is not.
     """
-    reshard(adapter.model)
-    if adapter._fingerprint is None and not any(value.is_meta for value in adapter.base_parameters().values()):
+    if isinstance(strategy, ModelParallelStrategy):
+        fsdp2.check_reduced(module, strategy.world_size)
+
+
+def remember_base(adapter: GPartAdapter, strategy: Strategy) -> None:
+    """Takes the base's fingerprint together with all ranks, as it is when training starts; FSDP 1 has it from before."""
+    if isinstance(strategy, ModelParallelStrategy):
         adapter.remember_base()
-    holder = adapter._holder()
-    if isinstance(holder.plain, _Replicated):
-        return
-    if isinstance(holder.theta, DTensor):
-        raise ValueError("fully_shard has sharded theta too: give it ignored_params={adapter.theta}")
-    replicated = _Replicated(holder, mesh)
-    holder.theta = nn.Parameter(replicated.wrapped(holder.theta.detach()), requires_grad=holder.theta.requires_grad)
-    holder.plain = replicated
-
-
-def reshard(module: nn.Module) -> None:
-    """Puts the DTensors back: the outermost sharded module holds plain copies after a forward pass without backward.
-
-    What is written into a copy would be lost, and an optimizer made of copies would train nothing.
-    """
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()
-
-
-def check_reduced(module: nn.Module, ranks: int) -> None:
-    """Checks that every trained parameter's gradient is reduced over the ranks, by ``fully_shard`` or as theta's.
-
-    Raises:
-        ValueError: if one is a plain tensor, which each rank would train by itself.
-    """
-    own = [name for name, value in module.named_parameters() if value.requires_grad and not isinstance(value, DTensor)]
-    if own and ranks > 1:
-        raise ValueError(
-            f"{own[:3]} are trained and not sharded, so that each of the {ranks} ranks would train its own: let"
-            " configure_model call fully_shard on the module that holds them too, such as the whole network"
-        )
-
-
-class _Replicated:
-    """Gives the layers a plain tensor that shares theta's memory, and hands its averaged gradient to theta."""
-
-    def __init__(self, holder: Theta, mesh: DeviceMesh) -> None:
-        self._holder, self._mesh = holder, mesh
-        self._leaf: Tensor | None = None
-
-    def __call__(self, theta: nn.Parameter) -> Tensor:
-        local = theta._local_tensor if isinstance(theta, DTensor) else theta  # to_local() would add to the graph
-        leaf = self._leaf
-        if leaf is None or _place(leaf) != _place(local):
-            with torch.inference_mode(mode=False):
-                leaf = self._leaf = local.detach().requires_grad_(theta.requires_grad)
-                leaf.register_post_accumulate_grad_hook(self._average)  # type: ignore[no-untyped-call]  # torch's
-        return leaf
-
-    def wrapped(self, value: Tensor) -> DTensor:
-        """A tensor that is the same on every rank, as a DTensor."""
-        return DTensor.from_local(value, self._mesh, [Replicate()] * self._mesh.ndim, run_check=False)
-
-    def _average(self, leaf: Tensor) -> None:
-        if leaf.grad is None:
-            return
-        grad, leaf.grad = leaf.grad, None
-        torch.distributed.all_reduce(grad, group=self._mesh.get_group())
-        average = self.wrapped(grad.div_(self._mesh.size()))
-        theta = self._holder.theta
-        theta.grad = average if theta.grad is None else theta.grad + average
-
-
-def _place(value: Tensor) -> tuple[int, torch.dtype, torch.device]:
-    return value.data_ptr(), value.dtype, value.device
-
-
-class _OneFile(ModelParallelStrategy):
-    """What is trained is small: it is gathered by all ranks, written by one, and read by each."""
-
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        return True
-
-    def teardown(self) -> None:
-        self.checkpoint_io.teardown()  # ModelParallelStrategy's does not wait for what is still being written
-        super().teardown()
-
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        module, plugin = self.lightning_module, self.checkpoint_io
-        if module is None or not isinstance(plugin, GPartCheckpointIO):
-            raise TypeError(f"{type(plugin).__name__} is not GPartCheckpointIO")
-        frozen = plugin.frozen_keys()
-        return {key: _gathered(value) for key, value in module.state_dict().items() if key not in frozen}
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        state: dict[str, Any] = tree_map(_gathered, plain.state_dict())
-        return state
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
-
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        module = self.lightning_module
-        if module is None:
-            raise TypeError("there is no module to load into")
-        live = module.state_dict()
-        state = {key: _placed(value, live.get(key)) for key, value in checkpoint["state_dict"].items()}
-        module.load_state_dict(state, strict=strict)
-
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        for optimizer, whole in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            numbered = dict(enumerate(value for group in optimizer.param_groups for value in group["params"]))
-            state = {
-                number: {name: _placed(value, numbered[number]) for name, value in values.items()}
-                for number, values in whole["state"].items()
-            }
-            optimizer.load_state_dict({**whole, "state": state})
-
-
-def _gathered(value: Any) -> Any:
-    return base.whole(value.detach()).cpu() if isinstance(value, Tensor) else value
-
-
-def _placed(value: Any, live: Any) -> Any:
-    """A whole tensor, laid out as a live one of its shape is."""
-    if (
-        not isinstance(live, DTensor)
-        or not isinstance(value, Tensor)
-        or isinstance(value, DTensor)
-        or value.shape != live.shape
-    ):
-        return value
-    return distribute_tensor(value.to(live.device), live.device_mesh, live.placements)
