@@ -32,8 +32,9 @@ def check_strategy(trainer: Trainer) -> None:
         )
     if isinstance(strategy, DeepSpeedStrategy):
         raise ValueError(
-            f"{type(strategy).__name__} is not supported: it shards theta and saves past the checkpoint plugin; use"
-            " ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1) with fully_shard (FSDP2), 'fsdp', or 'ddp'"
+            f"{type(strategy).__name__} is not supported: in half precision DeepSpeed casts theta too, which has to stay"
+            " float32, and it saves past the checkpoint plugin. Stage 2 would split what is trained, which is small: use"
+            " 'ddp'; instead of stage 3 use 'fsdp', or ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1)"
         )
 
 
