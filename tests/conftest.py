@@ -1,4 +1,4 @@
-"""Shared by all tests: two threads, a fixed seed, no hub."""
+"""Shared by all tests: two threads (one where two workers share the cores), a fixed seed, no hub."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked loaders warn otherwise
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, too
+
 import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(autouse=True)

@@ -60,7 +60,11 @@ def test_another_table_is_refused_and_nothing_written(tmp_path: Path, damage: ob
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [b"0,1", gzip.compress(b"a,b\n"), gzip.compress(b"0,1\n" * 99)[:-9]])
+@pytest.mark.parametrize(
+    "content",
+    [b"0,1", gzip.compress(b"a,b\n"), gzip.compress(b"0,1\n" * 99)[:-9]],
+    ids=["not packed", "no numbers", "cut off"],
+)
 def test_what_is_no_table_is_refused(tmp_path: Path, content: bytes) -> None:
     (folder := tmp_path / "out").mkdir()
     (source := tmp_path / "source").write_bytes(content)
