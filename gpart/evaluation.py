@@ -135,7 +135,8 @@ class Evaluation:
 
     def parts(self, weight: AdaptedWeight, device: torch.device) -> tuple[Part, ...]:
         """The blocks of a weight with their group numbers."""
-        return self.indices.parts(weight, device, self.memory.stores_indices(self.plan.size, device))
+        nbytes = self.plan.size * self.indices.partition.dtype.itemsize
+        return self.indices.parts(weight, device, self.memory.stores_indices(nbytes, device))
 
     def scaled(self, theta: Tensor, device: torch.device) -> Tensor:
         """theta_j / sqrt(n_j) on a device, shape (d,), once per forward pass."""

@@ -136,7 +136,8 @@ def write(out: Tensor, scaled: Tensor, weight: Tensor, parts: tuple[Part, ...]) 
 def update(scaled: Tensor, part: Part, shape: torch.Size | tuple[int, ...]) -> Tensor:
     """P·theta for one block, in the dtype of ``scaled`` and the given shape."""
     whole = slice(0, math.prod(shape))
-    return part.drop(scaled.index_select(0, part.groups[whole]), whole).view(shape)
+    # index_select takes int32 and int64 only.
+    return part.drop(scaled.index_select(0, part.groups[whole].to(torch.int32)), whole).view(shape)
 
 
 def add_chunks(target: Tensor, scaled: Tensor, source: Tensor, part: Part) -> None:
@@ -168,7 +169,10 @@ def _take(out: Tensor, scaled: Tensor, groups: Tensor) -> Tensor:
         numbers = room(split, torch.int64, out).copy_(groups[:split])  # gather took int64 only before torch 2.10
         torch.gather(scaled.expand(rows, -1), 1, numbers.view(rows, each), out=out[:split].view(rows, each))
     if split < out.numel():
-        torch.index_select(scaled, 0, groups[split:], out=out[split:])
+        rest = groups[split:]
+        if rest.dtype == torch.int16:  # which index_select does not take
+            rest = room(rest.numel(), torch.int32, out).copy_(rest)
+        torch.index_select(scaled, 0, rest, out=out[split:])
     return out
 
 

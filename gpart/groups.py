@@ -40,7 +40,7 @@ class ComputedGroups:
 
 
 class GroupIndices:
-    """The group numbers of every adapted block, int32.
+    """The group numbers of every adapted block; stored ones are int16 where they fit, else int32.
 
     Stored ones are computed at first use on the device of use. They are no buffers: DDP broadcasts every registered
     buffer at every forward pass. Copies of a model share them.
@@ -74,10 +74,10 @@ class GroupIndices:
     @constant_when_compiled  # else a first use breaks the graph
     def _keep(self, offset: int, count: int, device: torch.device) -> Entries:
         if device.type == "meta":
-            return torch.empty(count, dtype=torch.int32, device=device)
+            return torch.empty(count, dtype=self.partition.dtype, device=device)
         stored = self._stored.get(offset)
         if stored is None:
-            stored = self.partition.groups(offset, offset + count, device)
+            stored = self.partition.groups(offset, offset + count, device, self.partition.dtype)
         # One copy only: it follows the weight to another device.
         self._stored[offset] = stored = stored.to(device)
         return stored

@@ -49,9 +49,10 @@ class _Numbers(NamedTuple):
     @property
     def kind(self) -> str:
         """What tells apart the code that is compiled for it."""
-        if self.partition is None:
-            return "stored group numbers"
-        return f"group numbers computed in {32 if self.partition.fits_int32 else 64} bits"
+        if self.stored is not None:
+            return f"group numbers stored in {8 * self.stored.itemsize} bits"
+        wide = self.partition is not None and not self.partition.fits_int32
+        return f"group numbers computed in {64 if wide else 32} bits"
 
 
 def available(device: torch.device) -> bool:
@@ -142,7 +143,12 @@ def _numbers(part: Part, device: torch.device) -> _Numbers | None:
         return None
     if isinstance(groups, ComputedGroups):
         return _Numbers(None, groups.partition, groups.offset)
-    if type(groups) is Tensor and groups.dtype == torch.int32 and groups.is_contiguous() and groups.device == device:
+    if (
+        type(groups) is Tensor
+        and groups.dtype in (torch.int16, torch.int32)
+        and groups.is_contiguous()
+        and groups.device == device
+    ):
         return _Numbers(groups, None, 0)
     return None
 
@@ -205,7 +211,7 @@ def _problem(kind: str, device: torch.device, shift: int, count: int) -> tuple[P
 
     partition = _WIDE if "64" in kind else _NARROW
     start = partition.size - count - shift
-    groups = torch.empty(shift + count, dtype=torch.int32, device=device)[shift:]
+    groups = torch.empty(shift + count, dtype=torch.int16 if "16" in kind else torch.int32, device=device)[shift:]
     groups.copy_(partition.groups(start, start + count, device))
     computed = "computed" in kind
     numbers = _Numbers(None, partition, start) if computed else _Numbers(groups, None, 0)

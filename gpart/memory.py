@@ -1,6 +1,6 @@
 """What is kept in memory and what is computed when needed: two settings that change no result.
 
-``indices``: the group number of each adapted weight, four bytes.
+``indices``: the group number of each adapted weight, two bytes where d is at most 32,768, else four.
 
 - ``"stored"``: computed once, kept.
 - ``"computed"``: by the integer arithmetic inside each pass, chunk by chunk; nothing of the model's size is kept.
@@ -49,10 +49,10 @@ class Memory:
             if (value := getattr(self, name)) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
-    def stores_indices(self, size: int, device: torch.device) -> bool:
-        """Whether the group numbers of ``size`` weights are stored on this device."""
+    def stores_indices(self, nbytes: int, device: torch.device) -> bool:
+        """Whether group numbers of this many bytes in all are stored on this device."""
         if self.indices == "auto":
-            return bool(4 * size <= SHARE * device_memory(device))
+            return bool(nbytes <= SHARE * device_memory(device))
         return self.indices == "stored"
 
     def weights_on(self, nbytes: int, device: torch.device) -> str:

@@ -111,13 +111,30 @@ class Partition:
         sizes[:larger] += 1
         return sizes
 
-    def groups(self, start: int = 0, stop: int | None = None, device: torch.device | str = "cpu") -> Tensor:
-        """The group numbers of positions ``start`` to ``stop - 1``, shape (stop - start,), int32.
+    @property
+    def dtype(self) -> torch.dtype:
+        """The narrowest dtype that holds every group number and that all devices copy from: int16 or int32.
+
+        Example:
+            >>> Partition(100_000, d=1 << 15).dtype, Partition(100_000, d=(1 << 15) + 1).dtype
+            (torch.int16, torch.int32)
+        """
+        return torch.int16 if self.d <= 1 << 15 else torch.int32
+
+    def groups(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.int32,
+    ) -> Tensor:
+        """The group numbers of positions ``start`` to ``stop - 1``, shape (stop - start,).
 
         Args:
             start: first position.
             stop: one past the last position; default ``size``.
             device: where they are computed; the values are the same everywhere.
+            dtype: int32, or another that holds ``d - 1``, such as :attr:`dtype`.
 
         Raises:
             ValueError: if the range is not within 0 to ``size``.
@@ -126,7 +143,7 @@ class Partition:
         if not 0 <= start <= stop <= self.size:
             raise ValueError(f"positions {start} to {stop} are not within 0 to {self.size}")
         step = chunk_size(device)
-        out = torch.empty(stop - start, dtype=torch.int32, device=device)
+        out = torch.empty(stop - start, dtype=dtype, device=device)
         if out.is_meta:
             return out
         for first in range(start, stop, step):

@@ -20,7 +20,7 @@ class Part:
     """The rows of P for a block of one weight: which entries of the weight, and the group of each.
 
     Attributes:
-        groups: group numbers of the block's entries, int32, shape (block size,).
+        groups: group numbers of the block's entries, int16 or int32, shape (block size,).
         dim: the dimension along which the block is cut.
         start: first index along ``dim``.
         stop: one past the last index along ``dim``.

@@ -78,7 +78,7 @@ def _group(constants, position, uint: tl.constexpr):
 @triton.jit
 def _numbers(groups, constants, start, offsets, inside, stored: tl.constexpr, uint: tl.constexpr):
     if stored:
-        number = tl.load(groups + offsets, mask=inside, other=0)
+        number = tl.load(groups + offsets, mask=inside, other=0).to(tl.int32)
     else:
         number = _group(constants, tl.where(inside, start.to(tl.int64) + offsets, 0), uint)
     return number
@@ -171,7 +171,7 @@ def add(
         target: flat and contiguous, of the dtype of ``source``.
         scaled: float32 or float64, shape (d,), contiguous.
         source: W0, of the shape of ``target``, contiguous; float16, bfloat16, float32 or float64.
-        stored: the group numbers, int32, or None where they are computed.
+        stored: the group numbers, int16 or int32, or None where they are computed.
         made: the :func:`constants`, where they are computed.
         start: position of the first entry in the flat vector of all adapted weights.
         wide: whether 64-bit arithmetic is needed.

@@ -109,15 +109,21 @@ def test_kernels_compute_the_group_numbers_of_the_last_positions(unchecked, size
 
 @pytest.mark.parametrize(
     ("source_kind", "scaled_dtype"),
-    [("stored", torch.float32), ("32 bits", torch.float64), ("64 bits", torch.float32)],
+    [
+        ("stored", torch.float32),
+        ("stored in 16 bits", torch.float32),
+        ("32 bits", torch.float64),
+        ("64 bits", torch.float32),
+    ],
 )
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_expand_has_the_bits_of_the_reference(unchecked, dtype, scaled_dtype, source_kind):
     """More than one program, the last one not full, at an address that is not a multiple of sixteen bytes."""
     partition, count = Partition(2**31 + 7 if "64" in source_kind else 70_001, 4608, 5), 1500
     part = computed(partition, partition.size - count, count)
-    if source_kind == "stored":
-        part = Part(part.groups[:], 0, 0, count)
+    if "stored" in source_kind:
+        numbers = part.groups[:]
+        part = Part(numbers.short() if "16" in source_kind else numbers, 0, 0, count)
     # Sums of like size, so that most are rounded, among them some very small and some near the largest numbers.
     size = torch.logspace(-7, 4.8, count, dtype=torch.float64, device=DEVICE)
     source = torch.zeros(count + 1, dtype=dtype, device=DEVICE)[1:].copy_(torch.randn(count, device=DEVICE) * size)

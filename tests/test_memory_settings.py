@@ -16,6 +16,7 @@ import gpart.functional
 import gpart.memory
 import gpart.recompute
 from gpart import GPartConfig, attach, load_adapter
+from gpart.groups import ComputedGroups
 from gpart.memory import INDICES, WEIGHTS, Memory
 from gpart.partition import chunk_size
 
@@ -99,6 +100,28 @@ def test_no_setting_changes_a_bit(name, dropout):
     for indices, weights in SETTINGS:
         found = trained(MODELS[name], indices, weights, dropout)
         assert all(one.equal(other) for one, other in zip(found, wanted, strict=True)), (indices, weights)
+
+
+@pytest.mark.parametrize(("d", "dtype"), [(1 << 15, torch.int16), ((1 << 15) + 1, torch.int32)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_stored_group_numbers_are_as_narrow_as_they_can_be(d, dtype, threads, monkeypatch):
+    """The last group's number is the largest that fits; with one thread the pass reads by another operation."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    found = []
+    for indices in ("stored", "computed"):
+        model = nn.Sequential(nn.Linear(200, 201, bias=False))
+        nn.init.zeros_(model[0].weight)
+        adapter = attach(model, GPartConfig(d=d, target_modules=["0"], isometric=False), indices=indices)
+        with torch.no_grad():
+            adapter.theta.copy_(torch.arange(d))
+        weight = model[0].weight
+        (weight * torch.arange(1.0, 202)[:, None]).sum().backward()
+        found.append((weight.detach(), adapter.theta.grad, adapter.delta("0.weight")))
+        parts = adapter._evaluation.parts(adapter.plan.weights[0], torch.device("cpu"))
+        assert parts[0].groups[:].dtype == (dtype if indices == "stored" else torch.int32)
+    assert found[0][0].max() == d - 1
+    for one, other in zip(*found, strict=True):
+        assert one.equal(other)
 
 
 @pytest.mark.parametrize("dim", [0, 1])
@@ -429,7 +452,7 @@ def test_an_error_in_a_layer_takes_the_hook_off():
 
 
 def test_computed_group_numbers_leave_nothing_stored():
-    for indices, stored in (("stored", 4 * 128), ("computed", 0)):
+    for indices, stored in (("stored", 2 * 128), ("computed", 0)):
         model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
         adapter = attach(model, GPartConfig(d=5, target_modules=["0", "1"]), indices=indices)
         model(torch.ones(1, 8)).sum().backward()
@@ -443,9 +466,13 @@ def test_auto_goes_by_a_tenth_of_the_memory(monkeypatch):
     monkeypatch.setattr(gpart.memory, "device_memory", lambda device: 1000.0)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     auto = Memory()
-    assert [auto.stores_indices(size, cpu) for size in (25, 26)] == [True, False]
+    assert [auto.stores_indices(nbytes, cpu) for nbytes in (100, 101)] == [True, False]
     assert [auto.weights_on(nbytes, cpu) for nbytes in (100, 101)] == ["kept", "recomputed"]
     assert [auto.weights_on(nbytes, cuda) for nbytes in (100, 101)] == ["forward", "recomputed"]
+    # Two bytes for each of 50 weights are a tenth; for 51 weights they are more, and the numbers are computed.
+    for size, kind in ((50, torch.Tensor), (51, ComputedGroups)):
+        adapter = attach(nn.Sequential(nn.Linear(size, 1)), GPartConfig(d=5, target_modules=["0"]))
+        assert isinstance(adapter._evaluation.parts(adapter.plan.weights[0], cpu)[0].groups, kind)
     asked = Memory("stored", "kept")
     assert asked.stores_indices(10**6, cpu)
     assert asked.weights_on(10**6, cuda) == "kept"

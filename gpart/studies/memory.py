@@ -22,6 +22,7 @@ from gpart import GPartConfig, attach
 from gpart.layers import Update
 from gpart.lightning_modules.networks import checkpoint_activations
 from gpart.memory import Memory
+from gpart.partition import Partition
 from gpart.studies import architectures
 from gpart.studies.architectures import build, default_head, default_targets, find_task
 
@@ -85,7 +86,7 @@ class MemoryPlan:
     weights: int
     """All the model's parameters but theta."""
     indices: int
-    """The group number of each adapted weight, int32; none where they are computed."""
+    """The group number of each adapted weight, int16 where d is at most 32,768, else int32; none where computed."""
     adapted: int
     """W0 + P·theta of every adapted layer, kept from the forward to the backward pass; the largest where recomputed."""
     masks: int
@@ -119,8 +120,8 @@ def plan_memory(name: str, settings: MemorySettings) -> MemoryPlan:
 
     Example:
         >>> few = plan_memory("Qwen/Qwen2.5-0.5B", MemorySettings(d=131072, batch_size=1, length=64))
-        >>> few.weights, few.trained
-        (988065536, 2097152)
+        >>> few.weights, few.indices, few.trained
+        (988065536, 176160768, 2097152)
     """
     config = architectures.config(name)
     task = find_task(config) if settings.task == "auto" else settings.task
@@ -138,11 +139,12 @@ def plan_memory(name: str, settings: MemorySettings) -> MemoryPlan:
     adapted, activations = _forward(model.train(), settings)
     layer = max(math.prod(weight.shape) for weight in adapter.plan.weights) * DTYPES[settings.dtype].itemsize
     again = settings.weights == "recomputed"
+    numbers = Partition(adapter.size, settings.d).dtype.itemsize
     base = [value for key, value in model.named_parameters() if key != adapter.theta_name]
     trained = [value for value in model.parameters() if value.requires_grad]
     return MemoryPlan(
         weights=sum(map(_bytes, base)),
-        indices=4 * adapter.size if settings.indices == "stored" else 0,
+        indices=adapter.size * numbers if settings.indices == "stored" else 0,
         adapted=layer if again else adapted,
         masks=adapter.size if settings.dropout > 0 and not again else 0,
         gradient=layer,
