@@ -94,16 +94,20 @@ def test_gradient_accumulation_scheduler_changes_the_steps(first: bool, fit: Any
 @pytest.mark.parametrize("first", [True, False])
 def test_learning_rate_finder_starts_from_theta_zero(first: bool, fit: Any, lit_class: Any) -> None:
     starts: list[Tensor] = []
+    heads: list[Tensor] = []
 
     class Looks(lit_class):
         def on_train_start(self) -> None:
             starts.append(self.net.gpart.default.theta.detach().clone())
+            heads.append(self.net[3].weight.detach().clone())
 
     finder = LearningRateFinder(min_lr=1e-4, max_lr=1e-1, num_training_steps=8)
     module, _ = fit(finder, module=Looks(), first=first)
     assert 1e-4 <= module.lr <= 1e-1
     assert finder.optimal_lr is not None
+    assert len(starts) == 2
     assert not starts[-1].any()
+    assert torch.equal(heads[0], heads[1])
 
 
 @pytest.fixture

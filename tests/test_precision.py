@@ -35,12 +35,14 @@ class Looks(Callback):
     def __init__(self) -> None:
         self.dtypes: set[torch.dtype] = set()
         self.gradients: list[Tensor] = []
+        self.thetas: list[Tensor] = []
 
     def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
         self.gradients.append(module.net.gpart.default.theta.grad.clone())
 
     def on_train_batch_end(self, trainer: Any, module: Any, *given: Any) -> None:
         theta = module.net.gpart.default.theta
+        self.thetas.append(theta.detach().clone())
         state = trainer.optimizers[0].state[theta].values()
         tensors = [value for value in state if isinstance(value, Tensor) and value.numel() > 1]
         self.dtypes |= {value.dtype for value in [theta, theta.grad, *tensors] if value is not None}
@@ -156,11 +158,14 @@ def test_another_default_dtype(default: torch.dtype, wide: torch.dtype, project:
 def test_gradients_are_unscaled_before_they_are_clipped_and_used(fit: Any) -> None:
     _, scaled, _ = fit("16-mixed", gradient_clip_val=1e-3)
     _, plain, _ = fit("32-true", gradient_clip_val=1e-3)
-    # on_before_optimizer_step comes after unscaling and before clipping.
-    first = [looks.gradients[0] for looks in (scaled, plain)]
-    assert float((first[0] - first[1]).norm() / first[1].norm()) < 2e-3
-    thetas = [looks.gradients[-1] for looks in (scaled, plain)]
-    assert float((thetas[0] - thetas[1]).norm() / thetas[1].norm()) < 2e-2
+    # on_before_optimizer_step comes after unscaling and before clipping; what theta moves by, after both.
+    for first in ([looks.gradients[0] for looks in (scaled, plain)], [looks.thetas[0] for looks in (scaled, plain)]):
+        assert float((first[0] - first[1]).norm() / first[1].norm()) < 2e-3
+    assert (
+        0.1 * 1e-3 * 0.1 < float(plain.thetas[0].norm()) < 0.1 * 1e-3
+    )  # the rate times theta's share of the clipped norm
+    last = [looks.thetas[-1] for looks in (scaled, plain)]
+    assert float((last[0] - last[1]).norm() / last[1].norm()) < 2e-2
 
 
 def test_a_step_whose_gradient_overflows_is_left_out_and_the_scale_halved(fit: Any, project: Any) -> None:
