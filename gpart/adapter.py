@@ -249,8 +249,10 @@ class GPartAdapter:
             The model.
 
         Raises:
-            ValueError: if it was taken off already, or a layer has been wrapped since (FSDP 1).
+            ValueError: if it was taken off already, or the base weights are sharded.
         """
+        if self.sharded:
+            raise ValueError(f"adapter {self.name!r} is sharded: load its file into a whole model, and detach there")
         self.unmerge()
         self._remove()
         self._snapshot.restore(self.model)
@@ -314,17 +316,12 @@ class GPartAdapter:
         self._holder()  # raises where it was taken off already
         for weight in self.plan.weights:
             for path, attribute in weight.owners:
-                if base.unwrapped(layer := self.model.get_submodule(path)) is not layer:
-                    raise ValueError(
-                        f"{path} is wrapped by {type(layer).__name__}, and cannot be restored: load the adapter's file"
-                        " into a model of its own"
-                    )
-                others = set(_parametrized(self.model.get_submodule(path))) - self._adapted(path)
+                others = set(_parametrized(base.submodule(self.model, path))) - self._adapted(path)
                 if others:
                     raise ValueError(f"{path}.{attribute} cannot be restored: {sorted(others)} are parametrized too")
         self._snapshot.remove_hooks()
         for path in dict.fromkeys(path for weight in self.plan.weights for path, _ in weight.owners):
-            module = self.model.get_submodule(path)
+            module = base.submodule(self.model, path)
             for attribute in _parametrized(module):
                 module._parameters[attribute] = module.parametrizations[attribute].original  # type: ignore[index, union-attr]
             # Not through torch's remove_parametrizations: it deletes the property from the class, which a deepcopy of
@@ -354,7 +351,7 @@ def _attach(model: nn.Module, config: GPartConfig, name: str, made: Plan, memory
             f"modules_to_save={config.modules_to_save!r} leaves out {forgotten}, which Transformers has just initialised"
             " at random since the checkpoint has none: name their module in modules_to_save, or they stay random"
         )
-    inside = [path for path, module in model.named_modules() if path and isinstance(module, Theta)]
+    inside = [path for path, module in base.named_modules(model) if path and isinstance(module, Theta)]
     if inside:
         raise ValueError(
             f"cannot attach adapter {name!r}: it would freeze {inside}, adapters of modules inside the model"
@@ -367,7 +364,7 @@ def _attach(model: nn.Module, config: GPartConfig, name: str, made: Plan, memory
     device = base.parameter(model, made.weights[0].name).device
     for weight in made.weights:
         for path, attribute in weight.owners:
-            module = model.get_submodule(path)
+            module = base.submodule(model, path)
             parametrize.register_parametrization(module, attribute, Update(adapter, weight), unsafe=True)
             module.parametrizations.train(module.training)  # type: ignore[union-attr]
     container = Adapters({name: Theta(config.d, device, adapter)}).train(model.training)
@@ -385,8 +382,8 @@ def _hooked(model: nn.Module, made: Plan, evaluation: Evaluation) -> list[tuple[
     owners = {path for weight in made.weights for path, _ in weight.owners}
     # MultiheadAttention reads its output projection's weight itself, and does not call it.
     parents = {path.rpartition(".")[0] for path in owners}
-    owners |= {path for path in parents if isinstance(model.get_submodule(path), nn.MultiheadAttention)}
-    layers = {id(module): module for module in map(model.get_submodule, sorted(owners))}.values()
+    owners |= {path for path in parents if isinstance(base.submodule(model, path), nn.MultiheadAttention)}
+    layers = {id(module): module for module in (base.submodule(model, path) for path in sorted(owners))}.values()
     return [
         *((module, evaluation.scope) for module in _scopes(model, made)),
         *((module, evaluation.recomputation) for module in layers),
@@ -397,7 +394,7 @@ def _scopes(model: nn.Module, made: Plan) -> list[nn.Module]:
     """The owners of adapted weights and every module that contains one, each once."""
     paths = {path for weight in made.weights for path, _ in weight.owners}
     above = {path.rsplit(".", count)[0] for path in paths for count in range(path.count(".") + 1)} | {""}
-    return list({id(module): module for module in map(model.get_submodule, sorted(above))}.values())
+    return list({id(module): module for module in (base.submodule(model, path) for path in sorted(above))}.values())
 
 
 def _parametrized(module: nn.Module) -> list[str]:

@@ -1,6 +1,7 @@
 """The frozen base: its parameters by the names they had before attach, and its fingerprint.
 
-Invariant: names here are those of ``model.named_parameters()`` before anything was attached; ``torch.nn.utils
+Invariant: names here are those of ``model.named_parameters()`` before anything was attached, and as if no layer were
+wrapped for sharding or activation checkpointing; ``torch.nn.utils
 .parametrize`` moves a weight to ``<module>.parametrizations.<weight>.original``, and :func:`parameter` finds it there.
 """
 
@@ -46,9 +47,21 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return module if inside is None else unwrapped(inside)
 
 
-def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def submodule(model: nn.Module, path: str) -> nn.Module:
+    """The module at a plain path, without what is wrapped around it."""
+    return unwrapped(model.get_submodule(path))
+
+
+def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """``model.named_modules()`` by :func:`plain_name`, without the wrappers."""
+    found = model.named_modules()
+    return [(plain_name(path), module) for path, module in found if unwrapped(module) is module]
+
+
+def named_parameters(model: nn.Module, *, remove_duplicate: bool = True) -> dict[str, nn.Parameter]:
     """``model.named_parameters()`` by :func:`plain_name`."""
-    return {plain_name(name): value for name, value in model.named_parameters()}
+    found = model.named_parameters(remove_duplicate=remove_duplicate)
+    return {plain_name(name): value for name, value in found}
 
 
 def named_buffers(model: nn.Module) -> dict[str, Tensor]:
@@ -59,7 +72,7 @@ def named_buffers(model: nn.Module) -> dict[str, Tensor]:
 def parameter(model: nn.Module, name: str) -> Tensor:
     """The stored parameter (W0, not W0 + P·theta) that had this name before attach."""
     path, attribute = split(name)
-    module = model.get_submodule(path)
+    module = submodule(model, path)
     if parametrize.is_parametrized(module, attribute):
         original: Tensor = module.parametrizations[attribute].original  # type: ignore[index, union-attr]
         return original
@@ -98,7 +111,7 @@ def whole(weight: Tensor) -> Tensor:
 def state_key(model: nn.Module, name: str) -> str:
     """The key of that parameter in ``model.state_dict()`` as it is now."""
     path, attribute = split(name)
-    if not parametrize.is_parametrized(model.get_submodule(path), attribute):
+    if not parametrize.is_parametrized(submodule(model, path), attribute):
         return name
     return f"{path}.parametrizations.{attribute}.original".lstrip(".")
 
@@ -197,7 +210,7 @@ def randomly_initialised(model: nn.Module, names: Iterable[str]) -> list[str]:
     """
     names = list(names)
     missing: set[str] = set()
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         if not hasattr(module, "from_pretrained"):
             continue
         prefix = f"{path}." if path else ""

@@ -23,7 +23,7 @@ class Snapshot:
         self._saved = {name: base.parameter(model, name).detach().clone() for name in plan.saved}
         self._buffers = {name: value.detach().clone() for name, value in base.named_buffers(model).items()}
         paths = {path for weight in plan.weights for path, _ in weight.owners}
-        self._order = {path: list(model.get_submodule(path)._parameters) for path in paths}
+        self._order = {path: list(base.submodule(model, path)._parameters) for path in paths}
 
     def changed_buffers(self, model: nn.Module) -> dict[str, Tensor]:
         """The persistent buffers that are not what they were."""

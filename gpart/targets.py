@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
+from gpart import base
 from gpart.config import GPartConfig
 
 ALL_LINEAR = "all-linear"
@@ -75,11 +76,11 @@ def plan(model: nn.Module, config: GPartConfig) -> Plan:
     saved_paths, saved = saved_parameters(model, config.modules_to_save)
     targets = _targets(model, config, saved_paths)
     owners: dict[int, list[tuple[str, str]]] = {}
-    for path, module in model.named_modules():
+    for path, module in base.named_modules(model):
         for attribute, value in module._parameters.items():
             if value is not None:
                 owners.setdefault(id(value), []).append((path, attribute))
-    every = dict(model.named_parameters(remove_duplicate=False))
+    every = base.named_parameters(model, remove_duplicate=False)
     first_name = {id(value): name for name, value in reversed(every.items())}
     saved_ids = {id(every[name]) for name in saved}
 
@@ -117,8 +118,8 @@ def plan(model: nn.Module, config: GPartConfig) -> Plan:
         raise ValueError(
             f"d={config.d} is more than the {offset} weights that target_modules={config.target_modules!r} adapts"
         )
-    saved_set = {name for name, value in model.named_parameters() if id(value) in saved_ids}
-    frozen = tuple(name for name, _ in model.named_parameters() if name not in saved_set)
+    saved_set = {name for name, value in base.named_parameters(model).items() if id(value) in saved_ids}
+    frozen = tuple(name for name in base.named_parameters(model) if name not in saved_set)
     return Plan(tuple(weights.values()), offset, tuple(sorted(saved_set)), frozen)
 
 
@@ -130,22 +131,22 @@ def saved_parameters(model: nn.Module, patterns: list[str] | None) -> tuple[list
     """
     paths: list[str] = []
     for pattern in patterns or []:
-        found = [path for path, _ in model.named_modules() if matches(path, [pattern])]
-        if not any(True for path in found for _ in model.get_submodule(path).parameters()):
+        found = [path for path, _ in base.named_modules(model) if matches(path, [pattern])]
+        if not any(True for path in found for _ in base.submodule(model, path).parameters()):
             raise ValueError(
                 f"modules_to_save={patterns!r}: {pattern!r} matches no module with parameters; there are {_names(model)}"
             )
         paths += found
     names = [
         name
-        for name, _ in model.named_parameters(remove_duplicate=False)
+        for name in base.named_parameters(model, remove_duplicate=False)
         if any(name.startswith(f"{path}.") for path in paths)
     ]
     return paths, names
 
 
 def _targets(model: nn.Module, config: GPartConfig, saved_paths: list[str]) -> list[tuple[str, nn.Module]]:
-    modules = list(model.named_modules())
+    modules = base.named_modules(model)
     exclude = config.exclude_modules
     for pattern in [exclude] if isinstance(exclude, str) else exclude or []:
         one = pattern if isinstance(exclude, str) else [pattern]
@@ -240,6 +241,6 @@ def _output_layers(model: nn.Module) -> list[nn.Module]:
 
 def _names(model: nn.Module, most: int = 40) -> list[str]:
     """The last parts of the names of the modules that hold parameters themselves: what a pattern could match."""
-    paths = [path for path, module in model.named_modules() if path and list(module.parameters(recurse=False))]
+    paths = [path for path, module in base.named_modules(model) if path and list(module.parameters(recurse=False))]
     names = list(dict.fromkeys(re.sub(r"^.*\.(?=[^.]*[A-Za-z])", "", path) for path in paths))
     return names if len(names) <= most else [*names[:most], f"and {len(names) - most} more"]

@@ -50,7 +50,7 @@ class FullFineTuning(_Selection):
         Raises:
             ValueError: if nothing does.
         """
-        names = [name for name, value in network.named_parameters() if value.requires_grad]
+        names = [name for name, value in base.named_parameters(network).items() if value.requires_grad]
         if not names:
             raise ValueError(f"{type(network).__name__} has no parameter that requires a gradient")
         return names
@@ -94,9 +94,9 @@ class BitFit(_Selection):
         Raises:
             ValueError: if the network has no bias.
         """
-        named = network.named_parameters()
+        named = base.named_parameters(network)
         # MultiheadAttention calls its own in_proj_bias.
-        biases = [name for name, _ in named if base.split(name)[1] in ("bias", "in_proj_bias")]
+        biases = [name for name in named if base.split(name)[1] in ("bias", "in_proj_bias")]
         if not biases:
             raise ValueError(f"{type(network).__name__} has no bias to train: its layers have weights only")
         return [*biases, *saved_parameters(network, self.modules_to_save)[1]]

@@ -55,8 +55,8 @@ class GPartCallback(MethodCallback):
         adapter: an adapter folder or ``.ckpt`` to start from; its settings hold, and those given must agree.
         check_base: False loads ``adapter`` onto another base of the same shape, with a warning.
         save_folder: where the adapter folder is written when fit ends, as the adapter then is.
-        indices: the group numbers: ``"stored"`` (two bytes for each adapted weight, four above d = 32,768), ``"computed"`` (time instead), or
-            ``"auto"``, by the size of the memory.
+        indices: the group numbers: ``"stored"`` (two bytes for each adapted weight, four above d = 32,768),
+            ``"computed"`` (time instead), or ``"auto"``, by the size of the memory.
         weights: W0 + P·theta: ``"kept"`` (computed once per optimizer step), ``"forward"`` (at each forward pass),
             ``"recomputed"`` (in the backward pass again, the least memory), or ``"auto"``. Neither changes a result.
 

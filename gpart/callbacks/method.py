@@ -179,8 +179,8 @@ class MethodCallback(Callback):
             raise ValueError(f"{type(self).__name__} has not been applied yet")
         head = set(saved_parameters(self._network, self.modules_to_save)[1])
         trained = {id(value): value for value in self._network.parameters() if value.requires_grad}
-        named = self._network.named_parameters(remove_duplicate=False)
-        of_head = {id(value): value for name, value in named if name in head and id(value) in trained}
+        named = base.named_parameters(self._network, remove_duplicate=False)
+        of_head = {id(value): value for name, value in named.items() if name in head and id(value) in trained}
         return sum(value.numel() for value in trained.values()), sum(value.numel() for value in of_head.values())
 
     def refuse_random(self, network: nn.Module, frozen: list[str]) -> None:

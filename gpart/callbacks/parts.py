@@ -57,10 +57,10 @@ class TrainedPart:
 
     def __init__(self, model: nn.Module, trained: Iterable[str], method: str, settings: dict[str, Any]) -> None:
         self.model, self.method, self.settings = model, method, settings
-        every = dict(model.named_parameters(remove_duplicate=False))
+        every = base.named_parameters(model, remove_duplicate=False)
         kept = {id(every[name]) for name in trained}
-        self.trained = [name for name, value in model.named_parameters() if id(value) in kept]
-        self.frozen = [name for name, value in model.named_parameters() if id(value) not in kept]
+        self.trained = [name for name, value in base.named_parameters(model).items() if id(value) in kept]
+        self.frozen = [name for name, value in base.named_parameters(model).items() if id(value) not in kept]
 
     def freeze(self) -> None:
         """Freezes all that is not trained."""

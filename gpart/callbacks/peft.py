@@ -10,6 +10,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from gpart import base
 from gpart.adapter import get_adapters
 from gpart.callbacks.checkpoint import PartlyTrained
 from gpart.callbacks.method import MethodCallback
@@ -79,8 +80,8 @@ class PeftCallback(MethodCallback):
             if not any(True for _ in network.parameters()):
                 raise ValueError(f"{type(network).__name__} has no parameters yet")
             saved = set(saved_parameters(network, self.modules_to_save)[1])
-            named = network.named_parameters(remove_duplicate=False)
-            self.refuse_random(network, [name for name, _ in named if name not in saved])
+            named = base.named_parameters(network, remove_duplicate=False)
+            self.refuse_random(network, [name for name in named if name not in saved])
             flags = [(value, value.requires_grad) for value in network.parameters()]
             try:
                 with warnings.catch_warnings():
@@ -97,7 +98,7 @@ class PeftCallback(MethodCallback):
             setattr(network, _APPLIED, (described, self._peft_model))
         for name in saved_parameters(network, self.modules_to_save)[1]:
             network.get_parameter(name).requires_grad_(True)
-        trained = [name for name, value in network.named_parameters() if value.requires_grad]
+        trained = [name for name, value in base.named_parameters(network).items() if value.requires_grad]
         return TrainedPart(network, trained, type(self).__name__, described)
 
     def summary(self, trainer: Any) -> dict[str, str]:
