@@ -71,6 +71,8 @@ class _OneFile(OneFile, FSDPStrategy):
             raise ValueError(
                 f"{meta[:3]} are on the meta device: under FSDPStrategy load the weights first, or take FSDP2"
             )
+        for value in self.kwargs["ignored_states"]:
+            value.data = value.data.to(self.root_device)  # FSDP moves what it manages only
         wrapped = super()._setup_model(model)
         _check_wrapping(wrapped, model, trained)
         for value in trained:
