@@ -9,20 +9,18 @@ torch asks for FSDP2 where there is a choice (``fully_shard``); this is for the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import FSDPStrategy, Strategy
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.utils import parametrize
-from torch.optim import Optimizer
 
 from gpart import base
-from gpart.callbacks.one_file import OneFile
+from gpart.callbacks.one_file import OneFile, become
 
 _INSIDE = "_fsdp_wrapped_module."
 _ROOT = "_gpart_fsdp_root"
@@ -39,9 +37,7 @@ def prepare(strategy: FSDPStrategy) -> None:
             f"FSDPStrategy has use_orig_params={strategy.kwargs.get('use_orig_params')}, which puts flat weights in the"
             " place of those that are adapted: leave it out (Lightning's default is True)"
         )
-    if not isinstance(strategy, _OneFile):
-        kind = type(strategy)
-        strategy.__class__ = type(f"OneFile{kind.__name__}", (_OneFile, kind), {})
+    become(strategy, _OneFile)
 
 
 class _OneFile(OneFile, FSDPStrategy):
@@ -83,16 +79,6 @@ class _OneFile(OneFile, FSDPStrategy):
                 _let_shards_be(part)
         model.__dict__[_ROOT] = wrapped  # not as a submodule
         return wrapped
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        return plain.state_dict()
-
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        Strategy.load_model_state_dict(self, checkpoint, strict)
-
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        Strategy.load_optimizer_state_dict(self, checkpoint)
 
 
 def _averaged(grad: Tensor) -> Tensor:

@@ -14,10 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed._composable.contract import contract
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.optim import Optimizer
@@ -25,7 +23,7 @@ from torch.utils._pytree import tree_map
 
 from gpart import base
 from gpart.adapter import GPartAdapter
-from gpart.callbacks.one_file import OneFile
+from gpart.callbacks.one_file import OneFile, become
 from gpart.layers import Theta
 
 
@@ -41,15 +39,7 @@ def prepare(strategy: ModelParallelStrategy) -> None:
             " the number of devices), and an adapted layer needs its weight whole: give data_parallel_size="
             f"{strategy.world_size} and tensor_parallel_size=1"
         )
-    if not isinstance(strategy, _OneFile):
-        kind = type(strategy)
-        strategy.__class__ = type(f"OneFile{kind.__name__}", (_OneFile, kind), {})
-
-
-@contract()
-def replicate(module: nn.Module) -> nn.Module:
-    """Marks a module as replicated; ``fully_shard`` passes over what bears a mark of this name."""
-    return module
+    become(strategy, _OneFile)
 
 
 def after_sharding(adapter: GPartAdapter, mesh: DeviceMesh) -> None:
@@ -125,17 +115,14 @@ class _OneFile(OneFile, ModelParallelStrategy):
         return {key: _gathered(value) for key, value in super().lightning_module_state_dict().items()}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        state: dict[str, Any] = tree_map(_gathered, plain.state_dict())
+        state: dict[str, Any] = tree_map(_gathered, super().optimizer_state(optimizer))
         return state
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         module = self.lightning_module
-        if module is None:
-            raise TypeError("there is no module to load into")
-        live = module.state_dict()
+        live = module.state_dict() if module is not None else {}
         state = {key: _placed(value, live.get(key)) for key, value in checkpoint["state_dict"].items()}
-        module.load_state_dict(state, strict=strict)
+        super().load_model_state_dict({**checkpoint, "state_dict": state}, strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, whole in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):

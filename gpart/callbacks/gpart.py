@@ -164,9 +164,9 @@ class GPartCallback(MethodCallback):
         """Also where an adapter of this name was attached before the trainer came."""
         if self.module is not None:
             return None
-        for path, module in pl_module.named_modules():
+        for path, module in base.named_modules(pl_module):
             if self.name in get_adapters(module):
-                return base.plain_name(path), module
+                return path, module
         return super()._applied_to(pl_module)
 
     def _load(self, network: nn.Module, folder: str) -> GPartAdapter:

@@ -160,10 +160,8 @@ class MethodCallback(Callback):
             ValueError: if the method cannot be sharded.
         """
         if shards(trainer.strategy):
-            raise ValueError(
-                f"{type(self).__name__} under {type(trainer.strategy).__name__.removeprefix('OneFile')} is not supported:"
-                " use strategy 'ddp'"
-            )
+            strategy = type(trainer.strategy).__name__
+            raise ValueError(f"{type(self).__name__} under {strategy} is not supported: use strategy 'ddp'")
 
     def summary(self, trainer: Trainer) -> dict[str, str]:
         """The method's own rows of the table."""
@@ -210,7 +208,7 @@ class MethodCallback(Callback):
         """Where this method is applied already: a child that was built since does not change the choice."""
         if self._network is None or self.module is not None:
             return None
-        found = [base.plain_name(path) for path, module in pl_module.named_modules() if module is self._network]
+        found = [path for path, module in base.named_modules(pl_module) if module is self._network]
         return (found[0], self._network) if found else None
 
     def _defer(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -271,7 +269,7 @@ def find_network(pl_module: LightningModule, path: str | None) -> tuple[str, nn.
         whole = not network or any(True for _ in pl_module.parameters(recurse=False))
         return ("", pl_module) if whole else children[0]
     try:
-        return path, base.unwrapped(pl_module.get_submodule(path))
+        return path, base.submodule(pl_module, path)
     except AttributeError:
         names = [name for name, _ in pl_module.named_children()]
         raise ValueError(f"module={path!r} is no submodule of {type(pl_module).__name__}, which has {names}") from None

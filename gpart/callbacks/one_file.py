@@ -6,11 +6,20 @@ rank reads the same file; a strategy's own folders of shards are never made.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.strategies import Strategy
+from torch.optim import Optimizer
 
 from gpart.callbacks.checkpoint import GPartCheckpointIO
+
+
+def become(strategy: Strategy, mixin: type[OneFile]) -> None:
+    """Puts a mixin before the strategy's own class, once; the name stays, as the user knows it."""
+    if not isinstance(strategy, mixin):
+        kind = type(strategy)
+        strategy.__class__ = type(kind.__name__, (mixin, kind), {})
 
 
 class OneFile(Strategy):
@@ -41,3 +50,15 @@ class OneFile(Strategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Every rank reads."""
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Into the module, as without sharding."""
+        Strategy.load_model_state_dict(self, checkpoint, strict)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimizer's own."""
+        return Strategy.optimizer_state(self, optimizer)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Into the optimizers, as without sharding."""
+        Strategy.load_optimizer_state_dict(self, checkpoint)

@@ -59,8 +59,9 @@ class TrainedPart:
         self.model, self.method, self.settings = model, method, settings
         every = base.named_parameters(model, remove_duplicate=False)
         kept = {id(every[name]) for name in trained}
-        self.trained = [name for name, value in base.named_parameters(model).items() if id(value) in kept]
-        self.frozen = [name for name, value in base.named_parameters(model).items() if id(value) not in kept]
+        named = base.named_parameters(model).items()
+        self.trained = [name for name, value in named if id(value) in kept]
+        self.frozen = [name for name, value in named if id(value) not in kept]
 
     def freeze(self) -> None:
         """Freezes all that is not trained."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
+from torch.distributed._composable.contract import contract
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
@@ -56,6 +57,12 @@ def refuse_sharded(network: nn.Module) -> None:
         )
 
 
+@contract()
+def replicate(module: nn.Module) -> nn.Module:
+    """Marks a module as replicated; ``fully_shard`` and FSDP 1 pass over what bears a mark of this name."""
+    return module
+
+
 def before_sharding(adapter: GPartAdapter) -> None:
     """Keeps theta out of the sharding; once.
 
@@ -72,7 +79,7 @@ def before_sharding(adapter: GPartAdapter) -> None:
     if not any(value.is_meta or isinstance(value, DTensor) for value in values):
         adapter.remember_base()
     adapter.sharded = True
-    fsdp2.replicate(adapter.model.get_submodule(CONTAINER))
+    replicate(adapter.model.get_submodule(CONTAINER))
 
 
 def after_sharding(adapter: GPartAdapter, strategy: Strategy) -> None:
