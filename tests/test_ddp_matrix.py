@@ -5,7 +5,6 @@ Run as a script this file is one of several processes that torchrun has started:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -14,17 +13,17 @@ from typing import Any
 
 import pytest
 import torch
+from joined_batch import BATCH, LENGTH, Classifier, bits, loader
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from gpart import load_adapter
 from gpart.callbacks import GPartCallback, load_from_checkpoint
 
-BATCH, LENGTH, D, SMALL, HEAD = 8, 48, 128 + 256, 10, 16 * 2 + 2
+D, SMALL, HEAD = 128 + 256, 10, 16 * 2 + 2
 MATRIX: dict[str, dict[str, Any]] = {
     "plain": {},
     "unused parameters looked for": {"strategy": {"find_unused_parameters": True}},
@@ -43,7 +42,7 @@ MATRIX: dict[str, dict[str, Any]] = {
 torch's reducer fails on a no_sync in the first step, of a plain Linear too (torch 2.14, "expect_autograd_hooks_")."""
 
 
-class Module(LightningModule):
+class Module(Classifier):
     """Two adapted layers, each in a checkpointed segment where asked for, a head, and a buffer of its own."""
 
     def __init__(self, segments: str = "") -> None:
@@ -53,9 +52,6 @@ class Module(LightningModule):
         self.net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 2))
         self.register_buffer("own", torch.zeros(3))
 
-    def loss(self, batch: list[Tensor]) -> Tensor:
-        return nn.functional.cross_entropy(self(batch[0]), batch[1])
-
     def forward(self, x: Tensor) -> Tensor:
         if not self.segments or not self.training:
             return self.net(x)
@@ -64,17 +60,6 @@ class Module(LightningModule):
         for first in (0, 2):
             x = checkpoint(self.net[first : first + 2], x, use_reentrant=again)
         return self.net[4](x)
-
-    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        return self.loss(batch)
-
-    def validation_step(self, batch: list[Tensor], index: int) -> None:
-        self.log("loss", self.loss(batch), sync_dist=True, batch_size=len(batch[0]))
-
-    test_step = validation_step
-
-    def predict_step(self, batch: list[Tensor], index: int) -> Tensor:
-        return self(batch[0])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.5, momentum=0.9)
@@ -106,8 +91,7 @@ class Watch(Callback):
         trainer.strategy.model.register_comm_hook(None, hook)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *given: Any) -> None:
-        theta = pl_module.net.gpart.default.theta
-        self.thetas.append(hashlib.sha256(theta.detach().numpy().tobytes()).hexdigest()[:16])
+        self.thetas.append(bits(pl_module.net.gpart.default.theta))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size > 1:
@@ -117,22 +101,17 @@ class Watch(Callback):
 def run(out: Path, name: str, ranks: int, rank: int, segments: str = "", strategy: dict[str, Any] | None = None,
         method: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:  # fmt: skip
     """Fit, validate, test, predict; and the files."""
-    generator = torch.Generator().manual_seed(1)
-    rows = torch.randn(LENGTH, 8, generator=generator), torch.randint(0, 2, (LENGTH,), generator=generator)
-
-    def loader() -> DataLoader:
-        data = TensorDataset(*rows)
-        return DataLoader(data, BATCH // ranks, sampler=DistributedSampler(data, ranks, rank, shuffle=False))
-
     module, watch = Module(segments), Watch()
     gpart = GPartCallback(d=SMALL, target_modules=["0", "2"], modules_to_save=["4"], **(method or {}))
     keeper = ModelCheckpoint(out / name, "{step}", enable_version_counter=False)
     quiet = dict.fromkeys(["logger", "enable_progress_bar", "enable_model_summary"], False)
     trainer = Trainer(accelerator="cpu", devices=ranks, strategy=DDPStrategy(**(strategy or {})) if ranks > 1 else "auto",
                       use_distributed_sampler=False, max_epochs=2, callbacks=[gpart, watch, keeper], **quiet, **more)  # fmt: skip
-    trainer.fit(module, loader(), loader())
-    validated, tested = (call(module, loader(), verbose=False)[0]["loss"] for call in (trainer.validate, trainer.test))
-    predicted = torch.cat(trainer.predict(module, loader()))
+    trainer.fit(module, loader(ranks, rank), loader(ranks, rank))
+    validated, tested = (
+        call(module, loader(ranks, rank), verbose=False)[0]["loss"] for call in (trainer.validate, trainer.test)
+    )
+    predicted = torch.cat(trainer.predict(module, loader(ranks, rank)))
     return {
         "theta": gpart.adapter.theta.tolist(),
         "thetas": watch.thetas,

@@ -5,7 +5,6 @@ Run as a script this file is one of the processes: ``test_fsdp.py FOLDER KIND``,
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,21 +15,20 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from joined_batch import LENGTH, Classifier, bits, loader
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import always_wrap_policy, size_based_auto_wrap_policy, wrap
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from gpart import GPartConfig, attach, load_adapter
 from gpart.base import plain_name
 from gpart.callbacks import GPartCallback, LinearProbe, load_from_checkpoint
 
 SETTINGS: dict[str, Any] = {"d": 10, "target_modules": ["0", "2"], "modules_to_save": ["4"]}
-BATCH, LENGTH = 8, 48
 ROWS: dict[str, dict[str, Any]] = {
     "plain": {},
     "accumulation": {"accumulate_grad_batches": 2},
@@ -103,7 +101,7 @@ def build(dtype: str = "float32", device: str = "cpu") -> nn.Sequential:
     return net.to(getattr(torch, dtype))
 
 
-class Module(LightningModule):
+class Module(Classifier):
     """Sharded by its own configure_model, as Lightning asks for; a plain module where there is no mesh."""
 
     def __init__(self, dtype: str = "float32", foreach: bool | None = None, attach_in: str = "",
@@ -133,22 +131,8 @@ class Module(LightningModule):
         if not self.head_whole:
             fully_shard(self.net, mesh=mesh, ignored_params=ignored)
 
-    def loss(self, batch: list[Tensor]) -> Tensor:
-        return nn.functional.cross_entropy(self(batch[0]).float(), batch[1])
-
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x.to(getattr(torch, self.dtype_name)))
-
-    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        return self.loss(batch)
-
-    def validation_step(self, batch: list[Tensor], index: int) -> None:
-        self.log("loss", self.loss(batch), sync_dist=True, batch_size=len(batch[0]))
-
-    test_step = validation_step
-
-    def predict_step(self, batch: list[Tensor], index: int) -> Tensor:
-        return self(batch[0])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         trained = [value for value in self.parameters() if value.requires_grad]
@@ -163,8 +147,7 @@ class Watch(Callback):
         self.local: dict[str, list[int]] = {}
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, *given: Any) -> None:
-        theta = module.net.gpart.default.values().detach()
-        self.thetas.append(hashlib.sha256(theta.numpy().tobytes()).hexdigest()[:16])
+        self.thetas.append(bits(module.net.gpart.default.values()))
         self.local = {plain_name(name): list((value.to_local() if isinstance(value, DTensor) else value).shape)
                       for name, value in module.net.named_parameters()}  # fmt: skip
 
@@ -179,14 +162,6 @@ def trainer(out: Path, ranks: int, *callbacks: Any, strategy: Any = "auto", **mo
     quiet = dict.fromkeys(["logger", "enable_progress_bar", "enable_model_summary"], False)
     return Trainer(accelerator="cpu", devices=ranks, strategy=strategy, use_distributed_sampler=False,
                    callbacks=list(callbacks), default_root_dir=out, **quiet, **{"max_epochs": 2, **more})  # fmt: skip
-
-
-def loader(ranks: int, rank: int) -> DataLoader:
-    generator = torch.Generator().manual_seed(1)
-    data = TensorDataset(
-        torch.randn(LENGTH, 8, generator=generator), torch.randint(0, 2, (LENGTH,), generator=generator)
-    )
-    return DataLoader(data, BATCH // ranks, sampler=DistributedSampler(data, ranks, rank, shuffle=False))
 
 
 def plain(value: Any) -> Any:
