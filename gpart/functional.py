@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.graph import increment_version
 
-from gpart import kernels
+from gpart import kernels, native
 from gpart.partition import stretch_size
 from gpart.parts import Part
 from gpart.room import room
@@ -130,6 +131,8 @@ def write(out: Tensor, scaled: Tensor, weight: Tensor, parts: tuple[Part, ...]) 
         else:
             wide = torch.promote_types(scaled.dtype, weight.dtype)
             block.copy_(update(scaled, part, block.shape).to(wide).add_(source))
+    if not out.is_inference():
+        increment_version(out)  # a kernel's writing is not seen by autograd
     return out
 
 
@@ -145,11 +148,13 @@ def add_chunks(target: Tensor, scaled: Tensor, source: Tensor, part: Part) -> No
     step = stretch_size(target.device)
     for first in range(0, target.numel(), step):
         last = min(first + step, target.numel())
-        _add(target[first:last], scaled, source[first:last], part, slice(first, last))
+        stretch = slice(first, last)
+        if not native.add(target[stretch], scaled, source[stretch], part, stretch):
+            add_stretch(target[stretch], scaled, source[stretch], part, stretch)
 
 
-def _add(target: Tensor, scaled: Tensor, source: Tensor, part: Part, stretch: slice) -> None:
-    """One stretch's sum, all flat."""
+def add_stretch(target: Tensor, scaled: Tensor, source: Tensor, part: Part, stretch: slice) -> None:
+    """One stretch of a block's sum, all flat, by torch's own operations."""
     if target.dtype == scaled.dtype:
         # The target's own memory takes the update.
         part.drop(_take(target, scaled, part.groups[stretch]), stretch).add_(source)

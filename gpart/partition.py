@@ -25,6 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpart import native
+
 SCHEME = "gpart-v1"
 """The name written into every adapter file."""
 
@@ -146,6 +148,8 @@ class Partition:
         out = torch.empty(stop - start, dtype=dtype, device=device)
         if out.is_meta:
             return out
+        if native.write_groups(out, self, start):
+            return out
         for first in range(start, stop, step):
             last = min(first + step, stop)
             out[first - start : last - start] = self._permuted(first, last, device).remainder_(self.d)
@@ -170,6 +174,16 @@ class Partition:
         """
         z = _splitmix64(self.seed, 2 * _ROUNDS)
         return [(z[2 * r] | 1, z[2 * r + 1], self.bits // 3 if r % 2 else self.bits // 2) for r in range(_ROUNDS)]
+
+    def constants(self) -> list[int]:
+        """What compiled code needs to know: D, d, 2^k - 1, the two shifts, then factor and addend of each round.
+
+        Returns:
+            17 unsigned 64-bit integers.
+        """
+        rounds = self.rounds()
+        numbers = [self.size, self.d, (1 << self.bits) - 1, rounds[0][2], rounds[1][2]]
+        return numbers + [number for factor, addend, _ in rounds for number in (factor, addend)]
 
     def _permuted(self, start: int, stop: int, device: torch.device | str) -> Tensor:
         """pi(start) .. pi(stop - 1), as int32 where size fits into it (twice as fast, same values), else int64."""

@@ -36,5 +36,5 @@ def room(count: int, dtype: torch.dtype, like: Tensor) -> Tensor:
     kept = _room.tensors.get(dtype)
     if kept is None or kept.numel() < count:
         with torch.inference_mode(mode=False):  # else it could not be written to outside
-            kept = _room.tensors[dtype] = torch.empty(count, dtype=dtype)
+            kept = _room.tensors[dtype] = torch.empty(count, dtype=dtype, device=like.device)
     return kept[:count]

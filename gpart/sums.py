@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gpart import kernels
+from gpart import kernels, native
 from gpart.partition import stretch_size
 from gpart.parts import Part
 from gpart.room import room
@@ -64,17 +64,14 @@ class GroupSums:
             self.add_block(part.of(grad).reshape(-1), part)
 
     def add_block(self, values: Tensor, part: Part) -> None:
-        """Adds one block's gradient, flat, by torch's own operations: what every kernel must give but for rounding."""
+        """Adds one block's gradient, flat: what every kernel must give but for rounding."""
         step = stretch_size(values.device)
         for first in range(0, values.numel(), step):
             stretch = slice(first, min(first + step, values.numel()))
             chunk = values[stretch]
             sums = self._sums_for(chunk)
-            if chunk.dtype != sums.dtype or part.keep is not None:
-                chunk = room(chunk.numel(), sums.dtype, values).copy_(chunk)
-            # scatter_add_ took int64 only before torch 2.10; converting is cheaper than index_add_ (measured).
-            numbers = room(chunk.numel(), torch.int64, values).copy_(part.groups[stretch])
-            _scatter(sums, numbers, part.drop(chunk, stretch))
+            if not native.add_to_sums(sums, chunk, part, stretch):
+                add_stretch(sums, chunk, part, stretch)
 
     def total(self, dtype: torch.dtype) -> Tensor:
         """The sums, shape (d,), rounded once.
@@ -110,6 +107,15 @@ class GroupSums:
             self._sums().add_(self._narrow)
             self._narrow.zero_()
             self._terms = 0
+
+
+def add_stretch(sums: Tensor, values: Tensor, part: Part, stretch: slice) -> None:
+    """Adds one stretch of a block's gradient, flat, to the sums' rows by torch's own operations."""
+    if values.dtype != sums.dtype or part.keep is not None:
+        values = room(values.numel(), sums.dtype, values).copy_(values)
+    # scatter_add_ took int64 only before torch 2.10; converting is cheaper than index_add_ (measured).
+    numbers = room(values.numel(), torch.int64, values).copy_(part.groups[stretch])
+    _scatter(sums, numbers, part.drop(values, stretch))
 
 
 def _wide_dtype(device: torch.device) -> torch.dtype:

@@ -151,15 +151,13 @@ def _sum_kernel(
 
 
 def constants(partition: Partition, device: torch.device) -> Tensor:
-    """What the kernels need to know of a partition: D, d, 2^k - 1, the two shifts, factor and addend of each round.
+    """What the kernels need to know of a partition, :meth:`gpart.partition.Partition.constants`.
 
     Returns:
         int64, shape (17,); unsigned 64-bit numbers are there as the signed ones with the same bits.
     """
-    rounds = partition.rounds()
-    numbers = [partition.size, partition.d, (1 << partition.bits) - 1, rounds[0][2], rounds[1][2]]
-    numbers += [number for factor, addend, _ in rounds for number in (factor, addend)]
-    return torch.tensor([n - (1 << 64) if n >> 63 else n for n in numbers], dtype=torch.int64, device=device)
+    signed = [number - (1 << 64) if number >> 63 else number for number in partition.constants()]
+    return torch.tensor(signed, dtype=torch.int64, device=device)
 
 
 def add(
