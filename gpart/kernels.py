@@ -25,8 +25,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from gpart.native import has_memory
 from gpart.partition import Partition
 
 if TYPE_CHECKING:
@@ -131,8 +132,7 @@ def _fit(*tensors: Tensor) -> bool:
     device = tensors[0].device
     if torch.compiler.is_compiling() or not available(device):
         return False
-    # A subclass may stand for a tensor without memory of its own, as torch's fake ones do.
-    return all(type(t) in (Tensor, nn.Parameter) and t.device == device and t.dtype in _DTYPES for t in tensors)
+    return all(has_memory(tensor) and tensor.device == device and tensor.dtype in _DTYPES for tensor in tensors)
 
 
 def _numbers(part: Part, device: torch.device) -> _Numbers | None:

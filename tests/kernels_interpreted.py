@@ -200,6 +200,20 @@ def test_an_adapter_computes_the_same_with_and_without_kernels(monkeypatch, call
         torch.testing.assert_close(grad, results[0][1], rtol=1e-6, atol=0)
 
 
+def test_function_transforms_go_by_the_reference(unchecked, calls):
+    """Their tensors have no memory to give a kernel."""
+    model = nn.Sequential(nn.Linear(9, 8)).to(DEVICE)
+    adapter = attach(model, GPartConfig(d=11, target_modules=["0"]), weights="forward")
+    x = torch.randn(4, 9, device=DEVICE)
+
+    def loss(values):
+        return torch.func.functional_call(model, values, (x,)).square().sum()
+
+    found = torch.func.grad(loss)({adapter.theta_name: adapter.theta})[adapter.theta_name]
+    loss({}).backward()
+    torch.testing.assert_close(found, adapter.theta.grad)
+
+
 @pytest.mark.parametrize("kernel", ["add", "add_to_sums"])
 @pytest.mark.parametrize("fault", ["one number", "an error"])
 def test_a_kernel_that_errs_is_not_used_and_one_warning_says_so(monkeypatch, kernel, fault):
