@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -168,3 +172,25 @@ def test_the_references_join_the_methods_once() -> None:
 def test_a_device_that_is_not_here_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"device '{name}' cannot be used here"):
         find_device(name)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+@pytest.mark.parametrize("kept", [True, False])
+def test_freed_memory_stays_where_it_is_asked_to(kept: bool) -> None:
+    """By page faults, in a process of its own: forty megabytes in blocks that glibc gives back by itself, and then not."""
+    code = (
+        "import sys, resource; from gpart.studies.bench.heap import keep_freed_memory;"
+        "assert not int(sys.argv[1]) or keep_freed_memory();"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def use():\n"
+        "    before = faults(); blocks = [bytearray(1 << 20) for _ in range(40)]\n"
+        "    for block in blocks: block[::4096] = bytes(256)\n"
+        "    blocks.clear(); return faults() - before\n"
+        "for _ in range(3): use()\n"
+        "print(use())"
+    )
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    plain |= {} if kept else {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    command = [sys.executable, "-c", code, str(int(kept))]
+    faults = int(subprocess.run(command, env=plain, capture_output=True, text=True, check=True).stdout)
+    assert faults < 100 if kept else faults > 5000

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from gpart import GPartAdapter
+from gpart.studies.bench.heap import keep_freed_memory
 from gpart.studies.bench.memory import FREED, Peak, measure_peak
 from gpart.studies.bench.settings import FLOOR, FROZEN, GPART, Method, Settings, find_device
 from gpart.studies.bench.steps import PROMPT, Contestant, enter, make_batch
@@ -63,6 +64,9 @@ class Result:
     timings: list[Timing] = field(default_factory=list)
     peaks: list[Peak] = field(default_factory=list)
 
+    heap_kept: bool = False
+    """Whether freed memory stayed with the process while steps were timed."""
+
 
 def prepare(settings: Settings) -> Result:
     """Checks the settings against the models, without weights: every method is applied on the meta device.
@@ -105,6 +109,7 @@ def run(result: Result, tell: Tell) -> Iterator[Result]:
 
 def _timings(result: Result, tell: Tell) -> Iterator[Timing]:
     settings = result.settings
+    result.heap_kept = result.device.type == "cpu" and keep_freed_memory()
     if {"inject", "train", "eval"} & set(settings.parts):
         base = result.subject.build(result.device, settings.seed)
         if "inject" in settings.parts:

@@ -62,12 +62,13 @@ def about(result: Result, machine: dict[str, Any], command: str) -> list[str]:
     targets = subject.targets if isinstance(subject.targets, str) else " ".join(subject.targets)
     weights = f"adapted: {targets}, D = {subject.plan.size:,} in {len(subject.plan.weights)} weights"
     rounds = f"{settings.rounds} rounds after {settings.warmup} to warm up"
+    heap = "; freed memory stayed with the process while steps were timed" if result.heap_kept else ""
     return [
         f"# {settings.model}",
         "",
         f"- command: `{command}`",
         f"- model: {subject.task}, {subject.parameters:,} parameters with random weights{head}; {weights}",
-        f"- precision {settings.precision}; {rounds}, every method once in each, in shuffled order",
+        f"- precision {settings.precision}; {rounds}, every method once in each, in shuffled order{heap}",
         *describe(machine),
     ]
 
@@ -89,6 +90,7 @@ def content(result: Result, machine: dict[str, Any], command: str) -> dict[str, 
         "command": command,
         "machine": machine,
         "settings": result.settings.to_json(),
+        "heap_kept": result.heap_kept,
         "model": {
             "name": subject.name,
             "task": subject.task,
