@@ -13,12 +13,13 @@ import torch
 
 from gpart.cli import main
 from gpart.studies.bench import parts
+from gpart.studies.bench.figure import sweep_figure
 from gpart.studies.bench.memory import FREED, measure_peak, train_and_measure
 from gpart.studies.bench.parts import prepare
 from gpart.studies.bench.settings import METHODS, Settings, parse_method
 from gpart.studies.bench.steps import Contestant, enter, make_batch
 from gpart.studies.bench.subject import Subject, find_subject, trained_parameters
-from gpart.studies.bench.sweep import SweepSettings, expand_all, make_parts, reduce_all
+from gpart.studies.bench.sweep import Sample, SweepSettings, expand_all, make_parts, reduce_all
 from gpart.studies.params import Settings as Sizes
 from gpart.studies.params import count_parameters
 
@@ -255,6 +256,26 @@ def test_a_whole_run_writes_every_part_with_every_method(
     assert found["heap_kept"] or platform.libc_ver()[0] != "glibc"
     assert (folder / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert "measuring train 2 x 2x5" in capsys.readouterr().out
+
+
+def test_the_sweeps_figure_shows_every_point() -> None:
+    """Both panels share an axis, and the right one's numbers may be thirty times the left one's."""
+    settings = SweepSettings(width=8, weights=[1, 2], d=5, at_weights=2, ds=[1, 5, 128])
+    points = {(64, 5): 1.0, (128, 5): 1.0, (128, 1): 0.1, (128, 128): 30.0}
+    samples = [
+        Sample(size, d, kind, indices, [unit * size * 1e-9] * 3)
+        for (size, d), unit in points.items()
+        for kind in ("expand", "reduce")
+        for indices in ("stored", "computed")
+    ]
+    figure = sweep_figure(settings, samples)
+    figure.canvas.draw()
+    for axes, units in zip(figure.axes, ({1.0}, {0.1, 1.0, 30.0}), strict=True):
+        low, high = axes.get_ylim()
+        drawn = [float(value) for line in axes.get_lines() for value in line.get_ydata()]
+        assert {round(value, 6) for value in drawn} == units
+        assert low < min(drawn)
+        assert max(drawn) < high
 
 
 def test_parts_and_methods_can_be_chosen_and_references_join(encoder: str, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The figures of a bench and of a sweep.
 
-Invariant: what is drawn are the tables' numbers, on axes that begin at 0; GPart has one colour and nothing else has it.
+Invariant: what is drawn are all of the tables' numbers, ratios on axes that begin at 0, a sweep on logarithmic ones; GPart has one colour and nothing else has it.
 As everywhere in this package, matplotlib's ``Figure`` alone is used, so that the user's pyplot stays as it is.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from gpart.studies.bench.parts import Result, Timing
 from gpart.studies.bench.report import label, summaries
@@ -109,7 +110,11 @@ def _draw_sweep(axes: Axes, samples: Sequence[Sample], over: str) -> None:
             axes.plot(xs, medians, style, color=colour, marker="o", markersize=4, label=f"{kind}, indices {indices}")
             axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
+    # A pass may take thirty times as long at one end of the sweep; no limit by hand, which the shared axis would keep.
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(axis="y", color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
