@@ -167,6 +167,23 @@ def test_the_remainder_is_right_up_to_the_largest_d(monkeypatch: pytest.MonkeyPa
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_computed_numbers_need_no_temporary(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """Neither a stretch's group numbers nor its values in another dtype: that is what keeps memory near the floor's."""
+    partition = Partition(SIZE, 4608)
+    part, values = Part(ComputedGroups(partition, 0, SIZE, CPU), 0, 0, SIZE), torch.ones(SIZE, dtype=dtype)
+    wanted = partition.sizes()
+
+    def made(*args: object, **kwargs: object) -> Tensor:
+        raise AssertionError("a temporary")
+
+    for where in ("gpart.functional.room", "gpart.sums.room", "gpart.partition.Partition.groups"):
+        monkeypatch.setattr(where, made)
+    assert write(torch.empty(SIZE, dtype=dtype), torch.ones(4608), values, (part,)).eq(2).all()
+    assert torch.equal(reduce(values, (part,), 4608, torch.float64).long(), wanted)
+
+
+@needs_compiler
 def test_the_number_of_threads_changes_no_bit() -> None:
     partition = Partition(SIZE, 4608)
     part = Part(ComputedGroups(partition, 0, SIZE, CPU), 0, 0, SIZE)
