@@ -1,4 +1,6 @@
-"""Both passes over RoBERTa-base's adapted weights with group numbers of two and of four bytes, in turns, as JSON.
+"""Both passes over RoBERTa-base's adapted weights, by torch's operations and in C, in turns, as JSON.
+
+Group numbers are stored in two bytes, in four, or computed; all six ways give the same bits, which is checked first.
 
 python benchmarks/speed/passes.py > benchmarks/speed/passes.json
 """
@@ -15,9 +17,11 @@ from datetime import UTC, datetime
 import torch
 from torch import Tensor
 
+from gpart import native
 from gpart.functional import add_chunks
+from gpart.groups import ComputedGroups
 from gpart.partition import Partition
-from gpart.parts import Part
+from gpart.parts import Entries, Part
 from gpart.sums import GroupSums
 
 WEIGHTS, WIDTH, D = 24, 768, 23_040
@@ -26,7 +30,7 @@ WEIGHTS, WIDTH, D = 24, 768, 23_040
 def main() -> None:
     """Times them and prints what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -36,33 +40,42 @@ def main() -> None:
     base, grads = (torch.randn(WEIGHTS, size) for _ in range(2))
     out, scaled = torch.empty_like(base), torch.randn(D)
 
-    def expand(groups: list[Tensor]) -> Tensor:
-        for number, kept in enumerate(groups):
-            add_chunks(out[number], scaled, base[number], Part(kept, 0, 0, size))
+    def expand(groups: list[Entries]) -> Tensor:
+        for number, numbers in enumerate(groups):
+            add_chunks(out[number], scaled, base[number], Part(numbers, 0, 0, size))
         return out
 
-    def reduce(groups: list[Tensor]) -> Tensor:
+    def reduce(groups: list[Entries]) -> Tensor:
         sums = GroupSums(D, cpu)
-        for number, kept in enumerate(groups):
-            sums.add_block(grads[number], Part(kept, 0, 0, size))
+        for number, numbers in enumerate(groups):
+            sums.add_block(grads[number], Part(numbers, 0, 0, size))
         return sums.total(torch.float32)
 
-    stored = {
-        8 * dtype.itemsize: [partition.groups(i * size, (i + 1) * size, cpu, dtype) for i in range(WEIGHTS)]
+    sources: dict[str, list[Entries]] = {
+        f"{8 * dtype.itemsize} bits": [partition.groups(i * size, (i + 1) * size, cpu, dtype) for i in range(WEIGHTS)]
         for dtype in (torch.int16, torch.int32)
     }
-    passes: dict[str, Callable[[list[Tensor]], Tensor]] = {"expand": expand, "reduce": reduce}
-    for run in passes.values():
-        first, second = (run(groups).clone() for groups in stored.values())
-        if not torch.equal(first, second):
-            raise SystemExit("two and four bytes give different numbers")
-    samples: dict[str, list[float]] = {f"{name}, {bits} bits": [] for name in passes for bits in stored}
+    sources["computed"] = [ComputedGroups(partition, i * size, size, cpu) for i in range(WEIGHTS)]
+    if native._ready() is None:
+        raise SystemExit("native.c is not used here: there is nothing to compare")
+    least = {"C": native._LEAST, "torch": 1 << 62}  # the smallest stretch that C is used for
+    passes: dict[str, Callable[[list[Entries]], Tensor]] = {"expand": expand, "reduce": reduce}
+    ways = [(name, by, source) for name in passes for by in least for source in sources]
+
+    def run(name: str, by: str, source: str) -> Tensor:
+        native._LEAST = least[by]
+        return passes[name](sources[source])
+
+    for name in passes:
+        first, *others = (run(*way).clone() for way in ways if way[0] == name)
+        if not all(torch.equal(first, other) for other in others):
+            raise SystemExit(f"{name}: not all ways give the same numbers")
+    samples: dict[str, list[float]] = {", ".join(way): [] for way in ways}
     for _ in range(given.rounds):
-        for name, run in passes.items():
-            for bits, groups in stored.items():
-                start = time.perf_counter()
-                run(groups)
-                samples[f"{name}, {bits} bits"].append(1e3 * (time.perf_counter() - start))
+        for way in ways:
+            start = time.perf_counter()
+            run(*way)
+            samples[", ".join(way)].append(1e3 * (time.perf_counter() - start))
     found = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "torch": torch.__version__,
