@@ -144,7 +144,8 @@ def _numbers(part: Part, device: torch.device) -> _Numbers | None:
     if isinstance(groups, ComputedGroups):
         return _Numbers(None, groups.partition, groups.offset)
     if (
-        type(groups) is Tensor
+        isinstance(groups, Tensor)
+        and has_memory(groups)
         and groups.dtype in (torch.int16, torch.int32)
         and groups.is_contiguous()
         and groups.device == device
