@@ -70,15 +70,13 @@ static void computed(uint32_t *restrict out, const uint64_t *made, uint64_t firs
             out[i] = (uint32_t)(x[i] % d);
         return;
     }
-    /* Division by a multiplication: the quotient is off by one at most, and x and d are below 2^31. */
+    /* Division by a multiplication: x and d are below 2^31, so the quotient is at most one too small, where d divides x. */
     const double inverse = 1.0 / (double)d;
     const int32_t divisor = (int32_t)d;
     permuted32(out, made, (uint32_t)first, count);
     for (int i = 0; i < count; i++) {
         int32_t x = (int32_t)out[i], rest = x - (int32_t)((double)x * inverse) * divisor;
-        rest += rest < 0 ? divisor : 0;
-        rest -= rest >= divisor ? divisor : 0;
-        out[i] = (uint32_t)rest;
+        out[i] = (uint32_t)(rest >= divisor ? rest - divisor : rest);
     }
 }
 

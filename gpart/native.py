@@ -4,8 +4,8 @@ Invariant: the numbers are those of torch's own operations (:mod:`gpart.function
 whether this is used changes time and memory, never a result. It is used only after it has given, on small problems of
 every kind, the same bits; where it has not, or could not be compiled, one warning says so.
 
-``gcc`` compiles the file at first use in each process, in 0.2 s, for the very processor that runs it; nothing is installed
-and no file stays. Without ``gcc``, or on other systems than Linux, torch's operations do it, silently. Triton and
+``gcc`` compiles the file at first use in each process, in half a second, for the very processor that runs it; nothing is
+installed and no file stays. Without ``gcc``, or on other systems than Linux, torch's operations do it, silently. Triton and
 ``torch.compile`` ask for a compiler in the same way.
 
 The threads are torch's own: the library names the OpenMP runtime by which torch has been loaded already.
@@ -38,8 +38,9 @@ _FLAGS = (
     " -ffp-contract=off"  # a fused multiply-add rounds once where torch rounds twice
 )
 _SOURCE = Path(__file__).with_name("native.c")
-_MACHINES = ("x86_64", "aarch64")  # where gcc takes -march=native
+_MACHINES = ("x86_64", "aarch64")  # where gcc takes -march=native; it has been run on the first only
 HALF = {torch.float32: 0, torch.bfloat16: 1}
+"""The dtypes of weights and gradients, and how the library calls them."""
 
 
 def add(target: Tensor, scaled: Tensor, source: Tensor, part: Part, stretch: slice) -> bool:
