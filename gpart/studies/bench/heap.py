@@ -1,7 +1,7 @@
 """Freed memory stays with the process while steps are timed.
 
 The C library gives the top of its heap back to the system when enough of it is free, and what lies at the top is luck: a
-training step of RoBERTa-base at 8 x 64 tokens then fetches its activations anew in 0 to 35,000 page faults, 0 to 3 % of its
+training step of RoBERTa-base at 8 x 64 tokens then fetches its activations anew in 0 to 35,000 page faults, 0 to 4 % of its
 time, one method more and the other less, in this process and not in the next (measured, docs/performance.md).
 """
 
