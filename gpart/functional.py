@@ -147,10 +147,10 @@ def add_chunks(target: Tensor, scaled: Tensor, source: Tensor, part: Part) -> No
     """A block's sum, W0[i] + scaled[group(i)], all flat: what every kernel must give bit for bit."""
     step = stretch_size(target.device)
     for first in range(0, target.numel(), step):
-        last = min(first + step, target.numel())
-        stretch = slice(first, last)
-        if not native.add(target[stretch], scaled, source[stretch], part, stretch):
-            add_stretch(target[stretch], scaled, source[stretch], part, stretch)
+        stretch = slice(first, min(first + step, target.numel()))
+        out, base = target[stretch], source[stretch]
+        if not native.add(out, scaled, base, part, stretch):
+            add_stretch(out, scaled, base, part, stretch)
 
 
 def add_stretch(target: Tensor, scaled: Tensor, source: Tensor, part: Part, stretch: slice) -> None:

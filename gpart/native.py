@@ -104,41 +104,30 @@ def launch_add(
     library: ctypes.CDLL, target: Tensor, scaled: Tensor, source: Tensor, part: Part, stretch: slice
 ) -> None:
     """:func:`add` without its checks."""
-    keep = None if part.keep is None else part.keep[stretch]
-    library.gpart_add(
-        target.data_ptr(),
-        source.data_ptr(),
-        HALF[source.dtype],
-        scaled.data_ptr(),
-        *_numbers(part, stretch),
-        target.numel(),
-        None if keep is None else keep.data_ptr(),
-        part.boost,
-        torch.get_num_threads(),
-    )
+    half = HALF[source.dtype]
+    _call(library.gpart_add, part, stretch, target.data_ptr(), source.data_ptr(), half, scaled.data_ptr())
 
 
 def launch_sums(library: ctypes.CDLL, sums: Tensor, values: Tensor, part: Part, stretch: slice) -> None:
     """:func:`add_to_sums` without its checks."""
-    keep = None if part.keep is None else part.keep[stretch]
-    library.gpart_add_to_sums(
-        sums.data_ptr(),
-        sums.dtype == torch.float64,
-        *sums.shape,
-        values.data_ptr(),
-        HALF[values.dtype],
-        *_numbers(part, stretch),
-        values.numel(),
-        None if keep is None else keep.data_ptr(),
-        part.boost,
-        torch.get_num_threads(),
-    )
+    wide, half = sums.dtype == torch.float64, HALF[values.dtype]
+    _call(library.gpart_add_to_sums, part, stretch, sums.data_ptr(), wide, *sums.shape, values.data_ptr(), half)
 
 
 def launch_groups(library: ctypes.CDLL, out: Tensor, partition: Partition, start: int) -> None:
     """:func:`write_groups` without its checks."""
     made = _constants(partition)
     library.gpart_groups(out.data_ptr(), out.itemsize, made, start, out.numel(), torch.get_num_threads())
+
+
+def _call(function: Any, part: Part, stretch: slice, *own: int) -> None:
+    """Calls one pass with its own arguments and, behind them, what both are told of a stretch."""
+    keep = (
+        None if part.keep is None else part.keep[stretch]
+    )  # held until the call is over: it may have been drawn for it
+    mask = None if keep is None else keep.data_ptr()
+    count = stretch.stop - stretch.start
+    function(*own, *_numbers(part, stretch), count, mask, part.boost, torch.get_num_threads())
 
 
 def _fit(*tensors: Tensor) -> bool:

@@ -454,11 +454,10 @@ def test_a_compiler_that_fails_is_said_once_and_torch_does_it(
     assert "native.c is not used" in str(caught[0].message)
 
 
+@needs_compiler
 def test_a_library_that_errs_is_said_once_and_not_used(
     afresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    if not HERE:
-        pytest.skip("needs gcc, on Linux")
     right, wrong = FAULTS["an addition"]
     source = tmp_path / "native.c"
     source.write_text(native._SOURCE.read_text().replace(right, wrong))

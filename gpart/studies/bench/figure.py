@@ -1,6 +1,7 @@
 """The figures of a bench and of a sweep.
 
-Invariant: what is drawn are all of the tables' numbers, ratios on axes that begin at 0, a sweep on logarithmic ones; GPart has one colour and nothing else has it.
+Invariant: what is drawn are all of the tables' numbers, ratios on axes that begin at 0, a sweep on logarithmic
+ones; GPart has one colour and nothing else has it.
 As everywhere in this package, matplotlib's ``Figure`` alone is used, so that the user's pyplot stays as it is.
 """
 
