@@ -24,6 +24,9 @@ import torch
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
+_HELPERS = Path(__file__).parent / "helpers"
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
@@ -335,8 +338,9 @@ def torchrun() -> Callable[..., None]:
         ]
         # Nor the seed that an earlier test has left for Lightning's ranks.
         own = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "PL_"))}
+        path = os.pathsep.join(filter(None, [str(_HELPERS), os.environ.get("PYTHONPATH")]))
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                              env={**own, "OMP_NUM_THREADS": "1"}, start_new_session=True) as process:  # fmt: skip
+                              env={**own, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}, start_new_session=True) as process:  # fmt: skip
             try:
                 printed, _ = process.communicate(timeout=timeout)
             except subprocess.TimeoutExpired:
@@ -536,10 +540,10 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _beside(name: str) -> Any:
-    """A module of this folder; by path, as the tests are imported."""
+    """A module of the helpers; by path, as the tests are imported."""
     import importlib.util
 
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(name, _HELPERS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -34,7 +34,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from gpart import get_adapters, load_adapter
 from gpart.callbacks import GPartCallback, GPartCheckpointIO
-from gpart.callbacks.parts import AdapterPart
+from gpart.callbacks.checkpoints.contents import AdapterPart
 from gpart.storage import CONFIG, TENSORS
 from gpart.version import __version__
 

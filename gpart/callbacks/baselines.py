@@ -8,9 +8,9 @@ from torch import nn
 
 from gpart import base
 from gpart.adapter import get_adapters
-from gpart.callbacks.checkpoint import PartlyTrained
+from gpart.callbacks.checkpoints.contents import TrainedPart
+from gpart.callbacks.checkpoints.plugin import PartlyTrained
 from gpart.callbacks.method import MethodCallback
-from gpart.callbacks.parts import TrainedPart
 from gpart.targets import saved_parameters
 
 

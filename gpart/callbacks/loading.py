@@ -17,10 +17,10 @@ from torch import nn
 
 from gpart.adapter import _attach, get_adapters
 from gpart.callbacks.baselines import BitFit, FullFineTuning, LinearProbe
-from gpart.callbacks.checkpoint import PartlyTrained, filled
+from gpart.callbacks.checkpoints.contents import AdapterPart
+from gpart.callbacks.checkpoints.plugin import PartlyTrained, filled
 from gpart.callbacks.method import MethodCallback
-from gpart.callbacks.parts import AdapterPart
-from gpart.callbacks.peft import PeftCallback
+from gpart.callbacks.peft_callback import PeftCallback
 from gpart.manifest import check_model, config_of
 from gpart.memory import Memory
 from gpart.storage import CHECKPOINT_KEY, load_checkpoint_file

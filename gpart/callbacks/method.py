@@ -21,13 +21,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gpart import base
-from gpart.callbacks.averages import COPYING, check_copies, keep_frozen, refuse_empty_copies
-from gpart.callbacks.checkpoint import GPartCheckpointIO, PartlyTrained
-from gpart.callbacks.flags import Flags, refuse_unfrozen
-from gpart.callbacks.hyperparameters import loadable
-from gpart.callbacks.random_states import install_random_states
-from gpart.callbacks.refusals import check_callbacks, check_strategy
-from gpart.callbacks.sharded import prepare, shards
+from gpart.callbacks.checkpoints.hyperparameters import loadable
+from gpart.callbacks.checkpoints.plugin import GPartCheckpointIO, PartlyTrained
+from gpart.callbacks.checkpoints.random_states import install_random_states
+from gpart.callbacks.guards.averages import COPYING, check_copies, keep_frozen, refuse_empty_copies
+from gpart.callbacks.guards.flags import Flags, refuse_unfrozen
+from gpart.callbacks.guards.refusals import check_callbacks, check_strategy
+from gpart.callbacks.sharding.strategies import prepare, shards
 from gpart.callbacks.table import print_table
 from gpart.targets import saved_parameters
 

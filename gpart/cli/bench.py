@@ -22,12 +22,12 @@ from gpart.studies.architectures import TASKS
 from gpart.studies.bench import report, sweep_report
 from gpart.studies.bench.figure import png, ratio_figure, sweep_figure
 from gpart.studies.bench.machine import describe_machine, load
-from gpart.studies.bench.parts import prepare, run
+from gpart.studies.bench.measuring import prepare, run
 from gpart.studies.bench.report import Sheet
 from gpart.studies.bench.settings import KINDS, PARTS, PRECISIONS, Settings, find_device, parse_shape
 from gpart.studies.bench.subject import TEXT
 from gpart.studies.bench.sweep import SweepSettings, run_sweep
-from gpart.studies.params import Settings as Sizes
+from gpart.studies.counting.params import Settings as Sizes
 from gpart.targets import ALL_LINEAR
 
 DESCRIPTION = """Times the methods on a model with random weights: training and evaluation steps, generation, injection;

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 COMMANDS = {
     "bench": ("gpart.cli.bench", "bench_command"),
-    "configs": ("gpart.cli.recipes", "configs_command"),
+    "configs": ("gpart.cli.configs", "configs_command"),
     "params": ("gpart.cli.params", "params_command"),
     "study": ("gpart.cli.study", "study_command"),
 }
@@ -39,7 +39,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if words and words[0] in COMMANDS:
             module, name = COMMANDS[words[0]]
             return int(getattr(import_module(module), name)(words[1:]))
-        from gpart.cli.lightning import run
+        from gpart.cli.training import run
 
         run(words)
     except (ValueError, OSError) as error:

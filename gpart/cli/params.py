@@ -13,8 +13,8 @@ from gpart.callbacks.table import readable_bytes
 from gpart.cli.message import Parser
 from gpart.memory import INDICES, WEIGHTS
 from gpart.studies.architectures import TASKS
-from gpart.studies.memory import DTYPES, MemoryPlan, MemorySettings, plan_memory
-from gpart.studies.params import Report, Row, Settings, count_parameters
+from gpart.studies.counting.memory import DTYPES, MemoryPlan, MemorySettings, plan_memory
+from gpart.studies.counting.params import Report, Row, Settings, count_parameters
 from gpart.targets import ALL_LINEAR
 
 DESCRIPTION = """Trained parameters by method, counted on the model's architecture: no weights are read. The head is

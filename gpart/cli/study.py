@@ -15,14 +15,14 @@ from typing import NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gpart.cli.recipes import find_recipe
-from gpart.studies.outcome import choose, read_outcome
-from gpart.studies.plan import Cell, plan, shard_of
-from gpart.studies.results import collect
-from gpart.studies.running import COMMAND, Event, count_runs, run_cells
-from gpart.studies.schema import read_study
-from gpart.studies.study import Study
-from gpart.studies.tables import markdown, write_table
+from gpart.cli.configs import find_recipe
+from gpart.studies.experiments.outcome import choose, read_outcome
+from gpart.studies.experiments.plan import Cell, plan, shard_of
+from gpart.studies.experiments.results import collect
+from gpart.studies.experiments.running import COMMAND, Event, count_runs, run_cells
+from gpart.studies.experiments.schema import read_study
+from gpart.studies.experiments.study import Study
+from gpart.studies.experiments.tables import markdown, write_table
 
 DESCRIPTION = """Runs methods x tasks x seeds, each as a process of its own ('gpart fit ...'), and writes the table.
 What is finished is kept: started again, a study goes on where it was stopped."""

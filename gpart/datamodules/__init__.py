@@ -1,8 +1,8 @@
 """DataModules for the paper's tasks and the quick start."""
 
-from gpart.datamodules.glue import GLUEDataModule
-from gpart.datamodules.images import ImageDataModule
-from gpart.datamodules.math import MathDataModule
-from gpart.datamodules.movie_reviews import MovieReviewDataModule
+from gpart.datamodules.language.glue import GLUEDataModule
+from gpart.datamodules.language.movie_reviews import MovieReviewDataModule
+from gpart.datamodules.mathematics.math_datamodule import MathDataModule
+from gpart.datamodules.vision.image_datamodule import ImageDataModule
 
 __all__ = ["GLUEDataModule", "ImageDataModule", "MathDataModule", "MovieReviewDataModule"]

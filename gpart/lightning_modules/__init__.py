@@ -1,7 +1,7 @@
 """LightningModules for the paper's tasks. They know nothing of any adapter: the method's callback makes the difference."""
 
-from gpart.lightning_modules.causal import CausalLM
-from gpart.lightning_modules.nlu import SequenceClassifier
-from gpart.lightning_modules.vision import ImageClassifier
+from gpart.lightning_modules.language.sequence_classifier import SequenceClassifier
+from gpart.lightning_modules.mathematics.causal_lm import CausalLM
+from gpart.lightning_modules.vision.image_classifier import ImageClassifier
 
 __all__ = ["CausalLM", "ImageClassifier", "SequenceClassifier"]

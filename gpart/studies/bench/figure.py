@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from gpart.studies.bench.parts import Result, Timing
+from gpart.studies.bench.measuring import Result, Timing
 from gpart.studies.bench.report import label, summaries
 from gpart.studies.bench.settings import GPART
 from gpart.studies.bench.sweep import INDICES, PASSES, Sample, SweepSettings

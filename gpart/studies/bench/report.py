@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gpart.callbacks.table import readable_bytes
+from gpart.studies.bench.measuring import GROUPS, Result, Timing
 from gpart.studies.bench.memory import FREED, Peak
-from gpart.studies.bench.parts import GROUPS, Result, Timing
 from gpart.studies.bench.settings import FLOOR, FROZEN, parse_method
 from gpart.studies.bench.timing import Summary, summarize
-from gpart.studies.tables import markdown_table
+from gpart.studies.experiments.tables import markdown_table
 
 _NOTES = {
     "train": "Forward, backward, AdamW on what is trained, zero_grad. The floor is forward and backward of fully"

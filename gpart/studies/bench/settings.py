@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gpart.memory import INDICES, WEIGHTS
-from gpart.studies.params import Settings as Sizes
+from gpart.studies.counting.params import Settings as Sizes
 
 FLOOR, FROZEN, GPART = "floor", "frozen", "gpart"
 KINDS = {

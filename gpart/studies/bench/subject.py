@@ -19,8 +19,8 @@ from gpart.callbacks import LinearProbe
 from gpart.studies import architectures
 from gpart.studies.architectures import build, default_head, default_targets, find_task
 from gpart.studies.bench.settings import FROZEN, GPART, Method
-from gpart.studies.params import PEFT, apply_peft
-from gpart.studies.params import Settings as Sizes
+from gpart.studies.counting.params import PEFT, apply_peft
+from gpart.studies.counting.params import Settings as Sizes
 from gpart.targets import Plan, plan, saved_parameters
 
 TEXT = ("sequence-classification", "causal-lm")

@@ -1,0 +1,1 @@
+"""What a checkpoint of a partly trained module holds, and how it is written and read."""

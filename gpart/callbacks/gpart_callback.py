@@ -1,0 +1,312 @@
+"""GPart for any Lightning project, by one line: :class:`GPartCallback`."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import nn
+from torch.optim import Optimizer
+
+from gpart import base
+from gpart.adapter import GPartAdapter, attach, get_adapters
+from gpart.callbacks.checkpoints.contents import AdapterPart
+from gpart.callbacks.checkpoints.plugin import PartlyTrained
+from gpart.callbacks.guards.finite import FiniteTheta
+from gpart.callbacks.method import MethodCallback, group_of
+from gpart.callbacks.sharding.strategies import (
+    after_sharding,
+    before_sharding,
+    check_reduced,
+    refuse_sharded,
+    remember_base,
+    shards,
+)
+from gpart.config import GPartConfig
+from gpart.memory import Memory
+from gpart.storage import load_adapter, save_adapter
+
+
+class GPartCallback(MethodCallback):
+    """Trains W0 + P·theta instead of the weights of a LightningModule that knows nothing of it.
+
+    It freezes the adapted module but for ``modules_to_save``, adds theta (d numbers), and makes checkpoints hold theta
+    and the saved modules only. The module's ``configure_optimizers`` stays as it is: theta is among
+    ``self.parameters()`` and the adapted module's parameters.
+
+    With a logger it logs ``gpart/theta_norm``, ‖theta‖ = ‖W - W0‖, and ``gpart/lr``, the learning rate of theta.
+
+    Args:
+        d: number of groups, the length of theta.
+        target_modules: which layers to adapt: names or name endings, a regular expression, or ``"all-linear"``.
+        modules_to_save: modules that are trained and stored in full: the head.
+        seed: what the groups come from.
+        exclude_modules: layers to leave out.
+        slices: for fused weights, which output features to adapt, as ``{"qkv": [[0, 768], [1536, 2304]]}``.
+        bias: ``"all"``: the adapted layers' biases are adapted too.
+        dropout: on P·theta, in training.
+        isometric: False for the ablation without 1/sqrt(n_j).
+        name: the adapter's name, part of theta's key.
+        module: the submodule to adapt; default the only child with parameters, or the whole.
+        adapter: an adapter folder or ``.ckpt`` to start from; its settings hold, and those given must agree.
+        check_base: False loads ``adapter`` onto another base of the same shape, with a warning.
+        save_folder: where the adapter folder is written when fit ends, as the adapter then is.
+        indices: the group numbers: ``"stored"`` (two bytes for each adapted weight, four above d = 32,768),
+            ``"computed"`` (time instead), or ``"auto"``, by the size of the memory.
+        weights: W0 + P·theta: ``"kept"`` (computed once per optimizer step), ``"forward"`` (at each forward pass),
+            ``"recomputed"`` (in the backward pass again, the least memory), or ``"auto"``. Neither changes a result.
+
+    Raises:
+        ValueError: if the settings are invalid, or neither ``d`` and ``target_modules`` nor ``adapter`` are given.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(
+        ...     callbacks=[GPartCallback(d=1000, target_modules=["query", "value"], modules_to_save=["classifier"])],
+        ...     logger=False, enable_checkpointing=False, accelerator="cpu",
+        ... )
+    """
+
+    def __init__(
+        self,
+        d: int | None = None,
+        target_modules: list[str] | str | None = None,
+        modules_to_save: list[str] | None = None,
+        seed: int = 0,
+        exclude_modules: list[str] | str | None = None,
+        slices: dict[str, list[list[int]]] | None = None,
+        bias: str = "none",
+        dropout: float = 0.0,
+        isometric: bool = True,
+        name: str = "default",
+        module: str | None = None,
+        adapter: str | None = None,
+        check_base: bool = True,
+        save_folder: str | None = None,
+        indices: str = "auto",
+        weights: str = "auto",
+    ) -> None:
+        super().__init__(module)
+        self.memory = Memory(indices, weights)
+        self.config: GPartConfig | None = None
+        if d is not None and target_modules is not None:
+            self.config = GPartConfig(
+                d=d,
+                target_modules=target_modules,
+                modules_to_save=modules_to_save,
+                seed=seed,
+                exclude_modules=exclude_modules,
+                slices=slices,
+                bias=bias,
+                dropout=dropout,
+                isometric=isometric,
+            )
+        elif adapter is None or d is not None or target_modules is not None:
+            raise ValueError(
+                f"d and target_modules go together, or an adapter folder has them: got d={d},"
+                f" target_modules={target_modules!r}, adapter={adapter!r}"
+            )
+        self.name, self.start, self.check_base, self.save_folder = name, adapter, check_base, save_folder
+        self._adapter: GPartAdapter | None = None
+        self._learned, self._finite = False, FiniteTheta()
+        self._evaluation = ExitStack()
+        self._sharding, self._rate = False, 0.0
+
+    @property
+    def adapter(self) -> GPartAdapter:
+        """The adapter, once the network is built.
+
+        Raises:
+            ValueError: before.
+        """
+        if self._adapter is None:
+            raise ValueError("there is no adapter yet: the trainer attaches it when it sets up the network")
+        return self._adapter
+
+    def apply(self, network: nn.Module) -> PartlyTrained:
+        """Attaches the adapter, or adopts the one that is there with an equal config."""
+        attached = get_adapters(network).get(self.name)
+        adopted = attached is not None and attached is not self._adapter
+        different = attached.config.differences(self.config) if attached and adopted and self.config else []
+        if different:
+            raise ValueError(
+                f"the network carries an adapter {self.name!r} with other settings than this callback's:"
+                f" {'; '.join(different)}"
+            )
+        if self.start is not None and (attached is None or adopted):
+            attached = self._load(network, self.start)
+        elif attached is None:
+            if self.config is None:
+                raise ValueError("no settings and no adapter folder")  # __init__ has refused this
+            if self._sharding:
+                refuse_sharded(network)
+            attached = attach(network, self.config, self.name, self.memory.indices, self.memory.weights)
+        self._adapter = attached
+        if self._sharding:
+            before_sharding(attached)
+        self.modules_to_save = attached.config.modules_to_save
+        return AdapterPart(attached)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Attaches the adapter now, or as soon as the network is built; in any case before it is sharded."""
+        self._sharding = shards(trainer.strategy)
+        super().setup(trainer, pl_module, stage)
+
+    def shard(self, trainer: Trainer) -> None:
+        """Theta stays whole on every rank."""
+        after_sharding(self.adapter, trainer.strategy)
+
+    def _applied_to(self, pl_module: LightningModule) -> tuple[str, nn.Module] | None:
+        """Also where an adapter of this name was attached before the trainer came."""
+        if self.module is not None:
+            return None
+        for path, module in base.named_modules(pl_module):
+            if self.name in get_adapters(module):
+                return path, module
+        return super()._applied_to(pl_module)
+
+    def _load(self, network: nn.Module, folder: str) -> GPartAdapter:
+        present = bool(get_adapters(network))
+        adapter = load_adapter(network, folder, self.check_base, self.memory.indices, self.memory.weights)
+        different = adapter.config.differences(self.config) if self.config is not None else []
+        if different and not present:
+            adapter.detach()
+        if different:
+            raise ValueError(f"{folder} and this callback have different settings: {'; '.join(different)}")
+        return adapter
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks that theta will be trained; prints the table.
+
+        Raises:
+            ValueError: if no optimizer holds theta.
+        """
+        super().on_fit_start(trainer, pl_module)
+        self._learned, self._finite = False, FiniteTheta()
+        check_reduced(trainer.strategy, pl_module)
+        if self.adapter.merged:
+            raise ValueError(f"adapter {self.name!r} is merged: unmerge() before fit, theta has no gradient")
+        if group_of(self.adapter.theta, trainer.optimizers) is None:
+            raise ValueError(
+                f"theta, {self.adapter.theta_name} of {type(self.adapter.model).__name__}, is in no optimizer: make"
+                " them in configure_optimizers from self.parameters() or the adapted module's parameters(), not from a"
+                " list made earlier; or adapt the submodule whose parameters are used, by module=..."
+            )
+        self._warn_if_unrepresentable(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Where the base is sharded, takes its fingerprint together with all ranks: one alone writes checkpoints."""
+        remember_base(self.adapter, trainer.strategy)
+
+    def summary(self, trainer: Trainer) -> dict[str, str]:
+        """Adapted weights, D, d."""
+        adapter = self.adapter
+        return {
+            "adapted weights": f"{len(adapter.plan.weights):,}",
+            "D, their size": f"{adapter.size:,}",
+            "d, length of theta": f"{adapter.config.d:,}",
+            "weights per group": f"{adapter.size / adapter.config.d:,.1f}",
+        }
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """At the first step of theta's optimizer, checks that theta has a gradient.
+
+        Raises:
+            ValueError: if it has none.
+        """
+        theta = self.adapter.theta
+        group = group_of(theta, [optimizer])
+        if group is None:
+            return
+        self._rate = float(group["lr"])  # before a schedule goes on
+        # StochasticWeightAveraging ends with an epoch without backward passes, for the batch norms.
+        if self._learned or trainer.fit_loop._skip_backward:
+            return
+        self._learned = True
+        if theta.grad is None:
+            raise ValueError(
+                f"theta has no gradient after the first backward: the loss does not depend on the adapted layers"
+                f" {[weight.name for weight in self.adapter.plan.weights][:3]} ...; are they run, and with gradients"
+                " enabled? Re-entrant checkpointing needs an input that requires grad (enable_input_require_grads)"
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Checks that theta is finite, before anything saves it; logs ‖theta‖ and theta's learning rate.
+
+        Raises:
+            ValueError: if it is not.
+        """
+        self._finite.look(self.adapter.values, trainer.global_step, self._rate)
+        group = group_of(self.adapter.theta, trainer.optimizers) if trainer.loggers else None
+        if group is None:
+            return
+        prefix = "gpart" if self.name == "default" else f"gpart/{self.name}"
+        norm = self.adapter.values.detach().norm()
+        pl_module.log_dict(
+            {f"{prefix}/theta_norm": norm, f"{prefix}/lr": float(group["lr"])}, on_step=True, on_epoch=False
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks theta as the last step left it.
+
+        Raises:
+            ValueError: if it is not finite.
+        """
+        super().on_train_end(trainer, pl_module)
+        self._finite.settle(self.adapter.values)
+
+    def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # theta stays as it is until the loop's end, so that W0 + P·theta need not be computed at every batch or token.
+        self._evaluation.enter_context(self.adapter.cached())
+
+    def _end_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluation.close()
+
+    on_validation_start = on_test_start = on_predict_start = _start_evaluation
+    on_validation_end = on_test_end = on_predict_end = _end_evaluation
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lets go of what an evaluation has kept; called after an exception too."""
+        self._evaluation.close()
+        if self._adapter is not None:
+            self._adapter.free()
+        super().teardown(trainer, pl_module, stage)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the adapter folder, if one was asked for."""
+        if self.save_folder is None:
+            return
+        if self.adapter.sharded:
+            save_adapter(self.adapter, self.save_folder, write=trainer.is_global_zero)
+        elif trainer.is_global_zero:
+            self.adapter.save(self.save_folder)
+        rank_zero_info(f"adapter written to {self.save_folder}")
+
+    def _warn_if_unrepresentable(self, trainer: Trainer) -> None:
+        """In half precision a weight cannot hold an update below its spacing: theta may train and nothing change."""
+        adapter = self.adapter
+        group = group_of(adapter.theta, trainer.optimizers)
+        rate = float(group["lr"]) if group is not None else 0.0
+        with torch.no_grad():
+            # Adam's first step moves every entry of theta by about the learning rate.
+            length = max(float(adapter.values.norm()), rate * math.sqrt(adapter.config.d))
+            update = length / math.sqrt(adapter.size)
+            for weight in adapter.plan.weights:
+                stored = base.parameter(adapter.model, weight.name)
+                if stored.dtype not in (torch.bfloat16, torch.float16) or not stored.numel():  # FSDP 1's empty shards
+                    continue
+                rms = float(base.whole(base.dense(stored)).float().square().mean().sqrt())
+                spacing = torch.finfo(stored.dtype).eps * 2.0 ** math.floor(math.log2(rms)) if rms else 0.0
+                if update < spacing:
+                    rank_zero_warn(
+                        f"{weight.name} is {stored.dtype} with spacing {spacing:.1e} at its size, and the update's rms"
+                        f" is {update:.1e}: most of it is lost in rounding. Train with float32 weights (32-true,"
+                        " bf16-mixed), a larger learning rate, or a larger d"
+                    )
+                    return

@@ -1,0 +1,1 @@
+"""What is refused, or watched while a method trains."""

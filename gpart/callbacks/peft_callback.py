@@ -1,0 +1,137 @@
+"""Hugging Face PEFT's methods by the same path as GPart: LoRA, VeRA, FourierFT, Uni-LoRA and the others."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from gpart import base
+from gpart.adapter import get_adapters
+from gpart.callbacks.checkpoints.contents import TrainedPart
+from gpart.callbacks.checkpoints.plugin import PartlyTrained
+from gpart.callbacks.method import MethodCallback
+from gpart.targets import saved_parameters
+
+_APPLIED = "_gpart_peft"
+"""The network's attribute for what a callback has done to it: a second trainer's callback adopts that."""
+
+
+class PeftCallback(MethodCallback):
+    """Adapts the network by ``peft.get_peft_model``, in place: the LightningModule keeps the network that it built.
+
+    PEFT replaces the targeted layers within the network; the wrapper around it is at hand as ``callback.peft_model``,
+    for ``save_pretrained`` and ``merge_and_unload``. The head is trained in place, not by PEFT's ``modules_to_save``,
+    which would keep a second copy of it and change its keys.
+
+    Args:
+        peft_type: PEFT's name of the method: ``LORA``, ``VERA``, ``FOURIERFT``, ``UNILORA`` ...
+        target_modules: which layers to adapt, by PEFT's rules.
+        modules_to_save: modules that are trained and stored in full: the head.
+        settings: the other arguments of the method's PEFT config, such as ``{"r": 8, "lora_alpha": 16}``.
+        module: the submodule to adapt; default the only child with parameters, or the whole.
+
+    Raises:
+        ValueError: if PEFT knows no such method or refuses the settings.
+    """
+
+    def __init__(
+        self,
+        peft_type: str,
+        target_modules: list[str] | str,
+        modules_to_save: list[str] | None = None,
+        settings: dict[str, Any] | None = None,
+        module: str | None = None,
+    ) -> None:
+        super().__init__(module)
+        self.peft_type, self.target_modules, self.modules_to_save = peft_type, target_modules, modules_to_save
+        self.settings = dict(settings or {})
+        self._peft_model: PeftModel | None = None
+        self._config()
+
+    @property
+    def peft_model(self) -> PeftModel:
+        """PEFT's wrapper, once the network is built.
+
+        Raises:
+            ValueError: before.
+        """
+        if self._peft_model is None:
+            raise ValueError("there is no PEFT model yet: the trainer adapts the network when it sets it up")
+        return self._peft_model
+
+    def apply(self, network: nn.Module) -> PartlyTrained:
+        """Adapts the network, or adopts the adapter that an equal callback gave it.
+
+        Raises:
+            ValueError: if PEFT refuses, the network is adapted otherwise, or a random head would be frozen.
+        """
+        described = self._described()
+        if applied := getattr(network, _APPLIED, None):
+            found, self._peft_model = applied
+            if found != described:
+                raise ValueError(f"the network was adapted with {found}, this callback has {described}")
+        else:
+            self._refuse_adapted(network)
+            if not any(True for _ in network.parameters()):
+                raise ValueError(f"{type(network).__name__} has no parameters yet")
+            saved = set(saved_parameters(network, self.modules_to_save)[1])
+            named = base.named_parameters(network, remove_duplicate=False)
+            self.refuse_random(network, [name for name in named if name not in saved])
+            flags = [(value, value.requires_grad) for value in network.parameters()]
+            try:
+                with warnings.catch_warnings():
+                    # Transformers' new name for what PEFT asks it for.
+                    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+                    # Of a network without numbers PEFT needs to be told.
+                    meta = any(value.is_meta for value in network.parameters())
+                    self._peft_model = get_peft_model(network, self._config(), low_cpu_mem_usage=meta)
+            except (ValueError, TypeError, AttributeError) as error:
+                for value, flag in flags:
+                    value.requires_grad_(flag)
+                raise ValueError(f"PEFT refuses {described}: {error}") from error
+            # In a tuple, so that torch does not register the wrapper as a child of what it wraps.
+            setattr(network, _APPLIED, (described, self._peft_model))
+        for name in saved_parameters(network, self.modules_to_save)[1]:
+            network.get_parameter(name).requires_grad_(True)
+        trained = [name for name, value in base.named_parameters(network).items() if value.requires_grad]
+        return TrainedPart(network, trained, type(self).__name__, described)
+
+    def summary(self, trainer: Any) -> dict[str, str]:
+        """PEFT's method and how many layers it adapts."""
+        network = self.peft_model.get_base_model()
+        count = sum(isinstance(module, BaseTunerLayer) for module in network.modules())
+        return {"method": self.peft_type, "adapted layers": f"{count:,}"}
+
+    def _described(self) -> dict[str, Any]:
+        return {
+            "peft_type": self.peft_type,
+            "target_modules": self.target_modules,
+            "modules_to_save": self.modules_to_save,
+            "settings": self.settings,
+        }
+
+    def _config(self) -> PeftConfig:
+        names = [kind.value for kind in PeftType]
+        if self.peft_type not in names:
+            raise ValueError(f"peft_type {self.peft_type!r} is none of PEFT's: {', '.join(names)}")
+        cls = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(self.peft_type)]
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Specified to not save vera_A")  # meant: they come from their seed
+                # Every type's class but the base takes target_modules.
+                config: PeftConfig = cls(target_modules=self.target_modules, **self.settings)  # type: ignore[call-arg]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{cls.__name__} refuses {self.settings}: {error}") from error
+        return config
+
+    def _refuse_adapted(self, network: nn.Module) -> None:
+        if adapters := get_adapters(network):
+            raise ValueError(f"the network carries a GPart adapter, {list(adapters)}: detach() it before PEFT's")
+        adapted = [name for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)]
+        if adapted:
+            raise ValueError(f"the network carries a PEFT adapter already, at {adapted[:3]} ...")

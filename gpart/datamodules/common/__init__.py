@@ -1,0 +1,1 @@
+"""What the DataModules of all tasks share."""

@@ -1,0 +1,207 @@
+"""The quick start's data: movie-review sentences with human scores, as two classes.
+
+Invariant: which part a sentence belongs to depends on the file's content and the seed alone, never on a library's
+random generator; the parts never overlap, and equal texts (but for case and white space) share a part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from torchdata.stateful_dataloader import StatefulDataLoader
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from gpart.assets.fetching import fetch, resolve
+from gpart.datamodules.common.seeded import SeededDataModule
+from gpart.datamodules.common.text import Example, load_tokenizer, part_loader
+
+FILE = "movieReviewSnippets_GroundTruth.txt"
+
+Row = tuple[str, int]
+"""A text and its class: 0 negative, 1 positive."""
+
+
+class MovieReviewDataModule(SeededDataModule):
+    """10,568 sentences of film reviews; the class is the sign of the mean of about twenty people's scores.
+
+    Source: C.J. Hutto and E. Gilbert, "VADER", ICWSM 2014, shipped in the package vaderSentiment. Sentences scored 0
+    have no sign and are left out (37 of 10,605). Train, val and test are 80, 10 and 10 % of each class.
+
+    Args:
+        model: whose tokenizer: a name on the hub, a folder, or ``packaged:NAME``.
+        path: a file of your own in the same layout, instead: a line is id, score, text, separated by tabs, in UTF-8.
+        batch_size: sentences a step and device.
+        max_length: tokens after which a sentence is cut.
+        train_size: train on this many only, in the classes' proportion; a smaller number is a part of a larger one.
+        seed: what the parts come from; with the seed of ``seed_everything``, if there is one, also the order.
+        num_workers: the loaders' processes.
+        sentences: what ``predict`` labels; default the test part.
+    """
+
+    num_labels = 2
+    labels = ("negative", "positive")
+    id2label: ClassVar[dict[int, str]] = dict(enumerate(labels))
+
+    def __init__(
+        self,
+        model: str = "packaged:minilm",
+        path: str | None = None,
+        batch_size: int = 32,
+        max_length: int = 64,
+        train_size: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        sentences: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if sentences is not None and (isinstance(sentences, str) or not sentences):
+            raise ValueError(f"sentences must be a list of at least one text, got {sentences!r}")
+        # Plain types: a checkpoint holds these, and torch.load(weights_only=True) refuses a Path.
+        model, path = str(model), None if path is None else str(path)
+        sentences = None if sentences is None else list(sentences)
+        self.save_hyperparameters()
+        self.parts: dict[str, list[Example]] = {}
+        self._pad: DataCollatorWithPadding | None = None
+
+    def prepare_data(self) -> None:
+        """Fetches the packaged data and model, where they are used; on one process only."""
+        if self.hparams["path"] is None and not self._needs_no_file(
+            self.trainer is not None and self.trainer.predicting
+        ):
+            fetch("movie-reviews")
+        resolve(self.hparams["model"])
+
+    def setup(self, stage: str) -> None:
+        """Reads, parts and tokenises what the stage needs and is not there yet.
+
+        Raises:
+            FileNotFoundError: if ``path`` is not there.
+            ValueError: if a line is malformed, a class has too few sentences, or ``train_size`` is more than there is.
+        """
+        tokenizer = self._tokenizer()
+        if self.hparams["sentences"] is not None and "predict" not in self.parts:
+            self.parts["predict"] = self._encode(tokenizer, [(text, None) for text in self.hparams["sentences"]])
+        if "train" in self.parts or self._needs_no_file(stage == "predict"):
+            return
+        path = self.hparams["path"]
+        parts = split(read(Path(path) if path is not None else fetch("movie-reviews") / FILE), self.hparams["seed"])
+        parts["train"] = first(parts["train"], self.hparams["train_size"])
+        for name, rows in parts.items():
+            self.parts[name] = self._encode(tokenizer, rows)
+        self.parts.setdefault("predict", self.parts["test"])
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        """The training part, in random order."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> StatefulDataLoader:
+        """The part that chooses the checkpoint."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> StatefulDataLoader:
+        """The part that scores."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> StatefulDataLoader:
+        """The sentences asked for, or the test part; batches hold the texts under ``text`` and no labels."""
+        return self._loader("predict")
+
+    def _needs_no_file(self, predicting: bool) -> bool:
+        return predicting and self.hparams["sentences"] is not None
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        if self._pad is None:
+            self._pad = DataCollatorWithPadding(load_tokenizer(self.hparams["model"]))
+        return self._pad.tokenizer
+
+    def _encode(self, tokenizer: PreTrainedTokenizerBase, rows: Iterable[tuple[str, int | None]]) -> list[Example]:
+        texts, classes = zip(*rows, strict=True)
+        tokens = tokenizer(list(texts), truncation=True, max_length=self.hparams["max_length"])
+        return [
+            {**{key: values[index] for key, values in tokens.items()}, "labels": label, "text": text}
+            for index, (text, label) in enumerate(zip(texts, classes, strict=True))
+        ]
+
+    def _loader(self, part: str) -> StatefulDataLoader:
+        return part_loader(self, self.parts, part, self._pad, ("text",) if part == "predict" else ())
+
+
+def read(path: Path) -> list[Row]:
+    """Texts and classes of a file in the layout of the packaged one; sentences scored 0 are left out.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if a line is not id, score and text in UTF-8, or nothing is left.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file of scored sentences at {path}")
+    rows, zeros = [], 0
+    # Lines end at line feeds only: str.splitlines would also cut at characters that occur within a text.
+    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n").split(b"\n")
+    for number, line in enumerate(lines if lines != [b""] else [], start=1):
+        try:
+            _, score, text = line.decode().rstrip("\r").split("\t")
+            value = float(score)
+        except ValueError:  # a UnicodeDecodeError is one
+            raise ValueError(f"{path}, line {number}: expected id, score, text by tabs, got {line[:80]!r}") from None
+        if not math.isfinite(value) or not text.strip():
+            raise ValueError(f"{path}, line {number}: expected a finite score and a text, got {line[:80]!r}")
+        if value == 0:
+            zeros += 1
+        else:
+            rows.append((text.strip(), int(value > 0)))
+    if not rows:
+        raise ValueError(f"{path} holds 0 sentences with a score other than 0, and {zeros} with 0")
+    return rows
+
+
+def split(rows: list[Row], seed: int) -> dict[str, list[Row]]:
+    """Train, val and test: 80, 10 and 10 % of each class, in the order of a hash of seed and text.
+
+    Within each class the distinct texts are sorted by SHA-256 of seed and text: a tenth, rounded down, is val, the
+    next tenth test, the rest train. A repeated text goes where its first line goes, whatever its other scores say.
+
+    Example:
+        >>> parts = split([(f"sentence {i}", i % 2) for i in range(100)], seed=0)
+        >>> {name: (len(part), sum(label for _, label in part)) for name, part in parts.items()}
+        {'train': (80, 40), 'val': (10, 5), 'test': (10, 5)}
+    """
+    same: dict[bytes, list[Row]] = {}
+    for text, label in rows:
+        digest = hashlib.sha256(f"{seed}:{' '.join(text.casefold().split())}".encode()).digest()
+        same.setdefault(digest, []).append((text, label))
+    digests: dict[str, list[bytes]] = {"train": [], "val": [], "test": []}
+    for label, name in enumerate(MovieReviewDataModule.labels):
+        own = sorted(digest for digest, group in same.items() if group[0][1] == label)
+        tenth = len(own) // 10
+        if not tenth:
+            raise ValueError(f"class {name!r} has {len(own)} different sentences, and parts of 80/10/10 % need 10")
+        digests["val"] += own[:tenth]
+        digests["test"] += own[tenth : 2 * tenth]
+        digests["train"] += own[2 * tenth :]
+    return {name: [row for digest in sorted(part) for row in same[digest]] for name, part in digests.items()}
+
+
+def first(rows: list[Row], size: int | None) -> list[Row]:
+    """The first ``size`` rows with the classes in the proportion of all.
+
+    Raises:
+        ValueError: if there are fewer, or ``size`` is below 1, with both numbers.
+    """
+    if size is None:
+        return rows
+    if not 1 <= size <= len(rows):
+        raise ValueError(f"train_size must be from 1 to the {len(rows)} training sentences, got {size}")
+    # Rounded half up in integers, so that a larger size holds a smaller one: round() goes to even.
+    positive = (2 * size * sum(label for _, label in rows) + len(rows)) // (2 * len(rows))
+    left = {1: positive, 0: size - positive}
+    chosen = []
+    for text, label in rows:
+        if left[label] > 0:
+            left[label] -= 1
+            chosen.append((text, label))
+    return chosen

@@ -1,0 +1,88 @@
+"""Pictures with their classes, as every source gives them, and the part of them that a loader reads.
+
+Invariant: a row's number and name are those in its source, whatever part of it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gpart.datamodules.common.epoch_sampler import Key
+from gpart.datamodules.common.splits import Row
+from gpart.datamodules.vision.reading import Reader, draw, read_rgb
+
+Item = dict[str, Any]
+"""``pixel_values`` (3, height, width), ``labels``, ``idx``, ``file``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """All pictures of a source."""
+
+    read: Reader
+    """Gives a row's picture."""
+    labels: list[int]
+    """Each row's class."""
+    names: list[str]
+    """Each row's file below ``place``, or its split and number; unlike every other row's."""
+    classes: tuple[str, ...]
+    """The classes' names, in the order of their numbers."""
+    place: str
+    """The folder, or the data set's name."""
+
+    def rows(self) -> list[Row]:
+        """Class and name of each row."""
+        return list(zip(self.labels, self.names, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Images(Dataset[Item]):
+    """Some of the pictures, transformed.
+
+    Args:
+        pictures: all of them.
+        chosen: the rows that are in.
+        transform: makes the model's input of an RGB picture.
+        seed: for a random transform, the run's seed.
+    """
+
+    pictures: Pictures
+    chosen: list[int]
+    transform: Callable[[Image.Image], Tensor]
+    seed: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, key: Key | int) -> Item:
+        # Lightning's overfit_batches replaces the sampler by one that knows no epoch.
+        epoch, at = (0, key) if isinstance(key, int) else key
+        row, own = self.chosen[at], self.pictures
+        image = read_rgb(own.read, row, f"{own.names[row]} (row {row} of {own.place})")
+        pixels = self.transform(image) if self.seed is None else draw(self.transform, image, self.seed, epoch, row)
+        return {"pixel_values": pixels, "labels": own.labels[row], "idx": row, "file": own.names[row]}
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Stacks a batch. An object of its own: spawned workers pickle it without the datamodule.
+
+    Args:
+        labels: whether the batch holds ``labels``.
+    """
+
+    labels: bool = True
+
+    def __call__(self, items: list[Item]) -> dict[str, Any]:
+        """``pixel_values`` stacked, ``labels`` as int64, ``idx`` and ``file`` as lists."""
+        batch: dict[str, Any] = {"pixel_values": torch.stack([item["pixel_values"] for item in items])}
+        if self.labels:
+            batch["labels"] = torch.tensor([item["labels"] for item in items])
+        return {**batch, "idx": [item["idx"] for item in items], "file": [item["file"] for item in items]}

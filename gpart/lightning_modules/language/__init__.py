@@ -1,0 +1,1 @@
+"""The LightningModule for language understanding."""

@@ -1,0 +1,1 @@
+"""The LightningModule for mathematical reasoning, and its grading."""

@@ -1,0 +1,115 @@
+"""Generation in batches, and the judgement of what was generated.
+
+Invariant: an output depends on its own prompt alone, not on the batch that it is in.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from gpart.assets.fetching import gguf, loading
+from gpart.lightning_modules.mathematics.answers import exact_match, extract_answer, verified_match
+
+Row = dict[str, Any]
+
+
+class Generator:
+    """Greedy generation with a model's own tokenizer.
+
+    Args:
+        model: whose tokenizer: a name on the hub, a folder, a GGUF file, or ``packaged:NAME``.
+        max_new_tokens: how long an output may be.
+        stop: strings that end it.
+
+    Raises:
+        FileNotFoundError: if there is no tokenizer.
+    """
+
+    def __init__(self, model: str, max_new_tokens: int, stop: tuple[str, ...]) -> None:
+        with loading(model) as name:
+            place, more = gguf(name)
+            self.tokenizer = AutoTokenizer.from_pretrained(place, **more)
+        self.max_new_tokens, self.stop = max_new_tokens, stop
+
+    def __call__(self, network: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> tuple[list[str], int, float]:
+        """Continues prompts.
+
+        Args:
+            network: a Transformers model.
+            input_ids: padded on the left, shape (batch, tokens).
+            attention_mask: 0 where padded, same shape.
+
+        Returns:
+            The outputs without prompt, end token and stop string; the number of tokens generated; the seconds it took.
+        """
+        start, prompt = time.perf_counter(), input_ids.shape[1]
+        tokenizer = self.tokenizer
+        stopping = {"stop_strings": list(self.stop), "tokenizer": tokenizer} if self.stop else {}
+        # Greedy, whatever sampling the model's own generation config asks for.
+        settings = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        with torch.no_grad():
+            tokens = network.generate(  # type: ignore[operator]  # every causal model of Transformers has it
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                max_new_tokens=self.max_new_tokens,
+                pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+                **settings,
+                **stopping,
+            )[:, prompt:]
+        ends = _end_tokens(network, tokenizer)
+        cut = [_until_end(row, ends) for row in tokens.tolist()]
+        outputs = [self._until_stop(str(tokenizer.decode(row, skip_special_tokens=True))) for row in cut]
+        return outputs, sum(len(row) for row in cut), time.perf_counter() - start
+
+    def _until_stop(self, text: str) -> str:
+        found = [at for at in (text.find(stop) for stop in self.stop) if at >= 0]
+        return text[: min(found)] if found else text
+
+
+def _end_tokens(network: nn.Module, tokenizer: Any) -> set[int]:
+    ends = network.generation_config.eos_token_id  # type: ignore[union-attr]
+    return {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+
+
+def _until_end(row: list[int], ends: set[int]) -> list[int]:
+    """The tokens before the first end token: what follows it is padding."""
+    return next((row[:at] for at, token in enumerate(row) if token in ends), row)
+
+
+def judge(batch: dict[str, Any], outputs: list[str], verify: bool) -> list[Row]:
+    """One row for each question: what was asked, generated, extracted and wanted, and whether it is right.
+
+    Raises:
+        ValueError: if a reference has no final answer.
+    """
+    rows = []
+    for idx, question, reference, output in zip(
+        batch["idx"], batch["question"], batch["reference"], outputs, strict=True
+    ):
+        row: Row = {
+            "idx": idx,
+            "question": question,
+            "output": output,
+            "extracted": extract_answer(output),
+            "gold": extract_answer(reference),
+            "exact_match": exact_match(output, reference),
+        }
+        rows.append({**row, "verified_match": verified_match(output, reference)} if verify else row)
+    return rows
+
+
+def write_rows(path: Path, rows: list[Row], started: set[Path]) -> None:
+    """Appends rows as JSON lines; a file not yet in ``started`` is begun anew and joins it."""
+    if path not in started:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("", encoding="utf-8")
+        started.add(path)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

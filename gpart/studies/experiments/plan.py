@@ -1,0 +1,172 @@
+"""From a study to its runs: which processes, with which words, in which folders.
+
+Invariant: a run's words and folder follow from the study's file alone, so that any process, on any machine, at any
+time, means the same run by the same folder. No adapter and no task is known here, only words for the command line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from gpart.studies.experiments.study import AxisValue, Study, value_text
+
+COMMAND_FILE = "command.json"
+METRICS_FILE = "metrics.json"
+LOG_FILE = "log.txt"
+_LONGEST_NAME = 120
+"""Characters of a folder's name; file systems take 255 bytes."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process."""
+
+    name: str
+    labels: Mapping[str, str]
+    """Axis to label."""
+    tuned: Mapping[str, Any]
+    """The candidate's settings; empty where nothing is tuned."""
+    seed: int
+    metric: str
+    """The score is ``test/`` and this."""
+    folder: Path
+    words: tuple[str, ...]
+    """After ``gpart``."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One choice of the tuned settings, with its run for every seed."""
+
+    tuned: Mapping[str, Any]
+    runs: tuple[Run, ...]
+
+    @property
+    def text(self) -> str:
+        """Such as ``model.lr=0.005``; empty where nothing is tuned."""
+        return _text(self.tuned)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of all axes' values."""
+
+    name: str
+    labels: Mapping[str, str]
+    candidates: tuple[Candidate, ...]
+    """At least one; with more, the first seed's runs decide which one gets the other seeds."""
+
+
+def plan(study: Study) -> list[Cell]:
+    """All cells, in file order, the last axis fastest.
+
+    Raises:
+        ValueError: if two runs would have one folder, or two axes tune one setting.
+    """
+    for axis in study.axes:
+        _distinct((value.label for value in axis.values), f"axes.{axis.name}")
+    return [_cell(study, values) for values in product(*(axis.values for axis in study.axes))]
+
+
+def shard_of(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:
+    """Every ``parts``-th cell from the ``part``-th on: whole cells, so that a choice and its seeds stay together.
+
+    Args:
+        cells: all of them.
+        part: from 1.
+        parts: into how many they are dealt.
+
+    Raises:
+        ValueError: if there is no such part.
+    """
+    if not 1 <= part <= parts:
+        raise ValueError(f"shard {part}/{parts}: the first number goes from 1 to the second")
+    return list(cells[part - 1 :: parts])
+
+
+def safe_name(label: str) -> str:
+    """A label as a folder's name.
+
+    Example:
+        >>> safe_name("GPart (d = 1/2)"), safe_name("model.lr=0.005")
+        ('GPart-d-=-1-2', 'model.lr=0.005')
+    """
+    name = re.sub(r"[^\w.,=+-]+", "-", label).strip("-.")
+    if len(name) > _LONGEST_NAME:
+        # The rest of a long name may be all that two differ in.
+        name = f"{name[: _LONGEST_NAME - 9]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+    return name
+
+
+def _cell(study: Study, values: Sequence[AxisValue]) -> Cell:
+    labels = {axis.name: value.label for axis, value in zip(study.axes, values, strict=True)}
+    name = " / ".join(labels.values())
+    configs = [*study.config, *(config for value in values for config in value.config)]
+    settings = [*study.settings.items(), *(item for value in values for item in value.settings.items())]
+    words = ["fit", *(f"--config={config}" for config in configs), *map(_setting, settings)]
+    metric = next(value.metric for value in values if value.metric is not None)
+    folder = study.folder.joinpath(*(safe_name(value.label) for value in values))
+    tune: dict[str, tuple[Any, ...]] = {}
+    for value in values:
+        if both := tune.keys() & value.tune.keys():
+            raise ValueError(f"cell {name}: {sorted(both)} is tuned on two axes")
+        tune |= value.tune
+    candidates = []
+    for chosen in product(*tune.values()):
+        tuned = dict(zip(tune, chosen, strict=True))
+        text = _text(tuned)
+        inner = folder / safe_name(text) if tuned else folder
+        runs = (
+            Run(
+                name=" / ".join(filter(None, (name, text, f"seed {seed}"))),
+                labels=labels,
+                tuned=tuned,
+                seed=seed,
+                metric=metric,
+                folder=inner / f"seed-{seed}",
+                words=(*words, *map(_setting, tuned.items()), *_own_words(seed, inner / f"seed-{seed}")),
+            )
+            for seed in study.seeds
+        )
+        candidates.append(Candidate(tuned, tuple(runs)))
+    if tune:
+        _distinct((candidate.text for candidate in candidates), f"cell {name}: tune")
+    return Cell(name, labels, tuple(candidates))
+
+
+def _text(tuned: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value_text(value)}" for key, value in tuned.items())
+
+
+def _own_words(seed: int, folder: Path) -> list[str]:
+    return [
+        f"--seed_everything={seed}",
+        f"--trainer.default_root_dir={folder.as_posix()}",
+        "--trainer.callbacks+=MetricsWriter",
+        f"--trainer.callbacks.path={(folder / METRICS_FILE).as_posix()}",
+        "--test_best=true",
+        "--trainer.enable_progress_bar=false",
+    ]
+
+
+def _setting(item: tuple[str, Any]) -> str:
+    key, value = item
+    return f"--{key}={value_text(value)}"
+
+
+def _distinct(labels: Iterable[str], where: str) -> None:
+    seen: dict[str, str] = {}
+    for label in labels:
+        name = safe_name(label)
+        if not name:
+            raise ValueError(f"{where}: nothing of {label!r} can stand in a folder's name")
+        key = name.casefold()  # two names that differ in case are one folder on macOS and Windows
+        if key in seen:
+            raise ValueError(f"{where}: {seen[key]!r} and {label!r} would share the folder {name}")
+        seen[key] = label

@@ -1,0 +1,172 @@
+"""From the runs' folders to the table's numbers.
+
+Invariant: the same folders give the same results, in the study's order; what is not there is said and never filled in.
+
+What a row holds beside its scores: the median of the trainable parameters without the head's, the median of
+``kept_bytes``, the median of the seconds of fit, the largest ``peak_memory_bytes``; over the runs that count towards its
+scores, so a candidate that was not chosen has no part in them. Scores are taken to be better when higher.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from gpart.studies.experiments.outcome import Outcome, choose, no_score, read_outcome
+from gpart.studies.experiments.plan import LOG_FILE, Candidate, Cell, Run
+from gpart.studies.experiments.study import Study
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run and what came of it."""
+
+    run: Run
+    outcome: Outcome
+    chosen: bool
+    """It counts towards the table once it is finished."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One place of the table, scaled."""
+
+    value: float
+    deviation: float | None
+    """The sample's standard deviation (n - 1); None for one run."""
+    count: int
+    """Runs in it."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table; None where nothing is known yet."""
+
+    label: str
+    scores: Mapping[str, Score | None]
+    average: float | None
+    """The mean of the columns' values, where every column has one."""
+    parameters: float | None
+    kept_bytes: float | None
+    seconds: float | None
+    peak_bytes: float | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the validation scores chose in a cell."""
+
+    cell: str
+    chosen: Candidate | None
+    why: str
+    """Why none is chosen."""
+    scores: Mapping[str, float | None]
+    """Every candidate's validation score."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that the tables show."""
+
+    study: Study
+    rows: tuple[Row, ...]
+    choices: tuple[Choice, ...]
+    records: tuple[Record, ...]
+    missing: int
+    """Runs that are still to be made, those included whose candidate is not chosen yet."""
+    problems: tuple[str, ...]
+    """A line for each run that failed or has no score."""
+
+
+def collect(study: Study, cells: Sequence[Cell]) -> Results:
+    """Reads every run's folder.
+
+    Args:
+        study: the study.
+        cells: all of its cells, not a shard's.
+    """
+    records: list[Record] = []
+    choices: list[Choice] = []
+    missing = 0
+    for cell in cells:
+        firsts = [read_outcome(candidate.runs[0]) for candidate in cell.candidates]
+        chosen, why = choose(cell, firsts)
+        for candidate, first in zip(cell.candidates, firsts, strict=True):
+            records.append(Record(candidate.runs[0], first, candidate is chosen))
+            if candidate is chosen:
+                records += [Record(run, read_outcome(run), chosen=True) for run in candidate.runs[1:]]
+        if chosen is None:
+            missing += len(study.seeds) - 1
+        if cell.candidates[0].tuned:
+            scores = {
+                candidate.text: first.validation for candidate, first in zip(cell.candidates, firsts, strict=True)
+            }
+            choices.append(Choice(cell.name, chosen, why, scores))
+    missing += sum(record.outcome.state in ("missing", "stale") for record in records)
+    return Results(
+        study=study,
+        rows=tuple(_row(study, label, records) for label in study.rows),
+        choices=tuple(choices),
+        records=tuple(records),
+        missing=missing,
+        problems=tuple(line for record in records if (line := _problem(record)) is not None),
+    )
+
+
+def _problem(record: Record) -> str | None:
+    if record.outcome.state == "failed":
+        return f"{record.run.name}: {record.outcome.why}"
+    unscored = no_score(record.run, record.outcome)
+    return None if unscored is None else f"{record.run.name}: {unscored} (log: {record.run.folder / LOG_FILE})"
+
+
+def _row(study: Study, label: str, records: Iterable[Record]) -> Row:
+    mine = [
+        record
+        for record in records
+        if record.chosen
+        and record.outcome.state == "finished"
+        and record.outcome.score(record.run) is not None
+        and study.row_label(record.run.labels) == label
+    ]
+    scores: dict[str, Score | None] = {}
+    for value in study.column_axis.values:
+        there = [record for record in mine if record.run.labels[study.columns] == value.label]
+        scores[value.label] = _score(study, [record.outcome.score(record.run) for record in there])
+    values = [score.value for score in scores.values() if score is not None]
+    outcomes = [record.outcome for record in mine]
+    return Row(
+        label=label,
+        scores=scores,
+        average=statistics.fmean(values) if len(values) == len(scores) else None,
+        parameters=_median(_without_head(outcome) for outcome in outcomes),
+        kept_bytes=_median(outcome.number("kept_bytes") for outcome in outcomes),
+        seconds=_median(outcome.number("fit", "seconds") for outcome in outcomes),
+        peak_bytes=max(_there(outcome.number("peak_memory_bytes") for outcome in outcomes), default=None),
+    )
+
+
+def _score(study: Study, values: Iterable[float | None]) -> Score | None:
+    scaled = [value * study.scale for value in _there(values)]
+    if not scaled:
+        return None
+    if not all(map(math.isfinite, scaled)):
+        return Score(math.nan, None, len(scaled))  # a median would hide one that diverged
+    value = statistics.median(scaled) if study.statistic == "median" else statistics.fmean(scaled)
+    return Score(value, statistics.stdev(scaled) if len(scaled) > 1 else None, len(scaled))
+
+
+def _without_head(outcome: Outcome) -> float | None:
+    trainable = outcome.number("parameters", "trainable")
+    return None if trainable is None else trainable - (outcome.number("parameters", "head") or 0)
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    there = _there(values)
+    return statistics.median(there) if there else None
+
+
+def _there(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]

@@ -1,0 +1,229 @@
+"""A study's results as table.md, table.csv and table.json.
+
+Invariant: the same results give the same bytes; table.md is for reading, the other two hold every run, so that all of
+table.md can be computed again from them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpart.storage import replacing
+from gpart.studies.experiments.results import Choice, Record, Results, Row, Score
+from gpart.studies.experiments.study import AVERAGE, RUN_FIELDS
+
+_COSTS = ("trainable (no head)", "adapter bytes", "train s", "peak MB")
+
+
+def write_table(results: Results) -> list[Path]:
+    """Writes the three files into the study's folder; returns their paths."""
+    folder = results.study.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    forms = {"md": markdown(results), "csv": csv_text(results), "json": json_text(results)}
+    for ending, text in forms.items():
+        with replacing(folder / f"table.{ending}") as file:
+            file.write(text.encode())
+    return [folder / f"table.{ending}" for ending in forms]
+
+
+def markdown(results: Results) -> str:
+    """The table to read, the choices and what is missing."""
+    study = results.study
+    columns = [value.label for value in study.column_axis.values]
+    best = {column: _best(row.scores[column] for row in results.rows) for column in columns}
+    best[AVERAGE] = _best(row.average for row in results.rows)
+    lines = [[" / ".join(axis.name for axis in study.row_axes) or "study", *columns, f"{AVERAGE}.", *_COSTS]]
+    for row in results.rows:
+        paper = study.paper.get(row.label, {})
+        scores = [_place(row.scores[column], best[column], paper.get(column), len(study.seeds)) for column in columns]
+        average = _place(row.average, best[AVERAGE], paper.get(AVERAGE), len(study.seeds))
+        lines.append([row.label, *scores, average, *_costs(row)])
+    parts = [markdown_table(lines), _notes(results)]
+    if results.choices:
+        chosen = [["cell", "chosen", "validation score", "of"], *(_choice(choice) for choice in results.choices)]
+        parts.append("Chosen by the validation score of the first seed:\n\n" + markdown_table(chosen))
+    if results.missing:
+        parts.append(f"Missing: {results.missing} runs.")
+    if results.problems:
+        parts.append("Failed:\n\n" + "\n".join(f"- {line}" for line in results.problems))
+    return "\n\n".join(parts) + "\n"
+
+
+def csv_text(results: Results) -> str:
+    """One line for each run, unscaled: its labels, tuned settings, scores and costs."""
+    tuned = _ordered(key for record in results.records for key in record.run.tuned)
+    tests = sorted({key for record in results.records for key in _mapping(record, "test")})
+    axes = [axis.name for axis in results.study.axes]
+    # Settings and test metrics have a dot or a slash in them: they hide no field.
+    header = ["run", *axes, *(f"tuned.{key}" for key in tuned), *RUN_FIELDS[1:], *tests]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, header, lineterminator="\n")
+    writer.writeheader()
+    for record in results.records:
+        test = {key: value for key, value in _mapping(record, "test").items() if key in tests}
+        settings = {f"tuned.{key}": value for key, value in record.run.tuned.items()}
+        writer.writerow({**record.run.labels, **settings, **_fields(record), **test})
+    return text.getvalue()
+
+
+def json_text(results: Results) -> str:
+    """The table's numbers, the choices and every run; what is not finite is null, as JSON has no form for it."""
+    study = results.study
+    content = {
+        "study": study.name,
+        "columns": [value.label for value in study.column_axis.values],
+        "seeds": study.seeds,
+        "statistic": study.statistic,
+        "scale": study.scale,
+        "rows": [
+            {
+                "label": row.label,
+                "scores": {column: _score_fields(score) for column, score in row.scores.items()},
+                "average": row.average,
+                "trainable_without_head": row.parameters,
+                "kept_bytes": row.kept_bytes,
+                "seconds": row.seconds,
+                "peak_memory_bytes": row.peak_bytes,
+                "paper": study.paper.get(row.label, {}),
+            }
+            for row in results.rows
+        ],
+        "choices": [
+            {
+                "cell": choice.cell,
+                "chosen": None if choice.chosen is None else dict(choice.chosen.tuned),
+                "why": choice.why,
+                "validation_scores": dict(choice.scores),
+            }
+            for choice in results.choices
+        ],
+        "missing": results.missing,
+        "problems": results.problems,
+        "runs": [
+            {
+                **_fields(record),
+                "labels": dict(record.run.labels),
+                "tuned": dict(record.run.tuned),
+                "folder": record.run.folder.as_posix(),
+                "why": record.outcome.why,
+                "metrics": dict(record.outcome.metrics),
+            }
+            for record in results.records
+        ],
+    }
+    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _fields(record: Record) -> dict[str, Any]:
+    run, outcome = record.run, record.outcome
+    values = (
+        run.name,
+        run.seed,
+        record.chosen,
+        outcome.state,
+        run.metric,
+        outcome.score(run),
+        outcome.number("fit", "best_score"),
+        outcome.number("fit", "seconds"),
+        outcome.number("fit", "epochs"),
+        outcome.number("fit", "steps"),
+        outcome.number("parameters", "trainable"),
+        outcome.number("parameters", "head"),
+        outcome.number("kept_bytes"),
+        outcome.number("peak_memory_bytes"),
+        outcome.metrics.get("device"),
+    )
+    return dict(zip(RUN_FIELDS, values, strict=True))
+
+
+def _score_fields(score: Score | None) -> dict[str, Any] | None:
+    return None if score is None else {"value": score.value, "std": score.deviation, "runs": score.count}
+
+
+def _best(scores: Iterable[Score | float | None]) -> str | None:
+    """The highest value as it is shown: what looks equal is equal."""
+    values = [score.value if isinstance(score, Score) else score for score in scores if score is not None]
+    return max((f"{value:.1f}" for value in values if math.isfinite(value)), key=float, default=None)
+
+
+def _place(score: Score | float | None, best: str | None, paper: float | None, seeds: int) -> str:
+    text = "-"
+    if score is not None:
+        value = text = f"{score.value if isinstance(score, Score) else score:.1f}"
+        if isinstance(score, Score) and score.deviation is not None:
+            text += f" ± {score.deviation:.1f}"
+        if value == best:
+            text = f"**{text}**"
+        if isinstance(score, Score) and score.count < seeds:
+            text += f" [{score.count} of {seeds} seeds]"
+    return text if paper is None else f"{text} (paper {paper:g})"
+
+
+def _costs(row: Row) -> list[str]:
+    return [
+        "-" if row.parameters is None else f"{row.parameters:,.0f}",
+        "-" if row.kept_bytes is None else f"{row.kept_bytes:,.0f}",
+        "-" if row.seconds is None else f"{row.seconds:.1f}",
+        "-" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}",
+    ]
+
+
+def _choice(choice: Choice) -> list[str]:
+    def text(score: float | None) -> str:
+        return "none" if score is None else f"{score:.4g}"
+
+    of = "; ".join(f"{candidate}: {text(score)}" for candidate, score in choice.scores.items())
+    if choice.chosen is None:
+        return [choice.cell, "-", choice.why, of]
+    return [choice.cell, choice.chosen.text, text(choice.scores[choice.chosen.text]), of]
+
+
+def _notes(results: Results) -> str:
+    study = results.study
+    seeds = ", ".join(map(str, study.seeds))
+    finished = [record.outcome.metrics for record in results.records if record.outcome.state == "finished"]
+    devices = sorted({str(metrics.get("device")) for metrics in finished})
+    versions: dict[str, set[str]] = {}
+    for record in results.records:
+        for package, version in _mapping(record, "versions").items():
+            versions.setdefault(str(package), set()).add(str(version))
+    used = ", ".join(f"{package} {' and '.join(sorted(those))}" for package, those in sorted(versions.items()))
+    shown = f"{study.statistic.capitalize()} ± standard deviation (n - 1)" if len(study.seeds) > 1 else "Score"
+    return (
+        f"{shown} of the test metric times {study.scale:g}; seeds {seeds}. Bold: the best of a column. Parameters, bytes"
+        " and seconds are medians over a row's runs, memory the maximum.\n"
+        f"Device: {', '.join(devices) or '-'}. Versions: {used or '-'}."
+    )
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its first line the header; all columns but the first are set to the right."""
+    escaped = [[text.replace("|", "\\|").replace("\n", " ") for text in line] for line in lines]
+    rule = ["---", *("---:" for _ in escaped[0][1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [escaped[0], rule, *escaped[1:]])
+
+
+def _mapping(record: Record, key: str) -> Mapping[str, Any]:
+    """A mapping of metrics.json, empty where it has none."""
+    value = record.outcome.metrics.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _ordered(keys: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(keys))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

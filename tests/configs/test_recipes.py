@@ -1,0 +1,217 @@
+"""Every shipped recipe of language understanding is run, with every overlay, and says what the paper says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from gpart.cli import main
+from gpart.cli.configs import CONFIGS, recipes
+from gpart.studies.experiments.plan import plan
+from gpart.studies.experiments.schema import read_study
+
+NLU = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("glue*/**/*.yaml"))
+OVERLAYS = sorted(path.stem for path in (CONFIGS / "methods").glob("*.yaml"))
+
+# ../shared/experiments.md, the paper's Table 6: epochs and the head's learning rate.
+PAPER = {
+    "glue/sst2": (60, 5e-4), "glue/mrpc": (30, 1e-3), "glue/cola": (80, 2e-4),
+    "glue/qnli": (25, 1e-3), "glue/rte": (160, 1e-2), "glue/stsb": (80, 2e-4),
+    "glue-large/sst2": (30, 2e-4), "glue-large/mrpc": (30, 1e-3), "glue-large/cola": (60, 2e-3),
+    "glue-large/qnli": (25, 1e-3), "glue-large/rte": (120, 1e-2), "glue-large/stsb": (80, 2e-4),
+}  # fmt: skip
+SCORE = {"cola": "matthews", "stsb": "pearson"}
+
+
+def test_the_recipes_are_found() -> None:
+    assert sorted(PAPER) == NLU
+    assert OVERLAYS == [
+        "bitfit", "fourierft", "full-fine-tuning", "gpart-non-isometric", "linear-probe", "lora", "uni-lora", "vera",
+    ]  # fmt: skip
+    assert {*NLU, *(f"methods/{name}" for name in OVERLAYS)} < set(recipes())
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_encoder: Path, glue_folder: Path) -> Any:
+    """Runs a command of a recipe for two steps, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def go(command: str, recipe: str, *more: str) -> int:
+        return main(
+            [
+                command,
+                f"--config={recipe}",
+                f"--model.model={tiny_encoder}",
+                f"--data.model={tiny_encoder}",
+                f"--data.path={glue_folder}",
+                "--data.max_length=16",
+                "--trainer.accelerator=cpu",
+                "--trainer.max_epochs=1",
+                "--trainer.limit_train_batches=2",
+                "--trainer.enable_progress_bar=false",
+                "--trainer.enable_model_summary=false",
+                *more,
+            ]
+        )
+
+    return go
+
+
+@pytest.mark.parametrize("recipe", NLU)
+def test_a_recipe_runs_fit_test_and_predict(recipe: str, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    small = "--method.d=50"
+    assert run("fit", recipe, small) == 0
+    task = recipe.split("/")[1]
+    checkpoint = next(Path("runs", *recipe.split("/")).rglob("epoch=0*.ckpt"))
+    capsys.readouterr()
+    assert run("test", recipe, small, f"--ckpt_path={checkpoint}") == 0
+    assert f"test/{SCORE.get(task, 'accuracy')}" in capsys.readouterr().out
+    assert run("predict", recipe, small, f"--ckpt_path={checkpoint}") == 0
+    lines = Path("runs", *recipe.split("/"), "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 12
+    assert set(json.loads(lines[0])) == ({"idx", "score"} if task == "stsb" else {"idx", "label", "probability"})
+
+
+@pytest.mark.parametrize("recipe", NLU)
+def test_a_recipe_has_the_papers_settings(recipe: str) -> None:
+    text = (CONFIGS / f"{recipe}.yaml").read_text()
+    settings, (epochs, head_lr) = yaml.safe_load(text), PAPER[recipe]
+    size, task = ("large" if "large" in recipe else "base"), recipe.split("/")[1]
+    model, data, method = (settings[key]["init_args"] for key in ("model", "data", "method"))
+    assert settings["trainer"]["max_epochs"] == epochs
+    assert (model["lr"], model["head_lr"], model["weight_decay"], model["warmup_ratio"]) == (5e-3, head_lr, 0.1, 0.06)
+    assert model["schedule"] == "linear"
+    assert model["model"] == data["model"] == f"FacebookAI/roberta-{size}"
+    assert model["num_labels"] == (1 if task == "stsb" else 2)
+    assert model["metrics"][0] == SCORE.get(task, "accuracy")
+    keeper = settings["trainer"]["callbacks"][0]["init_args"]
+    assert (keeper["monitor"], keeper["mode"]) == (f"val/{model['metrics'][0]}", "max")
+    assert (data["task"], data["batch_size"], data["max_length"]) == (task, 32, 512 if size == "base" else 128)
+    assert method == {
+        "d": 23040, "target_modules": ["query", "value"], "modules_to_save": ["classifier"], "dropout": 0.1,
+    }  # fmt: skip
+    header = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    assert f"gpart fit --config {recipe} --test_best true" in header
+    for said in ("Table 1", "Table 6", "83.7" if size == "base" else "86.3", "H100", "minutes", "GiB"):
+        assert said in header
+    from gpart.datamodules.language.glue import TASKS
+
+    assert tuple(model.get("labels", ())) == TASKS[task].labels
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_runs_and_its_checkpoint_holds_what_it_trains(
+    overlay: str, run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {
+        "gpart-non-isometric": ["--method.d=50"],
+        "uni-lora": ["--method.settings.theta_d_length=30"],
+        "vera": ["--method.settings.r=8"],
+        "fourierft": ["--method.settings.n_frequency=20"],
+    }.get(overlay, [])
+    words = [f"--config=methods/{overlay}", *small, "--trainer.callbacks+=MetricsWriter"]
+    words += ["--trainer.callbacks.path=metrics.json", "--test_best=true"]
+    assert run("fit", "glue/rte", *words) == 0
+    record = json.loads(Path("metrics.json").read_text())
+    assert record["state"] == "tested"
+    assert set(record["test"]) == {"test/accuracy"}
+    checkpoint = next(Path("runs/glue/rte").rglob("epoch=0*.ckpt"))
+    saved = torch.load(checkpoint, weights_only=True)
+    trained = set(saved["gpart"]["manifest"].get("trained", []))
+    layer = 4 * (16 * 16 + 16) + (16 * 32 + 32) + (32 * 16 + 16) + 2 * 2 * 16
+    whole = (25 + 64 + 2 + 2) * 16 + 2 * layer
+    head, layers = 16 * 16 + 16 + 2 * 16 + 2, 2 * 2  # query and value of two layers
+    want = {
+        "linear-probe": 0,
+        "full-fine-tuning": whole,
+        "bitfit": 16 + 2 * (6 * 16 + 32 + 16),
+        "lora": layers * 2 * 8 * 16,
+        "vera": layers * (8 + 16),
+        "fourierft": layers * 20,
+        "uni-lora": 30,
+        "gpart-non-isometric": 50,
+    }[overlay]
+    counts = record["parameters"]
+    assert counts == {"trainable": want + head, "head": 0 if overlay == "full-fine-tuning" else head}
+    tensors = {value.data_ptr(): value for value in saved["state_dict"].values() if value.numel()}
+    assert sum(value.numel() for value in tensors.values()) == want + head
+    assert not trained or sum(1 for name in trained if name.startswith("classifier")) == 4
+    out = capsys.readouterr().out
+    assert "trainable parameters" in out
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_sets_the_method_and_its_rates_and_nothing_else(overlay: str) -> None:
+    settings = yaml.safe_load((CONFIGS / "methods" / f"{overlay}.yaml").read_text())
+    assert set(settings) == {"method", "model"}
+    assert set(settings["model"]) == {"init_args"}
+    assert set(settings["model"]["init_args"]) <= {"lr", "head_lr"}
+
+
+def test_the_non_isometric_overlay_keeps_the_recipes_other_settings(
+    run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run("fit", "glue/rte", "--config=methods/gpart-non-isometric", "--print_config")
+    printed = yaml.safe_load(capsys.readouterr().out)
+    method, model = printed["method"]["init_args"], printed["model"]["init_args"]
+    assert (method["isometric"], method["d"], method["dropout"]) == (False, 23040, 0.1)
+    assert (model["lr"], model["head_lr"]) == (2e-4, 1e-2)
+
+
+STUDIES = sorted(
+    path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("studies/**/glue*.yaml")
+)
+
+# The paper's averages, ../shared/experiments.md.
+AVERAGES = {
+    "studies/glue-base": {
+        "LP": 66.0, "FF": 83.8, "LoRA (r = 8)": 83.5, "BitFit": 83.5, "VeRA (r = 1024)": 83.4, "Uni-LoRA": 83.0,
+        "GPart": 83.7, "GPart non-isometric": 80.7,
+    },
+    "studies/glue-large": {
+        "LP": 64.7, "FF": 86.9, "LoRA (r = 8)": 86.7, "BitFit": 85.9, "VeRA (r = 256)": 85.8, "Uni-LoRA": 85.9,
+        "GPart": 86.3, "GPart non-isometric": 84.8,
+    },
+}  # fmt: skip
+
+
+def test_the_studies_are_the_papers_tables() -> None:
+    assert sorted(AVERAGES) == STUDIES
+    for name, averages in AVERAGES.items():
+        study = read_study(CONFIGS / f"{name}.yaml")
+        assert {row: figures["Avg"] for row, figures in study.paper.items()} == averages
+        cells = plan(study)
+        assert len(cells) == 6 * 9
+        for cell in cells:
+            words = cell.candidates[0].runs[0].words
+            named = [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+            assert set(named) <= set(recipes())
+            # GPart's own settings are the recipe's: nothing is tuned.
+            assert (len(cell.candidates) == 1) == (cell.labels["method"] == "GPart")
+            score = SCORE.get(named[0].split("/")[1], "accuracy")
+            assert cell.candidates[0].runs[0].metric == score
+
+
+@pytest.mark.parametrize("method", [*AVERAGES["studies/glue-base"], "FourierFT (n = 1000)"])
+def test_the_studys_words_are_understood(method: str, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each method's run of the study is parsed by the real command, whose settings then hold what the study sets."""
+    for name in STUDIES:
+        study = read_study(CONFIGS / f"{name}.yaml")
+        for cell in plan(study):
+            if cell.labels["method"] == method and cell.labels["task"] == "RTE":
+                with pytest.raises(SystemExit) as stop:
+                    main([*cell.candidates[-1].runs[-1].words, "--print_config"])
+                assert stop.value.code == 0
+                printed = yaml.safe_load(capsys.readouterr().out)
+                assert printed["seed_everything"] == 2
+                assert printed["trainer"]["callbacks"][-1]["class_path"].endswith("MetricsWriter")
+                for key, value in cell.candidates[-1].tuned.items():
+                    assert printed["model"]["init_args"][key.removeprefix("model.")] == value
+                if method.startswith("VeRA"):
+                    assert printed["method"]["init_args"]["settings"]["r"] == int(method[10:-1])

@@ -1,0 +1,247 @@
+"""A study's file: what it becomes, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+import gpart
+from gpart.studies.experiments.plan import plan, safe_name, shard_of
+from gpart.studies.experiments.schema import read_study
+
+TEXT = """
+folder: out
+every:
+  config: base
+  set: {data.path: /data/glue, trainer.max_epochs: 2}
+axes:
+  task:
+    RTE: {config: glue/rte, metric: accuracy, set: {trainer.max_epochs: 3}}
+    CoLA: {config: [glue/cola, more.yaml], metric: test/matthews}
+  method:
+    GPart: {set: {method.target_modules: [query, value], method.bias: null, method.isometric: true}}
+    LoRA: {config: methods/lora, tune: {model.lr: [5.0e-4, 2.0e-3], model.wd: [0, 1]}}
+    probe:
+columns: task
+seeds: [3, 1]
+paper: {GPart: {RTE: 78.3, Avg: 83}}
+"""
+
+
+def write(at: Path, text: str = TEXT, **changes: object) -> Path:
+    """The study above with some keys replaced; None takes a key away."""
+    data = yaml.safe_load(text) | changes
+    path = at / "small.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in data.items() if value is not None}, sort_keys=False))
+    return path
+
+
+def test_words_of_every_run_in_order(tmp_path: Path) -> None:
+    cells = plan(read_study(write(tmp_path)))
+    assert [cell.name for cell in cells] == [
+        f"{task} / {method}" for task in ("RTE", "CoLA") for method in ("GPart", "LoRA", "probe")
+    ]
+    assert cells[0].candidates[0].runs[0].words == (
+        "fit",
+        "--config=base",
+        "--config=glue/rte",
+        "--data.path=/data/glue",
+        "--trainer.max_epochs=2",
+        "--trainer.max_epochs=3",
+        '--method.target_modules=["query", "value"]',
+        "--method.bias=null",
+        "--method.isometric=true",
+        "--seed_everything=3",
+        "--trainer.default_root_dir=out/RTE/GPart/seed-3",
+        "--trainer.callbacks+=MetricsWriter",
+        "--trainer.callbacks.path=out/RTE/GPart/seed-3/metrics.json",
+        "--test_best=true",
+        "--trainer.enable_progress_bar=false",
+    )
+    lora = cells[4]
+    assert lora.labels == {"task": "CoLA", "method": "LoRA"}
+    assert [candidate.tuned for candidate in lora.candidates] == [
+        {"model.lr": lr, "model.wd": wd} for lr in (5.0e-4, 2.0e-3) for wd in (0, 1)
+    ]
+    run = lora.candidates[2].runs[1]
+    assert run.words[1:4] == ("--config=base", "--config=glue/cola", "--config=more.yaml")
+    assert run.words[4:9] == (
+        "--config=methods/lora",
+        "--data.path=/data/glue",
+        "--trainer.max_epochs=2",
+        "--model.lr=0.002",
+        "--model.wd=0",
+    )
+    assert run.seed == 1
+    assert run.metric == "matthews"
+    assert run.folder == Path("out/CoLA/LoRA/model.lr=0.002,-model.wd=0/seed-1")
+    assert len({run.folder for cell in cells for one in cell.candidates for run in one.runs}) == 2 * 2 * (1 + 4 + 1)
+
+
+def test_defaults(tmp_path: Path) -> None:
+    study = read_study(write(tmp_path, folder=None, every=None, seeds=None, paper=None))
+    assert (study.folder, study.seeds, study.statistic, study.scale) == (Path("runs/small"), (0,), "median", 100)
+    assert (study.config, dict(study.settings), study.paper) == ((), {}, {})
+
+
+def test_whole_numbers_are_labels(tmp_path: Path) -> None:
+    axes = {"d": {1000: {"set": {"method.d": 1000}}}, "task": {"RTE": {"metric": "accuracy"}}}
+    study = read_study(write(tmp_path, axes=axes, paper={1000: {"RTE": 1.5}}))
+    assert study.rows == ["1000"]
+    assert study.paper == {"1000": {"RTE": 1.5}}
+    assert plan(study)[0].candidates[0].runs[0].folder == Path("out/1000/RTE/seed-3")
+
+
+def test_rows_are_combinations_of_the_other_axes(tmp_path: Path) -> None:
+    axes = {"d": {"10": None, "20": None}, "task": {"RTE": {"metric": "accuracy"}}, "method": {"A": None, "B": None}}
+    study = read_study(write(tmp_path, axes=axes, paper=None))
+    assert study.rows == ["10 / A", "10 / B", "20 / A", "20 / B"]
+    only = read_study(write(tmp_path, axes={"task": axes["task"]}, paper={"small": {"RTE": 1}}))
+    assert only.rows == ["small"]
+
+
+def test_shards_deal_whole_cells_out(tmp_path: Path) -> None:
+    cells = plan(read_study(write(tmp_path)))
+    parts = [shard_of(cells, part, 4) for part in (1, 2, 3, 4)]
+    assert parts[1] == [cells[1], cells[5]]
+    assert sorted(cell.name for part in parts for cell in part) == sorted(cell.name for cell in cells)
+    assert shard_of(cells, 9, 9) == []
+    for part, count in ((0, 4), (5, 4), (1, 0)):
+        with pytest.raises(ValueError, match=f"shard {part}/{count}"):
+            shard_of(cells, part, count)
+
+
+def test_names_are_safe_and_stay_distinct() -> None:
+    assert safe_name("../x y/z") == "x-y-z"
+    long = "a" * 300
+    assert safe_name(long + "1") != safe_name(long + "2")
+    assert len(safe_name(long)) == 120
+    assert safe_name("..") == ""
+
+
+TASKS = {"RTE": {"metric": "accuracy"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"axis": {}}, r"key 'axis' is not known; did you mean 'axes'\? there are folder, every"),
+        ({"axes": None}, "axes: there are none"),
+        ({"axes": {"task": {}}}, "axes.task: it has no values"),
+        ({"axes": {"task": {"RTE": {"metric": "a", "confg": "x"}}}}, "axes.task.RTE: key 'confg'.*'config'"),
+        ({"axes": {"task": {"RTE": {}}}}, "axes.task.RTE: metric=None"),
+        ({"axes": {"task": TASKS, "method": {"A": {"metric": "f1"}}}}, "axes.method.A: metric='f1' belongs on"),
+        ({"axes": {"task": TASKS, "seed": {"A": None}}}, "axes.seed: an axis of this name"),
+        ({"axes": {"task": TASKS, "on": {True: None}}}, r"axes.on: True \(bool\) is no label"),
+        ({"axes": {"task": {"Avg": {"metric": "a"}}}}, "'Avg' is the table's own column"),
+        ({"axes": [1]}, r"axes: \[1\] is no mapping"),
+        ({"every": {"tune": {}}}, "every: key 'tune' is not known"),
+        ({"every": {"config": {"a": 1}}}, "every.config: {'a': 1} is neither"),
+        ({"every": {"set": {"--model.lr": 1}}}, "'--model.lr' is no dotted setting"),
+        ({"every": {"set": {"seed_everything": 1}}}, "seed_everything=1, but the study sets.*use seeds:"),
+        ({"every": {"set": {"model.lr": float("inf")}}}, r"model.lr: inf \(float\) has no form"),
+        ({"columns": "tasks"}, r"columns='tasks' names no axis; the axes are \['task', 'method'\]"),
+        ({"columns": None}, "columns=None names no axis"),
+        ({"statistic": "max"}, r"statistic='max' is none of \['median', 'mean'\]"),
+        ({"scale": 0}, "scale=0"),
+        ({"scale": "100"}, "scale: '100' is no number"),
+        ({"seeds": [1, 1]}, r"seeds=\[1, 1\]"),
+        ({"seeds": []}, r"seeds=\[\]"),
+        ({"seeds": [True]}, r"seeds=\[True\]"),
+        ({"seeds": [1.5]}, r"seeds=\[1.5\]"),
+        ({"seeds": 3}, "seeds=3"),
+        ({"folder": 3}, "folder=3 is no path"),
+        ({"paper": {"Gpart": {"RTE": 1}}}, "paper: row 'Gpart'.*did you mean 'GPart'.*GPart, LoRA, probe"),
+        ({"paper": {"GPart": {"rte": 1}}}, "paper.GPart: column 'rte'.*RTE, CoLA, Avg"),
+        ({"paper": {"GPart": {"RTE": "78"}}}, "paper.GPart.RTE: '78' is no number"),
+    ],
+)
+def test_mistakes_name_the_place_and_both_values(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    path = write(tmp_path, **changes)
+    with pytest.raises(ValueError, match=said) as error:
+        read_study(path)
+    assert str(error.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("tune", "said"),
+    [
+        ({"model.lr": 0.1}, "axes.method.A.tune.model.lr: 0.1 is no list"),
+        ({"model.lr": []}, r"axes.method.A.tune.model.lr: \[\] is no list"),
+        ({"model.lr": [0.1, 0.1]}, "tune: 'model.lr=0.1' and 'model.lr=0.1' would share"),
+    ],
+)
+def test_mistakes_in_tune(tmp_path: Path, tune: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        plan(read_study(write(tmp_path, axes={"task": TASKS, "method": {"A": {"tune": tune}}}, paper=None)))
+
+
+def test_two_axes_tune_by_product_but_not_the_same_setting(tmp_path: Path) -> None:
+    axes = {"task": {"RTE": {"metric": "a", "tune": {"x": [1, 2]}}}, "method": {"A": {"tune": {"y": [3, 4]}}}}
+    cell = plan(read_study(write(tmp_path, axes=axes, paper=None)))[0]
+    assert [one.text for one in cell.candidates] == ["x=1, y=3", "x=1, y=4", "x=2, y=3", "x=2, y=4"]
+    axes["method"]["A"]["tune"] = {"x": [3]}
+    with pytest.raises(ValueError, match=r"cell RTE / A: \['x'\] is tuned on two axes"):
+        plan(read_study(write(tmp_path, axes=axes, paper=None)))
+
+
+@pytest.mark.parametrize("pair", [("a b", "a/b"), ("A", "a"), ("1000", 1000)])
+def test_labels_that_share_a_folder_are_refused(tmp_path: Path, pair: tuple[object, object]) -> None:
+    axes = {"task": {label: {"metric": "accuracy"} for label in pair}}
+    with pytest.raises(ValueError, match="would share the folder"):
+        plan(read_study(write(tmp_path, axes=axes, paper=None)))
+
+
+def test_a_label_of_nothing_safe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"axes.task: nothing of '\.\.'"):
+        plan(read_study(write(tmp_path, axes={"task": {"..": {"metric": "a"}}}, paper=None)))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("axes: [", "is no YAML"),
+        ("- 1", r"the study: \[1\] is no mapping"),
+        ("axes: {task: {RTE: {metric: a}, RTE: {metric: b}}}\ncolumns: task", "key 'RTE' is there twice"),
+        ("columns: t\naxes: {t: &x [*x]}", "axes.t: .* is no mapping"),
+        ("columns: t\naxes: {t: {A: {metric: a, set: {x: 2020-01-01}}}}", r"set.x: .*\(date\) has no form"),
+    ],
+)
+def test_what_yaml_would_let_through(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_study(path)
+
+
+def test_merge_keys_are_not_taken_for_repeated_ones(tmp_path: Path) -> None:
+    path = tmp_path / "merge.yaml"
+    path.write_text("columns: t\naxes: {t: {A: &a {metric: m, config: x}, B: {<<: *a, config: y}}}")
+    values = read_study(path).axes[0].values
+    assert [(value.metric, value.config) for value in values] == [("m", ("x",)), ("m", ("y",))]
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no study at nosuch\.yaml"):
+        read_study("nosuch.yaml")
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(b"folder: \xe9")
+    with pytest.raises(ValueError, match=r"latin\.yaml is no YAML"):
+        read_study(path)
+
+
+def test_studies_know_neither_the_command_nor_an_adapter() -> None:
+    folder = Path(gpart.__file__).parent / "studies"
+    for path in folder.rglob("*.py"):
+        names = [
+            node.module or "" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
+        ]
+        assert not [name for name in names if name.startswith("gpart.cli")], path
+    for name in ("study", "schema", "plan", "outcome", "running", "results", "tables"):
+        tree = ast.parse((folder / "experiments" / f"{name}.py").read_text())
+        names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        known = {found for found in names if found.startswith("gpart") and not found.startswith("gpart.studies.")}
+        assert known <= {"gpart.storage"}, name  # how a file is replaced as a whole
