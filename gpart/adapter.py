@@ -1,8 +1,8 @@
 """The adapter: attach it to any ``nn.Module``, train theta, merge, detach.
 
 Invariant: an adapted layer runs on W0 + P·theta in one product. Attach freezes every parameter of the model but those
-of ``modules_to_save``, adds theta as the last child, and changes no stored number; detach puts everything back: the
-classes, the keys and their order, the bits of every weight, head and buffer.
+of ``modules_to_save``, adds theta as the last child, and changes no stored number and no name; detach puts everything
+back: the classes, the keys and their order, the bits of every weight, head and buffer.
 
     W = W0 + P·theta,    theta = 0 at the start,    PᵀP = I,    so ‖W - W0‖ = ‖theta‖.
 
@@ -14,38 +14,38 @@ Source: paper, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
 
+import safetensors
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from gpart import base
-from gpart.base import dense, is_packed
-from gpart.config import GPartConfig
-from gpart.evaluation import Evaluation
-from gpart.functional import expand, update
-from gpart.layers import CONTAINER, Adapters, Theta, Update, check_name
-from gpart.memory import Memory
-from gpart.snapshot import Snapshot
-from gpart.targets import AdaptedWeight, Plan, plan
-
-
-class Hooks(Protocol):
-    """What is told when a module is entered and left."""
-
-    def enter(self, module: nn.Module, args: Any) -> None:
-        """Forward pre-hook."""
-
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook."""
+from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
+from gpart.errors import GPartError
+from gpart.injection.fingerprint import Sample, fingerprint, sample_of
+from gpart.injection.modules import CONTAINER, Adapters, Theta, check_name
+from gpart.injection.names import get_parameter
+from gpart.injection.snapshot import Snapshot
+from gpart.injection.surgery import add_hooks, check_installable, install, remove, remove_hooks
+from gpart.injection.targets import Plan, plan
+from gpart.injection.tensors import is_packed, whole
+from gpart.materialize.weights import Weights
+from gpart.ops.autograd import expand
+from gpart.ops.reference import delta_block
+from gpart.serialization.folder import write_folder
+from gpart.serialization.manifest import Manifest
+from gpart.version import __version__
 
 
 def attach(
-    model: nn.Module, config: GPartConfig, name: str = "default", indices: str = "auto", weights: str = "auto"
+    model: nn.Module,
+    config: GPartConfig,
+    name: str = "default",
+    indices: IndicesSetting = "auto",
+    weights: WeightsSetting = "auto",
 ) -> GPartAdapter:
     """Attaches a GPart adapter to ``model``, in place.
 
@@ -53,14 +53,14 @@ def attach(
         model: any module; its parameters outside ``config.modules_to_save`` are frozen.
         config: the adapter's settings.
         name: stands in theta's key (``gpart.<name>.theta``) and in files.
-        indices: the group numbers: ``"stored"``, ``"computed"`` or ``"auto"``, see :mod:`gpart.memory`.
+        indices: the group indices: ``"stored"``, ``"computed"`` or ``"auto"``, see :class:`gpart.config.MemoryPolicy`.
         weights: W0 + P·theta: ``"kept"``, ``"forward"``, ``"recomputed"`` or ``"auto"``. Neither changes a result.
 
     Returns:
         The adapter. The model computes what it did before, bit for bit, until theta leaves 0.
 
     Raises:
-        ValueError: if the config does not fit the model, the model carries an adapter already, or a parameter that
+        GPartError: if the config does not fit the model, the model carries an adapter already, or a parameter that
             Transformers has just initialised at random would be frozen. The model is then as it was.
 
     Example:
@@ -72,8 +72,22 @@ def attach(
     check_name(name)
     if CONTAINER in model._modules or hasattr(model, CONTAINER):
         held = list(adapters) if (adapters := get_adapters(model)) else type(getattr(model, CONTAINER)).__name__
-        raise ValueError(f"cannot attach adapter {name!r}: the model's attribute {CONTAINER!r} already holds {held}")
-    return _attach(model, config, name, plan(model, config), Memory(indices, weights))
+        raise GPartError(f"cannot attach adapter {name!r}: the model's attribute {CONTAINER!r} already holds {held}")
+    return attach_plan(model, config, name, plan(model, config), MemoryPolicy(indices, weights))
+
+
+def attach_plan(model: nn.Module, config: GPartConfig, name: str, made: Plan, memory: MemoryPolicy) -> GPartAdapter:
+    """Carries out a plan that was made for this model; :func:`attach` without its checks of what is there.
+
+    Raises:
+        GPartError: if the plan may not be carried out; the model is then as it was.
+    """
+    check_installable(model, config, name, made)
+    adapter = GPartAdapter(model, config, name, made, memory)
+    holder = Theta(config.d, get_parameter(model, made.weights[0].name).device, adapter)
+    install(model, made, name, holder, adapter.weights)
+    adapter.add_hooks()
+    return adapter
 
 
 def get_adapters(model: nn.Module) -> dict[str, GPartAdapter]:
@@ -93,15 +107,14 @@ class GPartAdapter:
         name: its name.
         plan: the adapted weights in order, the saved and the frozen parameters' names.
         memory: what is kept in memory.
+        weights: what the adapted layers read.
     """
 
-    def __init__(self, model: nn.Module, config: GPartConfig, name: str, plan: Plan, memory: Memory) -> None:
+    def __init__(self, model: nn.Module, config: GPartConfig, name: str, plan: Plan, memory: MemoryPolicy) -> None:
         self.model, self.config, self.name, self.plan, self.memory = model, config, name, plan, memory
-        self._evaluation = Evaluation(plan, config.d, config.seed, config.dropout, config.isometric, memory)
+        self.weights = Weights(model, name, plan, config, memory)
         self._snapshot = Snapshot(model, plan)
-        self._disabled = False
-        self._samples: dict[str, base.Sample] = {}  # of W0, where it is not whole later
-        self._bases: dict[str, Tensor] | None = None  # W0 of every weight while merged
+        self._samples: dict[str, Sample] = {}  # of W0, where it is not whole later
 
     @property
     def theta(self) -> nn.Parameter:
@@ -116,11 +129,11 @@ class GPartAdapter:
     @property
     def sharded(self) -> bool:
         """Whether the base weights are whole only while their layers run."""
-        return self._evaluation.sharded
+        return self.weights.sharded
 
     @sharded.setter
     def sharded(self, sharded: bool) -> None:
-        self._evaluation.sharded = sharded
+        self.weights.sharded = sharded
 
     @property
     def size(self) -> int:
@@ -135,30 +148,16 @@ class GPartAdapter:
     @property
     def merged(self) -> bool:
         """Whether W0 + P·theta stands in the stored weights."""
-        return self._bases is not None
+        return self.weights.bases is not None
 
     def _holder(self) -> Theta:
         container = self.model._modules.get(CONTAINER)
         holder = container._modules.get(self.name) if isinstance(container, Adapters) else None
         if not isinstance(holder, Theta) or holder.adapter is not self:
-            raise ValueError(
+            raise GPartError(
                 f"adapter {self.name!r} is not attached any more; the model carries {get_adapters(self.model)}"
             )
         return holder
-
-    def evaluate(self, weight: AdaptedWeight, base: Tensor, training: bool) -> Tensor:
-        """W0 + P·theta for one weight, once per forward pass; called when a layer reads the weight.
-
-        Raises:
-            ValueError: if the merged model is trained.
-        """
-        if self._disabled:
-            return dense(base) if self._bases is None else self._bases[weight.name].to(base)  # it may have moved since
-        if self._bases is not None:
-            if training and torch.is_grad_enabled():
-                raise ValueError(f"adapter {self.name!r} is merged: unmerge() before training, theta has no gradient")
-            return base
-        return self._evaluation.weight(weight, base, self.values, training)
 
     def delta(self, name: str) -> Tensor:
         """P·theta for one adapted parameter (zeros outside its slices), in its shape, in theta's dtype.
@@ -167,17 +166,17 @@ class GPartAdapter:
             name: as in ``model.named_parameters()`` before attach.
 
         Raises:
-            ValueError: if no adapted parameter has this name.
+            GPartError: if no adapted parameter has this name.
         """
         weight = next((weight for weight in self.plan.weights if weight.name == name), None)
         if weight is None:
-            raise ValueError(f"{name!r} is not adapted; adapted are {[weight.name for weight in self.plan.weights]}")
-        device = base.parameter(self.model, name).device
+            raise GPartError(f"{name!r} is not adapted; adapted are {[weight.name for weight in self.plan.weights]}")
+        device = get_parameter(self.model, name).device
         out = torch.zeros(weight.shape, dtype=self.theta.dtype, device=device)
-        scaled = self._evaluation.scaled(self.values, device)
-        for part in self._evaluation.parts(weight, device):
-            block = part.of(out)
-            block.copy_(update(scaled, part, block.shape))
+        scaled = self.weights.scaled(self.values, device)
+        for block in self.weights.blocks(weight, device):
+            target = block.of(out)
+            target.copy_(delta_block(scaled, block, target.shape))
         return out
 
     @torch.no_grad()
@@ -185,33 +184,33 @@ class GPartAdapter:
         """Writes W0 + P·theta, rounded once, into the stored weights; W0 is kept for :meth:`unmerge`. Twice is once.
 
         Raises:
-            ValueError: if a weight is packed, and so cannot hold the sum, or the base weights are sharded.
+            GPartError: if a weight is packed, and so cannot hold the sum, or the base weights are sharded.
         """
-        if self._bases is not None:
+        if self.weights.bases is not None:
             return
         if self.sharded:
-            raise ValueError(f"adapter {self.name!r} is sharded: load its file into a whole model, and merge there")
+            raise GPartError(f"adapter {self.name!r} is sharded: load its file into a whole model, and merge there")
         for weight in self.plan.weights:
-            if is_packed(stored := base.parameter(self.model, weight.name)):
-                raise ValueError(
+            if is_packed(stored := get_parameter(self.model, weight.name)):
+                raise GPartError(
                     f"{weight.name} is packed ({type(stored).__name__}) and would round W0 + P·theta to its few bits:"
                     " load the base in bfloat16 or float32 to merge"
                 )
         bases = {}
         for weight in self.plan.weights:
-            stored = base.parameter(self.model, weight.name)
+            stored = get_parameter(self.model, weight.name)
             bases[weight.name] = stored.detach().clone()
-            parts = self._evaluation.parts(weight, stored.device)
-            stored.copy_(expand(self._evaluation.scaled(self.values, stored.device), stored, parts))
-        self._bases = bases
+            blocks = self.weights.blocks(weight, stored.device)
+            stored.copy_(expand(self.weights.scaled(self.values, stored.device), stored, blocks))
+        self.weights.bases = bases
         self.free()
 
     @torch.no_grad()
     def unmerge(self) -> None:
         """Puts the stored weights back to W0, bit for bit."""
-        for name, stored in (self._bases or {}).items():
-            base.parameter(self.model, name).copy_(stored)
-        self._bases = None
+        for name, stored in (self.weights.bases or {}).items():
+            get_parameter(self.model, name).copy_(stored)
+        self.weights.bases = None
 
     @contextmanager
     def cached(self) -> Iterator[None]:
@@ -222,25 +221,25 @@ class GPartAdapter:
         written to; writing through ``.data`` is not seen.
         """
         try:
-            with self._evaluation.kept:
+            with self.weights.cache:
                 yield
         finally:
-            stored = base.parameter(self.model, self.plan.weights[0].name)
-            if not self._evaluation.kept.open and self._evaluation.mode(self.values, stored) != "kept":
+            stored = get_parameter(self.model, self.plan.weights[0].name)
+            if not self.weights.cache.open and self.weights.mode(stored) != "kept":
                 self.free()
 
     def free(self) -> None:
         """Gives back the memory of kept W0 + P·theta; what is needed later is computed again."""
-        self._evaluation.kept.clear()
+        self.weights.cache.clear()
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Within it the model runs without the update, on W0; the saved modules stay as trained."""
-        before, self._disabled = self._disabled, True
+        before, self.weights.disabled = self.weights.disabled, True
         try:
             yield
         finally:
-            self._disabled = before
+            self.weights.disabled = before
 
     def detach(self) -> nn.Module:
         """Takes the adapter off: the model as it was before attach, with the bits that its heads and buffers had then.
@@ -249,12 +248,12 @@ class GPartAdapter:
             The model.
 
         Raises:
-            ValueError: if it was taken off already, or the base weights are sharded.
+            GPartError: if it was taken off already, or the base weights are sharded.
         """
         if self.sharded:
-            raise ValueError(f"adapter {self.name!r} is sharded: load its file into a whole model, and detach there")
+            raise GPartError(f"adapter {self.name!r} is sharded: load its file into a whole model, and detach there")
         self.unmerge()
-        self._remove()
+        self._take_off()
         self._snapshot.restore(self.model)
         return self.model
 
@@ -265,21 +264,21 @@ class GPartAdapter:
             The model; the name is PEFT's.
         """
         self.merge()
-        self._bases = None
-        self._remove()
+        self.weights.bases = None
+        self._take_off()
         self._snapshot.restore_flags(self.model)
         return self.model
 
     def base_parameters(self) -> dict[str, Tensor]:
         """Every frozen parameter by its name before attach, with W0's values also while merged."""
-        values = {name: base.parameter(self.model, name) for name in self.plan.frozen}
-        return {**values, **(self._bases or {})}
+        values = {name: get_parameter(self.model, name) for name in self.plan.frozen}
+        return {**values, **(self.weights.bases or {})}
 
     def base_fingerprint(self) -> str:
         """The fingerprint of the frozen parameters, as :func:`gpart.base.fingerprint`; of sharded ones from memory."""
-        return base.fingerprint(self._samples if self.sharded and self._samples else self.base_parameters())
+        return fingerprint(self._samples if self.sharded and self._samples else self.base_parameters())
 
-    def base_samples(self) -> dict[str, Tensor | base.Sample]:
+    def base_samples(self) -> dict[str, Tensor | Sample]:
         """Every frozen parameter, or what is remembered of it where this process has only a flat part."""
         values = self.base_parameters()
         return {
@@ -296,106 +295,80 @@ class GPartAdapter:
 
     def remember_base(self) -> None:
         """Takes what the fingerprint needs, for the time when not every process that asks can gather it."""
-        self._samples = {name: base.sample(name, value) for name, value in self.base_parameters().items()}
+        self._samples = {name: sample_of(name, value) for name, value in self.base_parameters().items()}
 
     def saved_parameters(self) -> dict[str, Tensor]:
         """The parameters of ``modules_to_save`` by name."""
-        return {name: base.parameter(self.model, name) for name in self.plan.saved}
+        return {name: get_parameter(self.model, name) for name in self.plan.saved}
 
     def changed_buffers(self) -> dict[str, Tensor]:
         """The persistent buffers whose values differ from those at attach (BatchNorm's statistics), by name."""
         return self._snapshot.changed_buffers(self.model)
 
-    def save(self, folder: str | Path) -> None:
-        """Writes the adapter folder, see :func:`gpart.storage.save_adapter`."""
-        from gpart.storage import save_adapter  # storage builds on this module
+    def manifest(self) -> Manifest:
+        """What the adapter belongs to: its config, the adapted weights, the base's fingerprint, the versions.
 
-        save_adapter(self, folder)
+        Raises:
+            GPartError: if a parameter outside ``modules_to_save`` is trained, since theta alone would not give it back.
+        """
+        trained = [name for name in self.plan.frozen if get_parameter(self.model, name).requires_grad]
+        if trained:
+            raise GPartError(
+                f"{trained[:5]} require a gradient but are not in modules_to_save={self.config.modules_to_save!r}:"
+                " freeze them again, or name their modules there"
+            )
+        return Manifest(
+            name=self.name,
+            config=self.config,
+            size=self.size,
+            weights=[[weight.name, list(weight.shape)] for weight in self.plan.weights],
+            base=self.base_fingerprint(),
+            versions={
+                "gpart": __version__,
+                "torch": str(torch.__version__),
+                "safetensors": safetensors.__version__,
+                "python": platform.python_version(),
+            },
+        )
 
-    def _remove(self) -> None:
+    def save(self, folder: str | Path, write: bool = True) -> None:
+        """Writes the adapter folder; while merged, theta and the base's fingerprint are stored all the same.
+
+        Args:
+            folder: is made where it is missing.
+            write: False where another rank writes, and this one only takes part in gathering what is sharded.
+
+        Raises:
+            GPartError: if theta is not finite, or a parameter outside ``modules_to_save`` is trained.
+        """
+        tensors = {self.theta_name: self.values, **self.saved_parameters(), **self.changed_buffers()}
+        check_finite({self.theta_name: self.values}, "the adapter")
+        gathered = {name: whole(value.detach()) for name, value in tensors.items()}
+        if write:
+            write_folder(Path(folder), self.manifest(), gathered)
+
+    def add_hooks(self) -> None:
+        """Lets the model tell when a forward pass, and an adapted layer, begins and ends."""
+        scope, weights = self.weights.scope, self.weights
+        layer = (weights.enter_layer, weights.leave_layer)
+        self._snapshot.hooks += add_hooks(self.model, self.plan, (scope.enter, scope.leave), layer)
+
+    def _take_off(self) -> None:
         self._holder()  # raises where it was taken off already
-        for weight in self.plan.weights:
-            for path, attribute in weight.owners:
-                others = set(_parametrized(base.submodule(self.model, path))) - self._adapted(path)
-                if others:
-                    raise ValueError(f"{path}.{attribute} cannot be restored: {sorted(others)} are parametrized too")
-        self._snapshot.remove_hooks()
-        for path in dict.fromkeys(path for weight in self.plan.weights for path, _ in weight.owners):
-            module = base.submodule(self.model, path)
-            for attribute in _parametrized(module):
-                module._parameters[attribute] = module.parametrizations[attribute].original  # type: ignore[index, union-attr]
-            # Not through torch's remove_parametrizations: it deletes the property from the class, which a deepcopy of
-            # the model shares, and puts the weight behind the bias.
-            module.__class__ = parametrize.type_before_parametrizations(module)
-            del module._modules["parametrizations"]
-            self._snapshot.restore_order(path, module)
-        container = self.model._modules[CONTAINER]
-        if isinstance(container, Adapters):
-            del container[self.name]
-        if not container:
-            del self.model._modules[CONTAINER]
-
-    def _adapted(self, path: str) -> set[str]:
-        return {attribute for weight in self.plan.weights for owner, attribute in weight.owners if owner == path}
+        remove(self.model, self.plan, self.name)
+        remove_hooks(self._snapshot.hooks)
 
     def __repr__(self) -> str:
         """Shows what there is to train and to adapt."""
         return f"GPartAdapter({self.name!r}, d={self.config.d}, D={self.size}, weights={len(self.plan.weights)})"
 
 
-def _attach(model: nn.Module, config: GPartConfig, name: str, made: Plan, memory: Memory) -> GPartAdapter:
-    """Carries out a plan that was made for this model."""
-    forgotten = base.randomly_initialised(model, made.frozen)
-    if forgotten:
-        raise ValueError(
-            f"modules_to_save={config.modules_to_save!r} leaves out {forgotten}, which Transformers has just initialised"
-            " at random since the checkpoint has none: name their module in modules_to_save, or they stay random"
-        )
-    inside = [path for path, module in base.named_modules(model) if path and isinstance(module, Theta)]
-    if inside:
-        raise ValueError(
-            f"cannot attach adapter {name!r}: it would freeze {inside}, adapters of modules inside the model"
-        )
-    adapter = GPartAdapter(model, config, name, made, memory)
-    for parameter in (base.parameter(model, frozen) for frozen in made.frozen):
-        parameter.requires_grad_(False)
-    for parameter in (base.parameter(model, saved) for saved in made.saved):
-        parameter.requires_grad_(parameter.is_floating_point())
-    device = base.parameter(model, made.weights[0].name).device
-    for weight in made.weights:
-        for path, attribute in weight.owners:
-            module = base.submodule(model, path)
-            parametrize.register_parametrization(module, attribute, Update(adapter, weight), unsafe=True)
-            module.parametrizations.train(module.training)  # type: ignore[union-attr]
-    container = Adapters({name: Theta(config.d, device, adapter)}).train(model.training)
-    model.add_module(CONTAINER, container)
-    for module, on in _hooked(model, made, adapter._evaluation):
-        adapter._snapshot.hooks += [
-            module.register_forward_pre_hook(on.enter),
-            module.register_forward_hook(on.leave, always_call=True),
-        ]
-    return adapter
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Checks that every number is finite.
 
-
-def _hooked(model: nn.Module, made: Plan, evaluation: Evaluation) -> list[tuple[nn.Module, Hooks]]:
-    """Each module that is run within something, and that: a forward pass, a layer whose weights are computed again."""
-    owners = {path for weight in made.weights for path, _ in weight.owners}
-    # MultiheadAttention reads its output projection's weight itself, and does not call it.
-    parents = {path.rpartition(".")[0] for path in owners}
-    owners |= {path for path in parents if isinstance(base.submodule(model, path), nn.MultiheadAttention)}
-    layers = {id(module): module for module in (base.submodule(model, path) for path in sorted(owners))}.values()
-    return [
-        *((module, evaluation.scope) for module in _scopes(model, made)),
-        *((module, evaluation.recomputation) for module in layers),
-    ]
-
-
-def _scopes(model: nn.Module, made: Plan) -> list[nn.Module]:
-    """The owners of adapted weights and every module that contains one, each once."""
-    paths = {path for weight in made.weights for path, _ in weight.owners}
-    above = {path.rsplit(".", count)[0] for path in paths for count in range(path.count(".") + 1)} | {""}
-    return list({id(module): module for module in (base.submodule(model, path) for path in sorted(above))}.values())
-
-
-def _parametrized(module: nn.Module) -> list[str]:
-    return list(module.parametrizations) if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]
+    Raises:
+        GPartError: if not, with how many are not.
+    """
+    for name, value in tensors.items():
+        if bad := int((~torch.isfinite(value.detach().cpu().double())).sum()):
+            raise GPartError(f"{source}: {bad} of the {value.numel()} numbers of {name} are NaN or infinite")

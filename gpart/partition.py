@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpart import native
+from gpart.errors import GPartError
 
 SCHEME = "gpart-v1"
 """The name written into every adapter file."""
@@ -35,18 +35,18 @@ _MASK64 = (1 << 64) - 1
 
 
 def chunk_size(device: torch.device | str) -> int:
-    """How many positions group numbers are computed for, and masks drawn for, at once.
+    """How many positions group indices are computed for, and masks drawn for, at once.
 
-    A processor's temporaries then stay in its second-level cache; an accelerator wants few large kernels.
+    A CPU's temporaries then stay in its second-level cache; a GPU wants few large kernels.
     """
     return 1 << 18 if torch.device(device).type == "cpu" else 1 << 24
 
 
 def stretch_size(device: torch.device | str) -> int:
-    """How many positions the two passes work on at once, a multiple of :func:`chunk_size`.
+    """How many positions the two operations work on at once, a multiple of :func:`chunk_size`.
 
-    More than a cache holds: between two layers of a model each call costs a processor about 0.1 ms (code that is not in
-    its cache any more, threads that sleep), so that few calls are worth more (measured, see docs/performance.md).
+    More than a cache holds: between two layers of a model each call costs a CPU about 0.1 ms (code that is not in its
+    cache any more, threads that sleep), so that few calls are worth more (measured, see docs/performance.md).
     """
     return max(1 << 20, chunk_size(device))
 
@@ -76,11 +76,11 @@ class Partition:
 
     Args:
         size: D, the number of adapted weights, 1 to 2^62.
-        d: the number of groups, 1 to ``size`` and below 2^31 (group numbers are int32).
+        d: the number of groups, 1 to ``size`` and below 2^31 (group indices are int32).
         seed: an unsigned 64-bit integer.
 
     Raises:
-        ValueError: if a number is outside its range.
+        GPartError: if a number is outside its range.
 
     Example:
         >>> partition = Partition(size=10, d=3, seed=0)
@@ -98,13 +98,13 @@ class Partition:
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= 1 << 62:
-            raise ValueError(f"size must be between 1 and 2^62, got {self.size}")
+            raise GPartError(f"size must be between 1 and 2^62, got {self.size}")
         if not 1 <= self.d <= self.size:
-            raise ValueError(f"d must be between 1 and the number of adapted weights, {self.size}; got d={self.d}")
+            raise GPartError(f"d must be between 1 and the number of adapted weights, {self.size}; got d={self.d}")
         if self.d >= 1 << 31:
-            raise ValueError(f"d must be below 2^31 = {1 << 31}, since group numbers are int32; got d={self.d}")
+            raise GPartError(f"d must be below 2^31 = {1 << 31}, since group indices are int32; got d={self.d}")
         if not 0 <= self.seed <= _MASK64:
-            raise ValueError(f"seed must be between 0 and 2^64 - 1, got {self.seed}")
+            raise GPartError(f"seed must be between 0 and 2^64 - 1, got {self.seed}")
 
     def sizes(self) -> Tensor:
         """The group sizes n_j, shape (d,), int64."""
@@ -115,7 +115,7 @@ class Partition:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The narrowest dtype that holds every group number and that all devices copy from: int16 or int32.
+        """The narrowest dtype that holds every group index and that all devices copy from: int16 or int32.
 
         Example:
             >>> Partition(100_000, d=1 << 15).dtype, Partition(100_000, d=(1 << 15) + 1).dtype
@@ -130,7 +130,7 @@ class Partition:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.int32,
     ) -> Tensor:
-        """The group numbers of positions ``start`` to ``stop - 1``, shape (stop - start,).
+        """The group indices of positions ``start`` to ``stop - 1``, shape (stop - start,).
 
         Args:
             start: first position.
@@ -139,16 +139,14 @@ class Partition:
             dtype: int32, or another that holds ``d - 1``, such as :attr:`dtype`.
 
         Raises:
-            ValueError: if the range is not within 0 to ``size``.
+            GPartError: if the range is not within 0 to ``size``.
         """
         stop = self.size if stop is None else stop
         if not 0 <= start <= stop <= self.size:
-            raise ValueError(f"positions {start} to {stop} are not within 0 to {self.size}")
+            raise GPartError(f"positions {start} to {stop} are not within 0 to {self.size}")
         step = chunk_size(device)
         out = torch.empty(stop - start, dtype=dtype, device=device)
         if out.is_meta:
-            return out
-        if native.write_groups(out, self, start):
             return out
         for first in range(start, stop, step):
             last = min(first + step, stop)

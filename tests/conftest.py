@@ -123,17 +123,21 @@ def same_bits() -> Callable[[torch.Tensor, torch.Tensor], bool]:
 @pytest.fixture
 def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shape of every weight that W0 + P·theta is computed for from now on, in order."""
-    import gpart.evaluation
-    import gpart.functional
+    from gpart.materialize import weights as door
+    from gpart.ops import dispatch
 
-    calls, real = [], gpart.functional.write
+    calls: list[tuple[int, ...]] = []
 
-    def counted(out: Any, scaled: Any, weight: Any, parts: Any) -> Any:
-        calls.append(tuple(weight.shape))
-        return real(out, scaled, weight, parts)
+    def counting(real: Callable[..., torch.Tensor], at: int) -> Callable[..., torch.Tensor]:
+        def counted(*given: Any) -> torch.Tensor:
+            calls.append(tuple(given[at].shape))
+            return real(*given)
 
-    for module in (gpart.functional, gpart.evaluation):
-        monkeypatch.setattr(module, "write", counted)
+        return counted
+
+    # New memory, as autograd asks for it, and the cache's.
+    monkeypatch.setattr(dispatch, "expand", counting(dispatch.expand, 1))
+    monkeypatch.setattr(door, "expand_into", counting(door.expand_into, 2))
     return calls
 
 

@@ -209,7 +209,7 @@ def test_attach_after_detach_starts_anew():
     first.detach()
     second = attach(model, GPartConfig(d=5, target_modules=["0"], seed=1), name="again")
     assert second.theta.tolist() == [0] * 5
-    assert list(model.state_dict()) == ["0.bias", "0.parametrizations.weight.original", "gpart.again.theta"]
+    assert list(model.state_dict()) == ["0.weight", "0.bias", "gpart.again.theta"]
 
 
 def test_detach_refuses_to_lose_another_parametrization(state_of):

@@ -35,7 +35,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from gpart import get_adapters, load_adapter
 from gpart.callbacks import GPartCallback, GPartCheckpointIO
 from gpart.callbacks.checkpoints.contents import AdapterPart
-from gpart.storage import CONFIG, TENSORS
+from gpart.serialization.folder import CONFIG, TENSORS
 from gpart.version import __version__
 
 KINDS = ("bit", "bytes", "cut", "insert", "delete", "zeros", "swap")

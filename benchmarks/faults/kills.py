@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from gpart.storage import load_checkpoint_file
+from gpart.serialization.checkpoint_file import load_checkpoint_file
 from gpart.version import __version__
 
 LONGEST = 600.0

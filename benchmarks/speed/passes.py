@@ -17,12 +17,11 @@ from datetime import UTC, datetime
 import torch
 from torch import Tensor
 
-from gpart import native
-from gpart.functional import add_chunks
-from gpart.groups import ComputedGroups
+from gpart.ops import cpu
+from gpart.ops.block import Block, ComputedIndices, Entries
+from gpart.ops.reference import expand_block
+from gpart.ops.sums import GroupSums
 from gpart.partition import Partition
-from gpart.parts import Entries, Part
-from gpart.sums import GroupSums
 
 WEIGHTS, WIDTH, D = 24, 768, 23_040
 
@@ -42,20 +41,20 @@ def main() -> None:
 
     def expand(groups: list[Entries]) -> Tensor:
         for number, numbers in enumerate(groups):
-            add_chunks(out[number], scaled, base[number], Part(numbers, 0, 0, size))
+            add_chunks(out[number], scaled, base[number], Block(numbers, 0, 0, size))
         return out
 
     def reduce(groups: list[Entries]) -> Tensor:
         sums = GroupSums(D, cpu)
         for number, numbers in enumerate(groups):
-            sums.add_block(grads[number], Part(numbers, 0, 0, size))
+            sums.add_block(grads[number], Block(numbers, 0, 0, size))
         return sums.total(torch.float32)
 
     sources: dict[str, list[Entries]] = {
         f"{8 * dtype.itemsize} bits": [partition.groups(i * size, (i + 1) * size, cpu, dtype) for i in range(WEIGHTS)]
         for dtype in (torch.int16, torch.int32)
     }
-    sources["computed"] = [ComputedGroups(partition, i * size, size, cpu) for i in range(WEIGHTS)]
+    sources["computed"] = [ComputedIndices(partition, i * size, size, cpu) for i in range(WEIGHTS)]
     if native._ready() is None:
         raise SystemExit("native.c is not used here: there is nothing to compare")
     least = {"C": native._LEAST, "torch": 1 << 62}  # the smallest stretch that C is used for

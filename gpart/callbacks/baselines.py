@@ -6,12 +6,13 @@ from abc import abstractmethod
 
 from torch import nn
 
-from gpart import base
 from gpart.adapter import get_adapters
-from gpart.callbacks.checkpoints.contents import TrainedPart
-from gpart.callbacks.checkpoints.plugin import PartlyTrained
+from gpart.callbacks.checkpoints.contents import TrainedContents
+from gpart.callbacks.checkpoints.plugin import Contents
 from gpart.callbacks.method import MethodCallback
-from gpart.targets import saved_parameters
+from gpart.errors import GPartError
+from gpart.injection.names import named_parameters, split_name
+from gpart.injection.targets import saved_parameters
 
 
 class _Selection(MethodCallback):
@@ -21,20 +22,20 @@ class _Selection(MethodCallback):
     def trained(self, network: nn.Module) -> list[str]:
         """Names of what is trained."""
 
-    def apply(self, network: nn.Module) -> PartlyTrained:
+    def apply(self, network: nn.Module) -> Contents:
         """Freezes the rest.
 
         Raises:
-            ValueError: if the network carries an adapter, or a random head would be frozen.
+            GPartError: if the network carries an adapter, or a random head would be frozen.
         """
         method = type(self).__name__
         if adapters := get_adapters(network):
-            raise ValueError(f"the network carries an adapter, {list(adapters)}: detach() it before {method}")
+            raise GPartError(f"the network carries an adapter, {list(adapters)}: detach() it before {method}")
         settings = {} if self.modules_to_save is None else {"modules_to_save": self.modules_to_save}
-        part = TrainedPart(network, self.trained(network), method, settings)
-        self.refuse_random(network, part.frozen)
-        part.freeze()
-        return part
+        contents = TrainedContents(network, self.trained(network), method, settings)
+        self.refuse_random(network, contents.frozen)
+        contents.freeze()
+        return contents
 
 
 class FullFineTuning(_Selection):
@@ -48,11 +49,11 @@ class FullFineTuning(_Selection):
         """All that requires a gradient.
 
         Raises:
-            ValueError: if nothing does.
+            GPartError: if nothing does.
         """
-        names = [name for name, value in base.named_parameters(network).items() if value.requires_grad]
+        names = [name for name, value in named_parameters(network).items() if value.requires_grad]
         if not names:
-            raise ValueError(f"{type(network).__name__} has no parameter that requires a gradient")
+            raise GPartError(f"{type(network).__name__} has no parameter that requires a gradient")
         return names
 
 
@@ -92,11 +93,11 @@ class BitFit(_Selection):
         """The biases' and the saved modules' parameters.
 
         Raises:
-            ValueError: if the network has no bias.
+            GPartError: if the network has no bias.
         """
-        named = base.named_parameters(network)
+        named = named_parameters(network)
         # MultiheadAttention calls its own in_proj_bias.
-        biases = [name for name in named if base.split(name)[1] in ("bias", "in_proj_bias")]
+        biases = [name for name in named if split_name(name)[1] in ("bias", "in_proj_bias")]
         if not biases:
-            raise ValueError(f"{type(network).__name__} has no bias to train: its layers have weights only")
+            raise GPartError(f"{type(network).__name__} has no bias to train: its layers have weights only")
         return [*biases, *saved_parameters(network, self.modules_to_save)[1]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -12,10 +13,9 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
-from gpart import base
 from gpart.adapter import GPartAdapter, attach, get_adapters
-from gpart.callbacks.checkpoints.contents import AdapterPart
-from gpart.callbacks.checkpoints.plugin import PartlyTrained
+from gpart.callbacks.checkpoints.contents import AdapterContents
+from gpart.callbacks.checkpoints.plugin import Contents
 from gpart.callbacks.guards.finite import FiniteTheta
 from gpart.callbacks.method import MethodCallback, group_of
 from gpart.callbacks.sharding.strategies import (
@@ -26,9 +26,11 @@ from gpart.callbacks.sharding.strategies import (
     remember_base,
     shards,
 )
-from gpart.config import GPartConfig
-from gpart.memory import Memory
-from gpart.storage import load_adapter, save_adapter
+from gpart.config import Bias, GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
+from gpart.errors import GPartError
+from gpart.injection.names import get_parameter, named_modules
+from gpart.injection.tensors import dense, whole
+from gpart.loading import load_adapter
 
 
 class GPartCallback(MethodCallback):
@@ -55,13 +57,13 @@ class GPartCallback(MethodCallback):
         adapter: an adapter folder or ``.ckpt`` to start from; its settings hold, and those given must agree.
         check_base: False loads ``adapter`` onto another base of the same shape, with a warning.
         save_folder: where the adapter folder is written when fit ends, as the adapter then is.
-        indices: the group numbers: ``"stored"`` (two bytes for each adapted weight, four above d = 32,768),
+        indices: the group indices: ``"stored"`` (two bytes for each adapted weight, four above d = 32,768),
             ``"computed"`` (time instead), or ``"auto"``, by the size of the memory.
         weights: W0 + P·theta: ``"kept"`` (computed once per optimizer step), ``"forward"`` (at each forward pass),
             ``"recomputed"`` (in the backward pass again, the least memory), or ``"auto"``. Neither changes a result.
 
     Raises:
-        ValueError: if the settings are invalid, or neither ``d`` and ``target_modules`` nor ``adapter`` are given.
+        GPartError: if the settings are invalid, or neither ``d`` and ``target_modules`` nor ``adapter`` are given.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -79,7 +81,7 @@ class GPartCallback(MethodCallback):
         seed: int = 0,
         exclude_modules: list[str] | str | None = None,
         slices: dict[str, list[list[int]]] | None = None,
-        bias: str = "none",
+        bias: Bias = "none",
         dropout: float = 0.0,
         isometric: bool = True,
         name: str = "default",
@@ -87,26 +89,17 @@ class GPartCallback(MethodCallback):
         adapter: str | None = None,
         check_base: bool = True,
         save_folder: str | None = None,
-        indices: str = "auto",
-        weights: str = "auto",
+        indices: IndicesSetting = "auto",
+        weights: WeightsSetting = "auto",
     ) -> None:
+        given = dict(locals())  # before any other name is bound
         super().__init__(module)
-        self.memory = Memory(indices, weights)
+        self.memory = MemoryPolicy(indices, weights)
         self.config: GPartConfig | None = None
         if d is not None and target_modules is not None:
-            self.config = GPartConfig(
-                d=d,
-                target_modules=target_modules,
-                modules_to_save=modules_to_save,
-                seed=seed,
-                exclude_modules=exclude_modules,
-                slices=slices,
-                bias=bias,
-                dropout=dropout,
-                isometric=isometric,
-            )
+            self.config = GPartConfig(**{one.name: given[one.name] for one in fields(GPartConfig)})
         elif adapter is None or d is not None or target_modules is not None:
-            raise ValueError(
+            raise GPartError(
                 f"d and target_modules go together, or an adapter folder has them: got d={d},"
                 f" target_modules={target_modules!r}, adapter={adapter!r}"
             )
@@ -121,19 +114,19 @@ class GPartCallback(MethodCallback):
         """The adapter, once the network is built.
 
         Raises:
-            ValueError: before.
+            GPartError: before.
         """
         if self._adapter is None:
-            raise ValueError("there is no adapter yet: the trainer attaches it when it sets up the network")
+            raise GPartError("there is no adapter yet: the trainer attaches it when it sets up the network")
         return self._adapter
 
-    def apply(self, network: nn.Module) -> PartlyTrained:
+    def apply(self, network: nn.Module) -> Contents:
         """Attaches the adapter, or adopts the one that is there with an equal config."""
         attached = get_adapters(network).get(self.name)
         adopted = attached is not None and attached is not self._adapter
         different = attached.config.differences(self.config) if attached and adopted and self.config else []
         if different:
-            raise ValueError(
+            raise GPartError(
                 f"the network carries an adapter {self.name!r} with other settings than this callback's:"
                 f" {'; '.join(different)}"
             )
@@ -141,7 +134,7 @@ class GPartCallback(MethodCallback):
             attached = self._load(network, self.start)
         elif attached is None:
             if self.config is None:
-                raise ValueError("no settings and no adapter folder")  # __init__ has refused this
+                raise RuntimeError("no settings and no adapter folder, which __init__ refuses")
             if self._sharding:
                 refuse_sharded(network)
             attached = attach(network, self.config, self.name, self.memory.indices, self.memory.weights)
@@ -149,7 +142,7 @@ class GPartCallback(MethodCallback):
         if self._sharding:
             before_sharding(attached)
         self.modules_to_save = attached.config.modules_to_save
-        return AdapterPart(attached)
+        return AdapterContents(attached)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attaches the adapter now, or as soon as the network is built; in any case before it is sharded."""
@@ -164,7 +157,7 @@ class GPartCallback(MethodCallback):
         """Also where an adapter of this name was attached before the trainer came."""
         if self.module is not None:
             return None
-        for path, module in base.named_modules(pl_module):
+        for path, module in named_modules(pl_module):
             if self.name in get_adapters(module):
                 return path, module
         return super()._applied_to(pl_module)
@@ -176,22 +169,22 @@ class GPartCallback(MethodCallback):
         if different and not present:
             adapter.detach()
         if different:
-            raise ValueError(f"{folder} and this callback have different settings: {'; '.join(different)}")
+            raise GPartError(f"{folder} and this callback have different settings: {'; '.join(different)}")
         return adapter
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks that theta will be trained; prints the table.
 
         Raises:
-            ValueError: if no optimizer holds theta.
+            GPartError: if no optimizer holds theta.
         """
         super().on_fit_start(trainer, pl_module)
         self._learned, self._finite = False, FiniteTheta()
         check_reduced(trainer.strategy, pl_module)
         if self.adapter.merged:
-            raise ValueError(f"adapter {self.name!r} is merged: unmerge() before fit, theta has no gradient")
+            raise GPartError(f"adapter {self.name!r} is merged: unmerge() before fit, theta has no gradient")
         if group_of(self.adapter.theta, trainer.optimizers) is None:
-            raise ValueError(
+            raise GPartError(
                 f"theta, {self.adapter.theta_name} of {type(self.adapter.model).__name__}, is in no optimizer: make"
                 " them in configure_optimizers from self.parameters() or the adapted module's parameters(), not from a"
                 " list made earlier; or adapt the submodule whose parameters are used, by module=..."
@@ -216,7 +209,7 @@ class GPartCallback(MethodCallback):
         """At the first step of theta's optimizer, checks that theta has a gradient.
 
         Raises:
-            ValueError: if it has none.
+            GPartError: if it has none.
         """
         theta = self.adapter.theta
         group = group_of(theta, [optimizer])
@@ -228,7 +221,7 @@ class GPartCallback(MethodCallback):
             return
         self._learned = True
         if theta.grad is None:
-            raise ValueError(
+            raise GPartError(
                 f"theta has no gradient after the first backward: the loss does not depend on the adapted layers"
                 f" {[weight.name for weight in self.adapter.plan.weights][:3]} ...; are they run, and with gradients"
                 " enabled? Re-entrant checkpointing needs an input that requires grad (enable_input_require_grads)"
@@ -240,7 +233,7 @@ class GPartCallback(MethodCallback):
         """Checks that theta is finite, before anything saves it; logs ‖theta‖ and theta's learning rate.
 
         Raises:
-            ValueError: if it is not.
+            GPartError: if it is not.
         """
         self._finite.look(self.adapter.values, trainer.global_step, self._rate)
         group = group_of(self.adapter.theta, trainer.optimizers) if trainer.loggers else None
@@ -256,7 +249,7 @@ class GPartCallback(MethodCallback):
         """Checks theta as the last step left it.
 
         Raises:
-            ValueError: if it is not finite.
+            GPartError: if it is not finite.
         """
         super().on_train_end(trainer, pl_module)
         self._finite.settle(self.adapter.values)
@@ -282,10 +275,8 @@ class GPartCallback(MethodCallback):
         """Writes the adapter folder, if one was asked for."""
         if self.save_folder is None:
             return
-        if self.adapter.sharded:
-            save_adapter(self.adapter, self.save_folder, write=trainer.is_global_zero)
-        elif trainer.is_global_zero:
-            self.adapter.save(self.save_folder)
+        if self.adapter.sharded or trainer.is_global_zero:  # what is sharded is gathered by all ranks
+            self.adapter.save(self.save_folder, write=trainer.is_global_zero)
         rank_zero_info(f"adapter written to {self.save_folder}")
 
     def _warn_if_unrepresentable(self, trainer: Trainer) -> None:
@@ -298,10 +289,10 @@ class GPartCallback(MethodCallback):
             length = max(float(adapter.values.norm()), rate * math.sqrt(adapter.config.d))
             update = length / math.sqrt(adapter.size)
             for weight in adapter.plan.weights:
-                stored = base.parameter(adapter.model, weight.name)
+                stored = get_parameter(adapter.model, weight.name)
                 if stored.dtype not in (torch.bfloat16, torch.float16) or not stored.numel():  # FSDP 1's empty shards
                     continue
-                rms = float(base.whole(base.dense(stored)).float().square().mean().sqrt())
+                rms = float(whole(dense(stored)).float().square().mean().sqrt())
                 spacing = torch.finfo(stored.dtype).eps * 2.0 ** math.floor(math.log2(rms)) if rms else 0.0
                 if update < spacing:
                     rank_zero_warn(

@@ -15,15 +15,17 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from gpart.adapter import _attach, get_adapters
+from gpart.adapter import attach_plan, get_adapters
 from gpart.callbacks.baselines import BitFit, FullFineTuning, LinearProbe
-from gpart.callbacks.checkpoints.contents import AdapterPart
-from gpart.callbacks.checkpoints.plugin import PartlyTrained, filled
+from gpart.callbacks.checkpoints.contents import AdapterContents
+from gpart.callbacks.checkpoints.plugin import Contents, filled
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.peft_callback import PeftCallback
-from gpart.manifest import check_model, config_of
-from gpart.memory import Memory
-from gpart.storage import CHECKPOINT_KEY, load_checkpoint_file
+from gpart.config import MemoryPolicy
+from gpart.errors import GPartError
+from gpart.loading import check_manifest_name, check_model
+from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, load_checkpoint_file
+from gpart.serialization.manifest import read_manifest
 
 Module = TypeVar("Module", bound=LightningModule)
 
@@ -45,14 +47,14 @@ def load_from_checkpoint(
         ``gpart.get_adapters(module.<submodule>)["default"]``.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, holds no adapter, or does not fit the module that was built.
+        GPartFileError: if there is no such file.
+        GPartError: if the file is damaged, holds no adapter, or does not fit the module that was built.
     """
     checkpoint = load_checkpoint_file(path)
     entry = checkpoint.get(CHECKPOINT_KEY)
     described = entry.get("manifest") if isinstance(entry, dict) else None
     if not isinstance(entry, dict) or not isinstance(described, dict):
-        raise ValueError(f"{path} holds no GPart adapter: use {cls.__name__}.load_from_checkpoint for it")
+        raise GPartError(f"{path} holds no GPart adapter: use {cls.__name__}.load_from_checkpoint for it")
     buffer = io.BytesIO()
     torch.save({**checkpoint, "state_dict": {}}, buffer)
     buffer.seek(0)
@@ -63,22 +65,21 @@ def load_from_checkpoint(
     source = str(path)
     network = _network(module, entry["module"], source)
     if "method" in described:
-        part = _method(described, source).apply(network)
+        contents = _method(described, source).apply(network)
     else:
-        part = _adapted(network, described, source, check_base)
-    complete = filled(checkpoint, source, module, entry["module"], part)
+        contents = _adapted(network, described, source, check_base)
+    complete = filled(checkpoint, source, module, entry["module"], contents)
     module.load_state_dict(complete["state_dict"], strict=True)
     return module.to(map_location) if isinstance(map_location, (str, torch.device)) else module
 
 
-def _adapted(network: nn.Module, described: dict[str, Any], source: str, check_base: bool) -> PartlyTrained:
-    config = config_of(described, source)
-    adapter = get_adapters(network).get(described["name"])
+def _adapted(network: nn.Module, described: dict[str, Any], source: str, check_base: bool) -> Contents:
+    manifest = read_manifest(described, source)
+    adapter = get_adapters(network).get(check_manifest_name(manifest, source))
     if adapter is None:
-        adapter = _attach(
-            network, config, described["name"], check_model(network, described, source, check_base), Memory()
-        )
-    return AdapterPart(adapter, check_base)
+        plan = check_model(network, manifest, source, check_base)
+        adapter = attach_plan(network, manifest.config, manifest.name, plan, MemoryPolicy())
+    return AdapterContents(adapter, check_base)
 
 
 def _method(described: dict[str, Any], source: str) -> MethodCallback:
@@ -87,11 +88,11 @@ def _method(described: dict[str, Any], source: str) -> MethodCallback:
     }
     name, settings = described["method"], described.get("settings")
     if name not in known or not isinstance(settings, dict):
-        raise ValueError(f"{source} was trained by {name!r} with {settings!r}; known here are {list(known)}")
+        raise GPartError(f"{source} was trained by {name!r} with {settings!r}; known here are {list(known)}")
     try:
         return known[name](**settings)
     except TypeError as error:
-        raise ValueError(f"{source}: {name} does not take {settings}: {error}") from error
+        raise GPartError(f"{source}: {name} does not take {settings}: {error}") from error
 
 
 def _network(module: LightningModule, path: str, source: str) -> nn.Module:
@@ -100,7 +101,7 @@ def _network(module: LightningModule, path: str, source: str) -> nn.Module:
     try:
         return module.get_submodule(path)
     except AttributeError:
-        raise ValueError(
+        raise GPartError(
             f"{source} adapts submodule {path!r}, and {type(module).__name__} has"
             f" {[name for name, _ in module.named_children()]}: build the network in __init__ or configure_model"
             " (load_from_checkpoint calls no setup), or give the file to a Trainer as ckpt_path"

@@ -20,16 +20,18 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
-from gpart import base
 from gpart.callbacks.checkpoints.hyperparameters import loadable
-from gpart.callbacks.checkpoints.plugin import GPartCheckpointIO, PartlyTrained
+from gpart.callbacks.checkpoints.plugin import Contents, GPartCheckpointIO
 from gpart.callbacks.checkpoints.random_states import install_random_states
 from gpart.callbacks.guards.averages import COPYING, check_copies, keep_frozen, refuse_empty_copies
 from gpart.callbacks.guards.flags import Flags, refuse_unfrozen
-from gpart.callbacks.guards.refusals import check_callbacks, check_strategy
+from gpart.callbacks.guards.refusals import check_callbacks, check_strategy, strategy_name
 from gpart.callbacks.sharding.strategies import prepare, shards
 from gpart.callbacks.table import print_table
-from gpart.targets import saved_parameters
+from gpart.errors import GPartError
+from gpart.injection.forgotten import randomly_initialised
+from gpart.injection.names import get_submodule, named_modules, named_parameters, unwrapped
+from gpart.injection.targets import saved_parameters
 
 
 class MethodCallback(Callback):
@@ -50,18 +52,18 @@ class MethodCallback(Callback):
     def __init__(self, module: str | None = None) -> None:
         self.module = module
         self._unwrap: Callable[[], None] | None = None
-        self._part: PartlyTrained | None = None
+        self._contents: Contents | None = None
         self._network: nn.Module | None = None
         self._known: set[str] = set()
         self._frozen = 0
         self._added: set[str] = set()
         self._flags: Flags | None = None
 
-    def apply(self, network: nn.Module) -> PartlyTrained:
+    def apply(self, network: nn.Module) -> Contents:
         """Applies the method to the network, or recognises that it is applied already.
 
         Raises:
-            ValueError: if it does not fit; the network is then as it was.
+            GPartError: if it does not fit; the network is then as it was.
         """
         raise NotImplementedError
 
@@ -69,19 +71,19 @@ class MethodCallback(Callback):
         """Applies the method now, or as soon as the network is built.
 
         Raises:
-            ValueError: if the strategy, or another callback, would lose what is trained.
+            GPartError: if the strategy, or another callback, would lose what is trained.
         """
         check_strategy(trainer)
         check_callbacks(self._callbacks(trainer), type(self).__name__, trainer.strategy)
         sharding = prepare(trainer.strategy)
         methods = [type(one).__name__ for one in self._callbacks(trainer) if isinstance(one, MethodCallback)]
         if len(methods) > 1:
-            raise ValueError(f"a trainer takes one method at a time, got {methods}")
+            raise GPartError(f"a trainer takes one method at a time, got {methods}")
         copied_too_early = self._move_first(trainer)
         install_random_states(trainer)
         try:
             self._apply(trainer, pl_module)
-        except ValueError:
+        except GPartError:
             if not is_overridden("setup", pl_module) and not is_overridden("configure_model", pl_module):
                 raise  # nothing more will be built
             if stage == "fit":
@@ -106,22 +108,22 @@ class MethodCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks that the network is what was adapted and can train; prints the table."""
         network = self._network
-        if network is None or self._part is None:
-            raise ValueError(f"{type(self).__name__} was not applied: {type(pl_module).__name__} built no network")
-        late = [name for name in base.named_parameters(network) if name not in self._known]
+        if network is None or self._contents is None:
+            raise GPartError(f"{type(self).__name__} was not applied: {type(pl_module).__name__} built no network")
+        late = [name for name in named_parameters(network) if name not in self._known]
         if late:
-            raise ValueError(
+            raise GPartError(
                 f"{late[:5]} were built after {type(self).__name__} was applied; build the network in __init__ or"
                 " configure_model, or all of it in setup"
             )
         if self._added and getattr(trainer.strategy, "_start_method", None) == "fork":
             # The parent reads what its children have trained without strictness, see _MultiProcessingLauncher.
-            raise ValueError(
+            raise GPartError(
                 f"{sorted(self._added)[:3]} would be lost: they were added in the forked processes, and the parent has"
                 f" nothing of that name. Apply {type(self).__name__} in the parent, before fit, by"
                 " gpart.attach(network, config) or this callback's apply(network)"
             )
-        refuse_unfrozen(network, self._part.frozen_keys())
+        refuse_unfrozen(network, self._contents.frozen_keys())
         check_copies(self._callbacks(trainer), pl_module)
         if not network.training:
             rank_zero_warn(
@@ -141,7 +143,7 @@ class MethodCallback(Callback):
         """Checks, before each epoch's first step, that what is frozen is still frozen.
 
         Raises:
-            ValueError: if it is not, or what is trained has been frozen.
+            GPartError: if it is not, or what is trained has been frozen.
         """
         if batch_idx == 0 and self._flags is not None:
             self._flags.check(type(self).__name__)
@@ -157,11 +159,11 @@ class MethodCallback(Callback):
         """What the method does when ``configure_model`` has sharded the network, where the strategy is one that shards.
 
         Raises:
-            ValueError: if the method cannot be sharded.
+            GPartError: if the method cannot be sharded.
         """
         if shards(trainer.strategy):
-            strategy = type(trainer.strategy).__name__
-            raise ValueError(f"{type(self).__name__} under {strategy} is not supported: use strategy 'ddp'")
+            strategy = strategy_name(trainer.strategy)
+            raise GPartError(f"{type(self).__name__} under {strategy} is not supported: use strategy 'ddp'")
 
     def summary(self, trainer: Trainer) -> dict[str, str]:
         """The method's own rows of the table."""
@@ -171,13 +173,13 @@ class MethodCallback(Callback):
         """Numbers trained in the adapted network, and how many of them are the head's (``modules_to_save``).
 
         Raises:
-            ValueError: before the network is built.
+            GPartError: before the network is built.
         """
         if self._network is None:
-            raise ValueError(f"{type(self).__name__} has not been applied yet")
+            raise GPartError(f"{type(self).__name__} has not been applied yet")
         head = set(saved_parameters(self._network, self.modules_to_save)[1])
         trained = {id(value): value for value in self._network.parameters() if value.requires_grad}
-        named = base.named_parameters(self._network, remove_duplicate=False)
+        named = named_parameters(self._network, remove_duplicate=False)
         of_head = {id(value): value for name, value in named.items() if name in head and id(value) in trained}
         return sum(value.numel() for value in trained.values()), sum(value.numel() for value in of_head.values())
 
@@ -185,30 +187,30 @@ class MethodCallback(Callback):
         """Checks that nothing is frozen that Transformers has just initialised at random.
 
         Raises:
-            ValueError: if so, with the names: the forgotten head.
+            GPartError: if so, with the names: the forgotten head.
         """
-        if forgotten := base.randomly_initialised(network, frozen):
-            raise ValueError(
+        if forgotten := randomly_initialised(network, frozen):
+            raise GPartError(
                 f"modules_to_save={self.modules_to_save!r} leaves out {forgotten}, which Transformers has just"
                 " initialised at random"
             )
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path, network = self._applied_to(pl_module) or find_network(pl_module, self.module)
-        before = set(base.named_parameters(network))
-        self._part = self.apply(network)
+        before = set(named_parameters(network))
+        self._contents = self.apply(network)
         if self._network is not network:  # FSDP 1 may leave a part of it here
             self._frozen = sum(value.numel() for value in network.parameters() if not value.requires_grad)
         self._network, self._flags = network, Flags(network)
-        self._known = set(base.named_parameters(network))
+        self._known = set(named_parameters(network))
         self._added |= self._known - before
-        install_checkpoint_io(trainer).connect(pl_module, path, self._part)
+        install_checkpoint_io(trainer).connect(pl_module, path, self._contents)
 
     def _applied_to(self, pl_module: LightningModule) -> tuple[str, nn.Module] | None:
         """Where this method is applied already: a child that was built since does not change the choice."""
         if self._network is None or self.module is not None:
             return None
-        found = [path for path, module in base.named_modules(pl_module) if module is self._network]
+        found = [path for path, module in named_modules(pl_module) if module is self._network]
         return (found[0], self._network) if found else None
 
     def _defer(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -256,11 +258,11 @@ def find_network(pl_module: LightningModule, path: str | None) -> tuple[str, nn.
         path: asked for by the user; None for the only child that has parameters, else the whole.
 
     Raises:
-        ValueError: if there is no submodule of that name.
+        GPartError: if there is no submodule of that name.
     """
     if path is None:
         children = [
-            (name, base.unwrapped(child))
+            (name, unwrapped(child))
             for name, child in pl_module.named_children()
             if any(True for _ in child.parameters())
         ]
@@ -269,10 +271,10 @@ def find_network(pl_module: LightningModule, path: str | None) -> tuple[str, nn.
         whole = not network or any(True for _ in pl_module.parameters(recurse=False))
         return ("", pl_module) if whole else children[0]
     try:
-        return path, base.submodule(pl_module, path)
+        return path, get_submodule(pl_module, path)
     except AttributeError:
         names = [name for name, _ in pl_module.named_children()]
-        raise ValueError(f"module={path!r} is no submodule of {type(pl_module).__name__}, which has {names}") from None
+        raise GPartError(f"module={path!r} is no submodule of {type(pl_module).__name__}, which has {names}") from None
 
 
 def install_checkpoint_io(trainer: Trainer) -> GPartCheckpointIO:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.table import kept_bytes
-from gpart.storage import replacing
+from gpart.serialization.atomic import replacing
 from gpart.version import __version__
 
 

@@ -10,12 +10,13 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from gpart import base
 from gpart.adapter import get_adapters
-from gpart.callbacks.checkpoints.contents import TrainedPart
-from gpart.callbacks.checkpoints.plugin import PartlyTrained
+from gpart.callbacks.checkpoints.contents import TrainedContents
+from gpart.callbacks.checkpoints.plugin import Contents
 from gpart.callbacks.method import MethodCallback
-from gpart.targets import saved_parameters
+from gpart.errors import GPartError
+from gpart.injection.names import named_parameters
+from gpart.injection.targets import saved_parameters
 
 _APPLIED = "_gpart_peft"
 """The network's attribute for what a callback has done to it: a second trainer's callback adopts that."""
@@ -36,7 +37,7 @@ class PeftCallback(MethodCallback):
         module: the submodule to adapt; default the only child with parameters, or the whole.
 
     Raises:
-        ValueError: if PEFT knows no such method or refuses the settings.
+        GPartError: if PEFT knows no such method or refuses the settings.
     """
 
     def __init__(
@@ -58,29 +59,29 @@ class PeftCallback(MethodCallback):
         """PEFT's wrapper, once the network is built.
 
         Raises:
-            ValueError: before.
+            GPartError: before.
         """
         if self._peft_model is None:
-            raise ValueError("there is no PEFT model yet: the trainer adapts the network when it sets it up")
+            raise GPartError("there is no PEFT model yet: the trainer adapts the network when it sets it up")
         return self._peft_model
 
-    def apply(self, network: nn.Module) -> PartlyTrained:
+    def apply(self, network: nn.Module) -> Contents:
         """Adapts the network, or adopts the adapter that an equal callback gave it.
 
         Raises:
-            ValueError: if PEFT refuses, the network is adapted otherwise, or a random head would be frozen.
+            GPartError: if PEFT refuses, the network is adapted otherwise, or a random head would be frozen.
         """
         described = self._described()
         if applied := getattr(network, _APPLIED, None):
             found, self._peft_model = applied
             if found != described:
-                raise ValueError(f"the network was adapted with {found}, this callback has {described}")
+                raise GPartError(f"the network was adapted with {found}, this callback has {described}")
         else:
             self._refuse_adapted(network)
             if not any(True for _ in network.parameters()):
-                raise ValueError(f"{type(network).__name__} has no parameters yet")
+                raise GPartError(f"{type(network).__name__} has no parameters yet")
             saved = set(saved_parameters(network, self.modules_to_save)[1])
-            named = base.named_parameters(network, remove_duplicate=False)
+            named = named_parameters(network, remove_duplicate=False)
             self.refuse_random(network, [name for name in named if name not in saved])
             flags = [(value, value.requires_grad) for value in network.parameters()]
             try:
@@ -93,13 +94,13 @@ class PeftCallback(MethodCallback):
             except (ValueError, TypeError, AttributeError) as error:
                 for value, flag in flags:
                     value.requires_grad_(flag)
-                raise ValueError(f"PEFT refuses {described}: {error}") from error
+                raise GPartError(f"PEFT refuses {described}: {error}") from error
             # In a tuple, so that torch does not register the wrapper as a child of what it wraps.
             setattr(network, _APPLIED, (described, self._peft_model))
         for name in saved_parameters(network, self.modules_to_save)[1]:
             network.get_parameter(name).requires_grad_(True)
-        trained = [name for name, value in base.named_parameters(network).items() if value.requires_grad]
-        return TrainedPart(network, trained, type(self).__name__, described)
+        trained = [name for name, value in named_parameters(network).items() if value.requires_grad]
+        return TrainedContents(network, trained, type(self).__name__, described)
 
     def summary(self, trainer: Any) -> dict[str, str]:
         """PEFT's method and how many layers it adapts."""
@@ -118,7 +119,7 @@ class PeftCallback(MethodCallback):
     def _config(self) -> PeftConfig:
         names = [kind.value for kind in PeftType]
         if self.peft_type not in names:
-            raise ValueError(f"peft_type {self.peft_type!r} is none of PEFT's: {', '.join(names)}")
+            raise GPartError(f"peft_type {self.peft_type!r} is none of PEFT's: {', '.join(names)}")
         cls = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(self.peft_type)]
         try:
             with warnings.catch_warnings():
@@ -126,12 +127,12 @@ class PeftCallback(MethodCallback):
                 # Every type's class but the base takes target_modules.
                 config: PeftConfig = cls(target_modules=self.target_modules, **self.settings)  # type: ignore[call-arg]
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{cls.__name__} refuses {self.settings}: {error}") from error
+            raise GPartError(f"{cls.__name__} refuses {self.settings}: {error}") from error
         return config
 
     def _refuse_adapted(self, network: nn.Module) -> None:
         if adapters := get_adapters(network):
-            raise ValueError(f"the network carries a GPart adapter, {list(adapters)}: detach() it before PEFT's")
+            raise GPartError(f"the network carries a GPart adapter, {list(adapters)}: detach() it before PEFT's")
         adapted = [name for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)]
         if adapted:
-            raise ValueError(f"the network carries a PEFT adapter already, at {adapted[:3]} ...")
+            raise GPartError(f"the network carries a PEFT adapter already, at {adapted[:3]} ...")

@@ -11,6 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from gpart.errors import GPartError
+
 
 class PredictionWriter(Callback):
     """Writes what ``predict_step`` returns, a mapping of equally long columns, as JSON lines.
@@ -42,7 +44,7 @@ class PredictionWriter(Callback):
         """Writes one batch.
 
         Raises:
-            ValueError: if the prediction is no mapping of equally long columns.
+            GPartError: if the prediction is no mapping of equally long columns.
         """
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(outputs))
         if self.path is None:
@@ -64,11 +66,11 @@ def rows(columns: Any) -> list[dict[str, Any]]:
         [{'text': 'a', 'label': 0}, {'text': 'b', 'label': 1}]
     """
     if not isinstance(columns, Mapping):
-        raise ValueError(f"a prediction must be a mapping of columns, got {type(columns).__name__}")
+        raise GPartError(f"a prediction must be a mapping of columns, got {type(columns).__name__}")
     plain: dict[str, Sequence[Any]] = {
         name: value.tolist() if isinstance(value, Tensor) else value for name, value in columns.items()
     }
     lengths = {name: len(value) for name, value in plain.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"a prediction's columns must be equally long, got {lengths}")
+        raise GPartError(f"a prediction's columns must be equally long, got {lengths}")
     return [dict(zip(plain, values, strict=True)) for values in zip(*plain.values(), strict=True)]

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from gpart.cli.message import Parser
-from gpart.storage import replacing
+from gpart.injection.targets import ALL_LINEAR
+from gpart.serialization.atomic import replacing
 from gpart.studies.architectures import TASKS
 from gpart.studies.bench import report, sweep_report
 from gpart.studies.bench.figure import png, ratio_figure, sweep_figure
@@ -28,7 +29,6 @@ from gpart.studies.bench.settings import KINDS, PARTS, PRECISIONS, Settings, fin
 from gpart.studies.bench.subject import TEXT
 from gpart.studies.bench.sweep import SweepSettings, run_sweep
 from gpart.studies.counting.params import Settings as Sizes
-from gpart.targets import ALL_LINEAR
 
 DESCRIPTION = """Times the methods on a model with random weights: training and evaluation steps, generation, injection;
 and measures training's memory, each method in a process of its own. All methods' models are in memory together and take

@@ -11,11 +11,11 @@ from rich.table import Table
 
 from gpart.callbacks.table import readable_bytes
 from gpart.cli.message import Parser
-from gpart.memory import INDICES, WEIGHTS
+from gpart.config import INDICES, WEIGHTS
+from gpart.injection.targets import ALL_LINEAR
 from gpart.studies.architectures import TASKS
 from gpart.studies.counting.memory import DTYPES, MemoryPlan, MemorySettings, plan_memory
 from gpart.studies.counting.params import Report, Row, Settings, count_parameters
-from gpart.targets import ALL_LINEAR
 
 DESCRIPTION = """Trained parameters by method, counted on the model's architecture: no weights are read. The head is
 left out, but for full fine-tuning. --memory adds what training GPart on a text model keeps in memory."""

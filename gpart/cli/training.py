@@ -18,7 +18,7 @@ import gpart.datamodules
 import gpart.lightning_modules
 from gpart.cli.configs import with_recipes
 from gpart.cli.message import one_line
-from gpart.storage import load_checkpoint_file
+from gpart.serialization.checkpoint_file import load_checkpoint_file
 
 DESCRIPTION = """Fine-tune by a YAML recipe. --config takes a file or a shipped recipe's name and may be given several
 times, the later winning; every setting can be overridden by its dotted name. 'gpart configs' lists the recipes,

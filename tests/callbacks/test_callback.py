@@ -15,8 +15,9 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from gpart import GPartConfig, attach, base, get_adapters, load_adapter
+from gpart import GPartConfig, attach, get_adapters, load_adapter
 from gpart.callbacks import GPartCallback
+from gpart.injection.names import get_parameter
 
 CONFIG = GPartConfig(d=10, target_modules=["0"], modules_to_save=["3"])
 THETA = "gpart.default.theta"
@@ -210,7 +211,7 @@ def test_outside_the_adapted_module_nothing_is_frozen_or_thawed(
     lit_frozen_kept(module, before)
     assert {name for name, value in module.named_parameters() if not value.requires_grad} == {
         "net.0.bias",
-        "net.0.parametrizations.weight.original",
+        "net.0.weight",
         "fixed.weight",
         "fixed.bias",
     }
@@ -710,7 +711,7 @@ def test_half_precision_weights_are_the_sum_rounded_once(
 ) -> None:
     module, callback = lit_class(), lit_gpart()
     lit_trainer(callback, precision="bf16-true").fit(module, lit_loader())
-    stored = base.parameter(module.net, "0.weight")
+    stored = get_parameter(module.net, "0.weight")
     assert stored.dtype == torch.bfloat16
     exact = stored.float() + callback.adapter.delta("0.weight")
     assert torch.equal(module.net[0].weight, exact.bfloat16())
@@ -749,8 +750,8 @@ def test_an_evaluation_computes_each_weight_once(
         evaluations.clear()
         run(trainer, stage, module, lit_loader())
         assert len(evaluations) == weights
-        assert not callback.adapter._evaluation.kept.open
-        assert not callback.adapter._evaluation.kept.values
+        assert not callback.adapter.weights.cache.open
+        assert not callback.adapter.weights.cache.values
 
 
 def test_an_evaluation_that_fails_leaves_nothing_kept(
@@ -764,5 +765,5 @@ def test_an_evaluation_that_fails_leaves_nothing_kept(
     callback, module = lit_gpart(), Fails()
     with pytest.raises(ZeroDivisionError):
         lit_trainer(callback).test(module, lit_loader(), verbose=False)
-    assert not callback.adapter._evaluation.kept.open
-    assert not callback.adapter._evaluation.kept.values
+    assert not callback.adapter.weights.cache.open
+    assert not callback.adapter.weights.cache.values

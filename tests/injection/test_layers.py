@@ -628,15 +628,15 @@ def test_a_forward_pass_that_breaks_off_leaves_nothing_behind(error, then, evalu
     with pytest.raises(error):
         model(torch.ones(1, 4))
     if error is RuntimeError:
-        assert not adapter._evaluation.scope.open
-        assert not adapter._evaluation.scope.values
+        assert not adapter.weights.scope.open
+        assert not adapter.weights.scope.values
     model[0].between = lambda: None
     evaluations.clear()
     read = [(model if then == "model" else model[0])(torch.ones(1, 4))[0] for _ in range(6)]
     assert len(evaluations) == 6
     assert any(not weight.equal(read[0]) for weight in read)
-    assert not adapter._evaluation.scope.values
-    assert not adapter._evaluation.scope.masks
+    assert not adapter.weights.scope.values
+    assert not adapter.weights.scope.masks
 
 
 def test_an_error_in_another_pre_hook_does_not_unbalance_the_scope(evaluations):
@@ -654,7 +654,7 @@ def test_an_error_in_another_pre_hook_does_not_unbalance_the_scope(evaluations):
     model(torch.ones(1, 4))
     model(torch.ones(1, 4))
     assert len(evaluations) == 2
-    assert not adapter._evaluation.scope.values
+    assert not adapter.weights.scope.values
 
 
 def test_threads_have_forward_passes_of_their_own(evaluations):
@@ -710,7 +710,7 @@ def test_within_cached_a_weight_is_computed_once(evaluations):
         assert all(torch.equal(output, wanted) for output in outputs)
         model(data)
         assert len(evaluations) == 4
-    assert not adapter._evaluation.kept.values
+    assert not adapter.weights.cache.values
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -721,14 +721,14 @@ def test_within_cached_what_has_changed_is_computed_anew(mode, evaluations):
     with adapter.cached():
         for change in (
             lambda: nn.init.normal_(adapter.theta),
-            lambda: model[0].parametrizations.weight.original.mul_(2),
+            lambda: model[0]._parameters["weight"].mul_(2),
             lambda: model.double(),
             lambda: adapter.merge(),
             lambda: adapter.unmerge(),
         ):
             with torch.no_grad():
                 change()
-            data = data.to(model[0].parametrizations.weight.original.dtype)
+            data = data.to(model[0]._parameters["weight"].dtype)
             with mode():
                 output = model(data)
             plain = nn.functional.linear(data, model[0].weight.detach(), model[0].bias)  # with gradients: computed now
@@ -757,8 +757,8 @@ def test_a_copy_within_cached_keeps_nothing(evaluations):
     with adapter.cached(), torch.no_grad():
         model(torch.randn(4, 6))
         (copied,) = get_adapters(copy.deepcopy(model)).values()
-        assert adapter._evaluation.kept.values
-        assert not copied._evaluation.kept.values
+        assert adapter.weights.cache.values
+        assert not copied.weights.cache.values
         evaluations.clear()
         copied.model(torch.randn(4, 6))
         copied.model(torch.randn(4, 6))

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gpart import GPartConfig, attach, load_adapter
-from gpart.base import dense, is_packed
 from gpart.callbacks import GPartCallback
+from gpart.injection.tensors import dense, is_packed
 from gpart.lightning_modules import CausalLM
 
 quantization = pytest.importorskip("torchao.quantization")
@@ -72,7 +72,7 @@ def test_d_counts_the_logical_numbers_and_the_base_stays_packed() -> None:
     with adapter.disabled():
         assert torch.equal(model(DATA), unpacked(packed())(DATA))
     assert adapter.delta("0.weight").shape == (96, 64)
-    assert is_packed(model[0].parametrizations.weight.original)
+    assert is_packed(model[0]._parameters["weight"])
     adapter.detach()
     assert [model[at].weight for at in (0, 2)] == before
     assert all(torch.equal(model[at].weight.dequantize(), bit) for at, bit in zip((0, 2), bits, strict=True))

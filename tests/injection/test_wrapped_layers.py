@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from gpart import GPartConfig, attach, load_adapter
-from gpart.base import named_modules, plain_name
 from gpart.callbacks import BitFit, GPartCallback, LinearProbe
+from gpart.injection.names import named_modules, plain_name
 
 SETTINGS: dict[str, Any] = {"d": 10, "target_modules": ["0.0", "1"], "modules_to_save": ["2"]}
 

@@ -11,13 +11,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
-import gpart.evaluation
-import gpart.functional
-import gpart.memory
-import gpart.recompute
+import gpart.materialize.policy
+import gpart.materialize.recompute
 from gpart import GPartConfig, attach, load_adapter
-from gpart.groups import ComputedGroups
-from gpart.memory import INDICES, WEIGHTS, Memory
+from gpart.config import INDICES, WEIGHTS, MemoryPolicy
+from gpart.materialize.policy import mode_of, stores_indices
+from gpart.ops.block import ComputedIndices
 from gpart.partition import chunk_size
 
 SETTINGS = list(itertools.product(INDICES, WEIGHTS))
@@ -117,8 +116,8 @@ def test_stored_group_numbers_are_as_narrow_as_they_can_be(d, dtype, threads, mo
         weight = model[0].weight
         (weight * torch.arange(1.0, 202)[:, None]).sum().backward()
         found.append((weight.detach(), adapter.theta.grad, adapter.delta("0.weight")))
-        parts = adapter._evaluation.parts(adapter.plan.weights[0], torch.device("cpu"))
-        assert parts[0].groups[:].dtype == (dtype if indices == "stored" else torch.int32)
+        parts = adapter.weights.blocks(adapter.plan.weights[0], torch.device("cpu"))
+        assert parts[0].indices[:].dtype == (dtype if indices == "stored" else torch.int32)
     assert found[0][0].max() == d - 1
     for one, other in zip(*found, strict=True):
         assert one.equal(other)
@@ -134,9 +133,11 @@ def test_no_setting_changes_a_bit_where_a_weight_is_cut_into_blocks(dim):
 
 
 def test_weights_of_several_chunks_are_the_same_stored_and_computed(monkeypatch):
-    monkeypatch.setattr(gpart.functional, "stretch_size", lambda device: 128)
-    monkeypatch.setattr("gpart.sums.stretch_size", lambda device: 128)
-    monkeypatch.setattr("gpart.masks.chunk_size", lambda device: 64)
+    monkeypatch.setattr("gpart.ops.reference.stretch_size", lambda device: 128)
+    monkeypatch.setattr("gpart.ops.dispatch.stretch_size", lambda device: 128)
+    monkeypatch.setattr("gpart.ops.dispatch._SMALL", 0)
+    monkeypatch.setattr("gpart.ops.sums.stretch_size", lambda device: 128)
+    monkeypatch.setattr("gpart.ops.dropout.chunk_size", lambda device: 64)
     wanted = trained(bert, "stored", "forward", 0.3)
     assert chunk_size("cpu") > 16 * 24
     for indices, weights in (("computed", "recomputed"), ("computed", "kept"), ("stored", "recomputed")):
@@ -247,7 +248,7 @@ def test_memory_that_nobody_holds_is_written_again():
     places = set()
     for _ in range(4):
         model(torch.ones(1, 4)).sum().backward()
-        places.add(adapter._evaluation.kept.values["0.weight"].tensor.data_ptr())
+        places.add(adapter.weights.cache.values["0.weight"].tensor.data_ptr())
         in_place(adapter.theta)
     assert len(places) == 1
 
@@ -258,32 +259,7 @@ def three_layers(weights="kept"):
     return model, attach(model, GPartConfig(d=5, target_modules=["0", "1", "2"]), weights=weights)
 
 
-def test_the_first_weight_read_under_a_new_theta_has_the_others_computed_with_it(evaluations):
-    model, adapter = three_layers()
-    model(torch.ones(1, 4)).sum().backward()
-    in_place(adapter.theta)
-    evaluations.clear()
-    assert model[1].weight.shape == (6, 5)
-    assert evaluations == [(6, 5), (5, 4), (7, 6)]
-    model(torch.ones(1, 4)).sum().backward()
-    assert len(evaluations) == 3
-    for name, layer in (("0.weight", model[0]), ("1.weight", model[1]), ("2.weight", model[2])):
-        assert layer.weight.equal(adapter.base_parameters()[name] + adapter.delta(name))
-
-
-def test_a_weight_that_nobody_reads_is_computed_ahead_no_second_time(evaluations):
-    model, adapter = three_layers()
-    model(torch.ones(1, 4)).sum().backward()
-    counts = []
-    for _ in range(3):
-        in_place(adapter.theta)
-        evaluations.clear()
-        assert model[0].weight.shape == (5, 4)
-        counts.append(len(evaluations))
-    assert counts == [3, 1, 1]
-
-
-def test_what_was_computed_ahead_is_not_given_where_the_base_has_changed_since():
+def test_a_kept_weight_is_not_given_where_its_base_has_changed_since():
     model, adapter = three_layers()
     model(torch.ones(1, 4)).sum().backward()
     in_place(adapter.theta)
@@ -292,7 +268,7 @@ def test_what_was_computed_ahead_is_not_given_where_the_base_has_changed_since()
     assert model[2].weight.equal(adapter.base_parameters()["2.weight"] + adapter.delta("2.weight"))
 
 
-def test_computing_ahead_leaves_memory_alone_that_others_hold():
+def test_memory_that_others_hold_is_left_alone():
     results = []
     for weights in ("forward", "kept"):
         model, adapter = three_layers(weights)
@@ -344,10 +320,10 @@ def test_free_gives_the_memory_back_and_a_copy_keeps_none(evaluations):
     adapter = attach(model, GPartConfig(d=5, target_modules=["0"]), weights="kept")
     model(torch.ones(1, 4))
     copied = copy.deepcopy(model)
-    assert adapter._evaluation.kept.values
-    assert not copied.gpart["default"].adapter._evaluation.kept.values
+    assert adapter.weights.cache.values
+    assert not copied.gpart["default"].adapter.weights.cache.values
     adapter.free()
-    assert not adapter._evaluation.kept.values
+    assert not adapter.weights.cache.values
     model(torch.ones(1, 4))
     assert len(evaluations) == 2
 
@@ -355,9 +331,16 @@ def test_free_gives_the_memory_back_and_a_copy_keeps_none(evaluations):
 # --- computed again in the backward pass ---
 
 
-def remembering(places):
-    """A forward hook that keeps a weak reference to its output's memory."""
-    return lambda module, args, output: places.append(output.untyped_storage()._weak_ref())
+def remember(adapter, places):
+    """Keeps a weak reference to the memory of every weight that a layer reads."""
+    read = adapter.weights.read
+
+    def remembered(weight, base, training):
+        value = read(weight, base, training)
+        places.append(value.untyped_storage()._weak_ref())
+        return value
+
+    adapter.weights.read = remembered
 
 
 def test_no_adapted_weight_is_held_for_the_backward_pass_where_it_is_computed_again():
@@ -366,10 +349,7 @@ def test_no_adapted_weight_is_held_for_the_backward_pass_where_it_is_computed_ag
     for weights in ("forward", "recomputed"):
         alive: list[int] = []
         model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
-        attach(model, GPartConfig(d=5, target_modules=["0", "1", "2", "3"]), weights=weights)
-        remember = remembering(alive)
-        for module in model[:4]:
-            module.parametrizations.weight[0].register_forward_hook(remember)
+        remember(attach(model, GPartConfig(d=5, target_modules=["0", "1", "2", "3"]), weights=weights), alive)
         loss = model(torch.ones(1, 64, requires_grad=True)).sum()
         found[weights] = [torch.UntypedStorage._expired(place) for place in alive]
         loss.backward()
@@ -419,20 +399,20 @@ def test_checkpointing_by_others_is_left_alone():
     model = nn.Sequential(nn.Linear(64, 64), nn.Tanh())
     attach(model, GPartConfig(d=5, target_modules=["0"]), weights="recomputed")
     seen = []
-    real = gpart.recompute._pack
+    real = gpart.materialize.recompute._pack
 
     def packed(*given):
         seen.append(given)
         return real(*given)
 
-    gpart.recompute._pack = packed
+    gpart.materialize.recompute._pack = packed
     try:
         checkpoint(model, torch.ones(1, 64, requires_grad=True), use_reentrant=False).sum().backward()
         assert not seen
         model(torch.ones(1, 64, requires_grad=True)).sum().backward()
         assert seen
     finally:
-        gpart.recompute._pack = real
+        gpart.materialize.recompute._pack = real
 
 
 def test_an_error_in_a_layer_takes_the_hook_off():
@@ -456,26 +436,26 @@ def test_computed_group_numbers_leave_nothing_stored():
         model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
         adapter = attach(model, GPartConfig(d=5, target_modules=["0", "1"]), indices=indices)
         model(torch.ones(1, 8)).sum().backward()
-        assert adapter._evaluation.indices.nbytes == stored
+        assert adapter.weights.index.nbytes == stored
 
 
 # --- the choice ---
 
 
 def test_auto_goes_by_a_tenth_of_the_memory(monkeypatch):
-    monkeypatch.setattr(gpart.memory, "device_memory", lambda device: 1000.0)
+    monkeypatch.setattr(gpart.materialize.policy, "device_memory", lambda device: 1000.0)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    auto = Memory()
-    assert [auto.stores_indices(nbytes, cpu) for nbytes in (100, 101)] == [True, False]
-    assert [auto.weights_on(nbytes, cpu) for nbytes in (100, 101)] == ["kept", "recomputed"]
-    assert [auto.weights_on(nbytes, cuda) for nbytes in (100, 101)] == ["forward", "recomputed"]
+    auto = MemoryPolicy()
+    assert [stores_indices(auto, nbytes, cpu) for nbytes in (100, 101)] == [True, False]
+    assert [mode_of(auto, nbytes, cpu) for nbytes in (100, 101)] == ["kept", "recomputed"]
+    assert [mode_of(auto, nbytes, cuda) for nbytes in (100, 101)] == ["forward", "recomputed"]
     # Two bytes for each of 50 weights are a tenth; for 51 weights they are more, and the numbers are computed.
-    for size, kind in ((50, torch.Tensor), (51, ComputedGroups)):
+    for size, kind in ((50, torch.Tensor), (51, ComputedIndices)):
         adapter = attach(nn.Sequential(nn.Linear(size, 1)), GPartConfig(d=5, target_modules=["0"]))
-        assert isinstance(adapter._evaluation.parts(adapter.plan.weights[0], cpu)[0].groups, kind)
-    asked = Memory("stored", "kept")
-    assert asked.stores_indices(10**6, cpu)
-    assert asked.weights_on(10**6, cuda) == "kept"
+        assert isinstance(adapter.weights.blocks(adapter.plan.weights[0], cpu)[0].indices, kind)
+    asked = MemoryPolicy("stored", "kept")
+    assert stores_indices(asked, 10**6, cpu)
+    assert mode_of(asked, 10**6, cuda) == "kept"
 
 
 @pytest.mark.parametrize(

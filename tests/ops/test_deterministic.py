@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from gpart.callbacks import GPartCallback
-from gpart.memory import INDICES, WEIGHTS
+from gpart.config import INDICES, WEIGHTS
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 

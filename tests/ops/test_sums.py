@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpart import GPartAdapter, GPartConfig, Partition, attach
-from gpart.parts import Part
-from gpart.sums import GroupSums
+from gpart.ops.block import Block
+from gpart.ops.sums import GroupSums
 
 CPU = torch.device("cpu")
 
@@ -32,14 +32,14 @@ def test_sums_are_those_of_every_entry_once(d: int, count: int) -> None:
     values = torch.randint(-1000, 1000, (count,), generator=generator).float()  # float64 sums of these are exact
     sums = GroupSums(d, CPU)
     for _ in range(2):
-        sums.add(values, (Part(groups, 0, 0, count),))
+        sums.add(values, (Block(groups, 0, 0, count),))
     assert torch.equal(sums.total(torch.float64), 2 * exact(values, groups, d))
 
 
 def test_a_gradient_of_half_width_is_summed_without_loss() -> None:
     groups = torch.zeros(100_000, dtype=torch.int32)
     sums = GroupSums(1, CPU)
-    sums.add(torch.full((100_000,), 0.1, dtype=torch.bfloat16), (Part(groups, 0, 0, 100_000),))
+    sums.add(torch.full((100_000,), 0.1, dtype=torch.bfloat16), (Block(groups, 0, 0, 100_000),))
     assert sums.total(torch.float32).item() == pytest.approx(100_000 * torch.tensor(0.1).bfloat16().item(), rel=1e-7)
 
 
@@ -50,7 +50,7 @@ def test_long_sums_of_one_sign_are_right_to_the_last_places(d: int) -> None:
     groups = Partition(count, d).groups()
     values = torch.rand(count, generator=torch.Generator().manual_seed(0)) + 0.5
     sums = GroupSums(d, CPU)
-    sums.add(values, (Part(groups, 0, 0, count),))
+    sums.add(values, (Block(groups, 0, 0, count),))
     wanted = exact(values, groups, d)
     assert ((sums.total(torch.float64) - wanted) / wanted).abs().max() < 1e-6
     assert sums.total(torch.float32).dtype == torch.float32
@@ -59,7 +59,7 @@ def test_long_sums_of_one_sign_are_right_to_the_last_places(d: int) -> None:
 def test_long_theta_needs_one_vector_of_its_length() -> None:
     d = 300_000
     sums = GroupSums(d, CPU)
-    sums.add(torch.ones(d), (Part(torch.arange(d, dtype=torch.int32), 0, 0, d),))
+    sums.add(torch.ones(d), (Block(torch.arange(d, dtype=torch.int32), 0, 0, d),))
     assert sums.total(torch.float32).equal(torch.ones(d))
     assert sums._wide is None
 
@@ -67,9 +67,9 @@ def test_long_theta_needs_one_vector_of_its_length() -> None:
 def test_the_number_of_threads_changes_no_bit() -> None:
     code = (
         "import sys, torch; torch.set_num_threads(int(sys.argv[1]));"
-        "from gpart.sums import GroupSums; from gpart.parts import Part; from gpart import Partition;"
+        "from gpart.ops.sums import GroupSums; from gpart.ops.block import Block; from gpart import Partition;"
         "torch.manual_seed(0); n = 1_000_003; s = GroupSums(4608, torch.device('cpu'));"
-        "s.add(torch.randn(n), (Part(Partition(n, 4608).groups(), 0, 0, n),));"
+        "s.add(torch.randn(n), (Block(Partition(n, 4608).groups(), 0, 0, n),));"
         "print(s.total(torch.float64).numpy().tobytes().hex())"
     )
     outputs = {

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 from gpart import GPartConfig, attach, get_adapters, load_adapter
 from gpart.callbacks import GPartCallback, LinearProbe, PeftCallback, load_from_checkpoint
 from gpart.datamodules import GLUEDataModule, ImageDataModule, MathDataModule, MovieReviewDataModule
-from gpart.storage import CONFIG, TENSORS, _content_hash
+from gpart.serialization.folder import CONFIG, TENSORS, _content_hash
 
 Row = tuple[str, Callable[["Bench"], Any], type[Exception], str]
 SETTINGS = {"d": 5, "target_modules": ["query"], "modules_to_save": ["head"]}

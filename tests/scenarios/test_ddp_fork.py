@@ -107,13 +107,13 @@ def main(out: Path) -> None:
     torch.set_num_threads(1)
     module = Module()
     adapter = attach(module.net, GPartConfig(**SETTINGS))
-    frozen = module.net[0].parametrizations.weight.original.clone()
+    frozen = module.net[0]._parameters["weight"].clone()
     trainer = fit(out, "ddp_fork", GPartCallback(**SETTINGS), module)
     found: dict[str, Any] = {
         "parent": trained(module),
         "children": children(out),
         "theta": adapter.theta.tolist(),
-        "frozen kept": torch.equal(frozen, module.net[0].parametrizations.weight.original),
+        "frozen kept": torch.equal(frozen, module.net[0]._parameters["weight"]),
         "checkpoint": trainer.checkpoint_callback.best_model_path,
         "validated": trainer.validate(module, loader(2), verbose=False),
         "sizes": {path.stem: int(path.read_text()) for path in out.glob("*.size")},

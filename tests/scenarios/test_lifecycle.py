@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from gpart import GPartConfig, attach, base, get_adapters
+from gpart import GPartConfig, attach, get_adapters
+from gpart.injection.names import get_parameter
 
 
 class Attention(nn.Module):
@@ -66,7 +67,7 @@ def test_one_group_and_as_many_as_weights(d: int) -> None:
                 plain[0].weight.grad.fill_(plain[0].weight.grad.mean())  # PPᵀ·g for a single group
             optimizer.step()
     assert torch.allclose(model[0].weight, plain[0].weight, atol=1e-5)
-    assert not torch.allclose(model[0].weight, base.parameter(model, "0.weight"), atol=1e-3)
+    assert not torch.allclose(model[0].weight, get_parameter(model, "0.weight"), atol=1e-3)
 
 
 def test_a_gradient_in_bfloat16_is_summed_exactly(reference: Any) -> None:
@@ -105,7 +106,7 @@ def test_dropout_drops_and_boosts_with_one_mask_a_pass(evaluations: list[tuple[i
         layer.register_forward_hook(
             lambda module, args, out: seen.append((module.weight - kept).detach().round(decimals=4))
         )
-    kept = base.parameter(model, "embed.weight").detach()
+    kept = get_parameter(model, "embed.weight").detach()
     model(torch.randint(9, (2, 4)))
     assert torch.equal(seen[0], seen[1])
     assert sorted(seen[0].unique().tolist()) == pytest.approx([0, 4 / 3], abs=1e-4)
@@ -122,7 +123,7 @@ def test_the_gradient_goes_through_the_same_mask() -> None:
     adapter = attach(model, GPartConfig(d=1600, target_modules=["0"], dropout=0.5))
     with torch.no_grad():
         adapter.theta.fill_(1)
-    before = base.parameter(model, "0.weight")
+    before = get_parameter(model, "0.weight")
     weights: list[Tensor] = []
     model[0].register_forward_hook(lambda module, args, out: weights.append(module.weight.detach() - before))
     model(torch.eye(40)).sum().backward()
@@ -223,7 +224,7 @@ def test_merge_unmerge_disable_detach_are_exact(dtype: torch.dtype, state_of: An
     wanted = model["tied"].head.weight.detach().clone()
     adapter.merge()
     adapter.merge()
-    assert same_bits(base.parameter(model, "tied.embed.weight"), wanted)
+    assert same_bits(get_parameter(model, "tied.embed.weight"), wanted)
     assert torch.equal(run(model), adapted)
     with adapter.disabled():
         assert torch.equal(run(model), before)

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
-from gpart import GPartConfig, attach, base, get_adapters
+from gpart import GPartConfig, attach, get_adapters
 from gpart.callbacks import GPartCallback, LinearProbe
+from gpart.injection.names import get_parameter
 
 
 class Project(LightningModule):
@@ -99,9 +100,9 @@ def test_any_project_trains_by_the_callback_alone(kind: str) -> None:
     assert adapter.theta.count_nonzero() > 0
     assert set(adapter.plan.saved) | set(adapter.plan.frozen) == set(before)
     for name in adapter.plan.frozen:
-        assert torch.equal(base.parameter(module.model, name), before[name]), name
+        assert torch.equal(get_parameter(module.model, name), before[name]), name
     for name in adapter.plan.saved:
-        assert not torch.equal(base.parameter(module.model, name), before[name]), name
+        assert not torch.equal(get_parameter(module.model, name), before[name]), name
 
 
 class Late(LightningModule):
@@ -206,7 +207,7 @@ def test_what_is_outside_the_adapted_module_is_left_as_it_was() -> None:
     quiet(callbacks=[one(module="net")]).fit(module, loader(DATA))
     assert not torch.equal(module.extra.weight, extra)
     assert not module.fixed.weight.requires_grad
-    assert not base.parameter(module.net, "0.weight").requires_grad
+    assert not get_parameter(module.net, "0.weight").requires_grad
 
 
 def test_an_equal_adapter_is_adopted_and_another_refused() -> None:
@@ -297,7 +298,7 @@ def test_theta_is_never_below_float32(precision: str) -> None:
 
     class Looks(Late):
         def on_train_start(self) -> None:
-            seen.extend([callback.adapter.theta.dtype, base.parameter(self.net, "0.weight").dtype])
+            seen.extend([callback.adapter.theta.dtype, get_parameter(self.net, "0.weight").dtype])
 
     callback = one()
     module = Looks("configure_model" if precision == "bf16-true" else "init")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gpart import load_adapter
-from gpart.storage import TENSORS
+from gpart.serialization.folder import TENSORS
 
 NEAR = {"32-true": 0.0, "64-true": 1e-6, "16-mixed": 2e-3, "16-true": 2e-3, "bf16-mixed": 1.5e-2, "bf16-true": 1.5e-2}
 """How far theta may be from 32-true's, relative to its length: four times the format's spacing, 2^-10 for float16 and 2^-7

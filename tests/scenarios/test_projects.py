@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
 from transformers import BertConfig, BertForSequenceClassification, BertModel, GPT2Config, GPT2LMHeadModel
 
-from gpart import base, get_adapters
+from gpart import get_adapters
 from gpart.callbacks import GPartCallback, LinearProbe, load_from_checkpoint
+from gpart.injection.names import get_parameter
 from gpart.lightning_modules import SequenceClassifier
 
 RATE, STEPS, D_SMALL = 0.1, 3, 12
@@ -151,7 +152,7 @@ def test_it_trains_to_what_the_formulas_give(kind: str, lit_trainer: Any, refere
     now = dict(plain.model.named_parameters())
     for name in adapter.plan.saved:
         assert not torch.equal(now[name], before[name]), name
-        assert torch.allclose(base.parameter(module.model, name), now[name], rtol=1e-3, atol=1e-5), name
+        assert torch.allclose(get_parameter(module.model, name), now[name], rtol=1e-3, atol=1e-5), name
     for name, buffer in plain.model.named_buffers():
         assert torch.allclose(module.model.get_buffer(name).float(), buffer.float(), rtol=1e-3, atol=1e-5), name
 
@@ -167,7 +168,7 @@ def test_lightnings_boring_model(module: str | None, lit_trainer: Any) -> None:
     assert callback.adapter.size == 64
     assert callback.adapter.theta.count_nonzero() == 5
     assert torch.equal(boring.layer.bias, bias)
-    assert torch.equal(base.parameter(boring, "layer.weight"), weight)
+    assert torch.equal(get_parameter(boring, "layer.weight"), weight)
     assert torch.equal(boring.layer.weight, weight + callback.adapter.delta("layer.weight"))
 
 

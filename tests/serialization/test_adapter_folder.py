@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gpart import GPartConfig, attach, get_adapters, load_adapter
-from gpart.storage import CONFIG, TENSORS, _content_hash
+from gpart.serialization.folder import CONFIG, TENSORS, _content_hash
 
 CONFIGURED = GPartConfig(d=11, target_modules=["first", "second"], modules_to_save=["head"])
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from gpart.errors import GPartError
+
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _TORCH = (torch.Tensor, torch.nn.Parameter, torch.Size, torch.dtype, torch.device)
 
@@ -31,7 +33,7 @@ def loadable(value: Any, where: str = "checkpoint") -> Any:
         where: its name in messages.
 
     Raises:
-        ValueError: if something has no plain equal (an object, a function, a plain Enum), with its place and type.
+        GPartError: if something has no plain equal (an object, a function, a plain Enum), with its place and type.
 
     Example:
         >>> loadable({"path": PurePath("a/b"), "lr": np.float32(0.5)})
@@ -39,7 +41,7 @@ def loadable(value: Any, where: str = "checkpoint") -> Any:
         >>> loadable({"hyper_parameters": {"config": object()}})
         Traceback (most recent call last):
             ...
-        ValueError: checkpoint['hyper_parameters']['config'] is of type builtins.object, which ...weights_only=True...
+        gpart.errors.GPartError: checkpoint['hyper_parameters']['config'] is of type builtins.object, which ...weights_only=True...
     """
     if type(value) in _PLAIN or type(value) in _TORCH or _registered(type(value)):
         return value
@@ -67,7 +69,7 @@ def loadable(value: Any, where: str = "checkpoint") -> Any:
         for kind in (int, float, str):
             if isinstance(value, kind):
                 return kind(value)
-    raise ValueError(
+    raise GPartError(
         f"{where} is of type {type(value).__module__}.{type(value).__qualname__}, which a checkpoint cannot hold, since"
         " it is read with torch.load(weights_only=True): pass plain values, or leave it out by"
         " save_hyperparameters(ignore=[...]), or allow the type by torch.serialization.add_safe_globals"

@@ -22,17 +22,19 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from torch import Tensor
 
-from gpart.base import entries_of
+from gpart.errors import GPartError
+from gpart.injection.tensors import entries_of
 from gpart.callbacks.checkpoints.states import with_states
 from gpart.callbacks.checkpoints.hyperparameters import loadable
-from gpart.storage import CHECKPOINT_KEY, check_checksums, check_digest, reason, replacing, state_digest
+from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, check_checksums, check_digest, reason, state_digest
+from gpart.serialization.atomic import replacing
 
 HINT = "This checkpoint holds an adapter: read it with gpart.callbacks.load_from_checkpoint(cls, path)"
 """A key in the saved state_dict, so that ``LightningModule.load_from_checkpoint``, which no plugin can reach, shows it
 among its unexpected keys."""
 
 
-class PartlyTrained(Protocol):
+class Contents(Protocol):
     """A module of which only a part is trained, as the method's callback has made it."""
 
     def manifest(self) -> dict[str, Any]:
@@ -42,7 +44,7 @@ class PartlyTrained(Protocol):
         """The state_dict keys of the frozen parameters, relative to the adapted module."""
 
     def check(self, manifest: Any, state: dict[str, Tensor], source: str) -> None:
-        """Raises ValueError if manifest and state (relative keys) do not fit the live module."""
+        """Raises GPartError if manifest and state (relative keys) do not fit the live module."""
 
 
 class GPartCheckpointIO(CheckpointIO):
@@ -62,25 +64,25 @@ class GPartCheckpointIO(CheckpointIO):
         self.checkpoint_io = _with_innermost(checkpoint_io, self._order)
         self._module: LightningModule | None = None
         self._path = ""
-        self._part: PartlyTrained | None = None
+        self._contents: Contents | None = None
 
-    def connect(self, module: LightningModule, path: str, part: PartlyTrained) -> None:
+    def connect(self, module: LightningModule, path: str, contents: Contents) -> None:
         """Tells the plugin which submodule of which module is partly trained; the method's callback does."""
-        self._module, self._path, self._part = module, path, part
+        self._module, self._path, self._contents = module, path, contents
 
     def frozen_keys(self) -> set[str]:
         """The keys of the connected module's state_dict that are not written."""
-        if self._part is None or self._module is None:
+        if self._contents is None or self._module is None:
             return set()
-        return set(_frozen(self._module, self._path, self._part))
+        return set(_frozen(self._module, self._path, self._contents))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         """Writes a checkpoint without the frozen parameters.
 
         Raises:
-            ValueError: if it holds a value that could not be read again, with its place.
+            GPartError: if it holds a value that could not be read again, with its place.
         """
-        if self._part is not None and self._module is not None:
+        if self._contents is not None and self._module is not None:
             frozen = self.frozen_keys()
 
             def kept(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +95,7 @@ class GPartCheckpointIO(CheckpointIO):
                 state = checkpoint["state_dict"]
                 checkpoint[CHECKPOINT_KEY] = {
                     "module": self._path,
-                    "manifest": self._part.manifest(),
+                    "manifest": self._contents.manifest(),
                     "sha256": state_digest(state),
                     "hint": HINT,
                 }
@@ -108,8 +110,8 @@ class GPartCheckpointIO(CheckpointIO):
         """Reads a checkpoint, never running code in it, checks it, and fills in the live frozen parameters.
 
         Raises:
-            FileNotFoundError: if there is none at ``path``.
-            ValueError: if it is damaged or does not fit the live model, with both values.
+            GPartFileError: if there is none at ``path``.
+            GPartError: if it is damaged or does not fit the live model, with both values.
         """
         if Path(path).is_file():
             check_checksums(path)
@@ -118,10 +120,10 @@ class GPartCheckpointIO(CheckpointIO):
         except FileNotFoundError:
             raise
         except Exception as error:  # on damaged files torch's reader raises whatever it stumbles over
-            raise ValueError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
-        if self._part is None or self._module is None:
+            raise GPartError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
+        if self._contents is None or self._module is None:
             return checkpoint
-        return filled(checkpoint, str(path), self._module, self._path, self._part)
+        return filled(checkpoint, str(path), self._module, self._path, self._contents)
 
     def remove_checkpoint(self, path: _PATH) -> None:
         """Removes a checkpoint, once all that were handed in before are written."""
@@ -151,31 +153,31 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def filled(
-    checkpoint: dict[str, Any], source: str, module: LightningModule, path: str, part: PartlyTrained
+    checkpoint: dict[str, Any], source: str, module: LightningModule, path: str, contents: Contents
 ) -> dict[str, Any]:
     """A loaded checkpoint, checked against the live module and completed with its frozen parameters.
 
     Raises:
-        ValueError: if it was written by another method, for another submodule, or does not fit; with both values.
+        GPartError: if it was written by another method, for another submodule, or does not fit; with both values.
     """
     entry = checkpoint.get(CHECKPOINT_KEY)
     if not isinstance(entry, Mapping):
-        raise ValueError(
+        raise GPartError(
             f"{source} holds no adapter: it was written without GPartCheckpointIO; its keys are"
             f" {sorted(map(str, checkpoint))}"
         )
     if entry.get("module") != path:
-        raise ValueError(f"{source} adapts submodule {entry.get('module')!r}, here it is {path!r}")
+        raise GPartError(f"{source} adapts submodule {entry.get('module')!r}, here it is {path!r}")
     prefix = f"{path}." if path else ""
     if not isinstance(checkpoint.get("state_dict"), Mapping):
-        raise ValueError(f"{source} holds no state_dict; its keys are {sorted(map(str, checkpoint))}")
+        raise GPartError(f"{source} holds no state_dict; its keys are {sorted(map(str, checkpoint))}")
     if odd := [key for key in checkpoint["state_dict"] if not isinstance(key, str)]:
-        raise ValueError(f"{source}: its state_dict has the keys {odd[:3]}, which are no names")
+        raise GPartError(f"{source}: its state_dict has the keys {odd[:3]}, which are no names")
     state = {key: value for key, value in checkpoint["state_dict"].items() if key != HINT}
     inside = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    part.check(entry.get("manifest"), inside, source)
+    contents.check(entry.get("manifest"), inside, source)
     check_digest(entry, state, source)
-    live, frozen = module.state_dict(), _frozen(module, path, part)
+    live, frozen = module.state_dict(), _frozen(module, path, contents)
 
     # The live module's order, as if nothing had been left out; what is unknown stays, for Lightning's strictness.
     def completed(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -186,14 +188,14 @@ def filled(
     return with_states({**checkpoint, "state_dict": state}, completed)
 
 
-def _frozen(module: LightningModule, path: str, part: PartlyTrained) -> dict[str, Tensor]:
+def _frozen(module: LightningModule, path: str, contents: Contents) -> dict[str, Tensor]:
     """The frozen parameters by every key that they have in the whole module's state_dict.
 
     A parameter has further keys where something outside the adapted module holds it too; a module may also leave frozen
     weights out of its state_dict by itself, and then they are not looked for.
     """
     inside = module.get_submodule(path).state_dict(keep_vars=True)
-    tensors = (inside[key] for key in part.frozen_keys() if key in inside)
+    tensors = (inside[key] for key in contents.frozen_keys() if key in inside)
     return entries_of(module.state_dict(keep_vars=True), tensors)
 
 

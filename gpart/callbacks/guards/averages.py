@@ -15,6 +15,8 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
+from gpart.errors import GPartError
+
 COPYING = (WeightAveraging, StochasticWeightAveraging)
 """Lightning's callbacks whose setup copies the model."""
 
@@ -45,25 +47,25 @@ def refuse_empty_copies(callbacks: Iterable[Callback], pl_module: LightningModul
     WeightAveraging calls a ``configure_model`` before it copies, and so has what is built there.
 
     Raises:
-        ValueError: if one would copy a module without its network.
+        GPartError: if one would copy a module without its network.
     """
     configures = is_overridden("configure_model", pl_module)
     for callback in callbacks:
         if isinstance(callback, COPYING) and not (configures and isinstance(callback, WeightAveraging)):
-            raise ValueError(_too_early(type(callback).__name__, pl_module, "has no network to adapt yet"))
+            raise GPartError(_too_early(type(callback).__name__, pl_module, "has no network to adapt yet"))
 
 
 def check_copies(callbacks: Iterable[Callback], pl_module: LightningModule) -> None:
     """Checks that every copy has the module's parameters.
 
     Raises:
-        ValueError: if one was made before they were there, with their names.
+        GPartError: if one was made before they were there, with their names.
     """
     names = [name for name, _ in pl_module.named_parameters()]
     for callback, copy in copies(callbacks):
         found = {name for name, _ in copy.named_parameters()}
         if lacks := [name for name in names if name not in found]:
-            raise ValueError(_too_early(callback, pl_module, f"had no {lacks[:3]} yet"))
+            raise GPartError(_too_early(callback, pl_module, f"had no {lacks[:3]} yet"))
 
 
 def _too_early(callback: str, pl_module: LightningModule, what: str) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from gpart.errors import GPartError
+
 ADVICE = (
     "Try a lower learning rate, Trainer(gradient_clip_val=1.0), a warm-up, or precision '32-true' or 'bf16-mixed' in place"
     " of float16; Trainer(detect_anomaly=True) finds the operation, if it is in the model"
@@ -29,7 +31,7 @@ class FiniteTheta:
         """Looks at theta as it is after ``step`` steps, the last with this learning rate.
 
         Raises:
-            ValueError: if it, or theta of the step before, has a NaN or an infinity, with the step and what to try.
+            GPartError: if it, or theta of the step before, has a NaN or an infinity, with the step and what to try.
         """
         if theta.device.type != "cpu":
             self.settle(theta)
@@ -42,7 +44,7 @@ class FiniteTheta:
         if self._flag is None or bool(self._flag):
             return
         bad = int((~theta.detach().isfinite()).sum())
-        raise ValueError(
+        raise GPartError(
             f"theta is not finite after step {self._step}: {bad} of its {theta.numel()} numbers are NaN or infinite, with"
             f" learning rate {self._rate:g}. The checkpoints of the steps before are kept. {ADVICE}"
         )
@@ -52,16 +54,16 @@ def check_finite(theta: Tensor) -> None:
     """Checks theta before it is written.
 
     Raises:
-        ValueError: if it has a NaN or an infinity.
+        GPartError: if it has a NaN or an infinity.
 
     Example:
         >>> import torch
         >>> check_finite(torch.tensor([0.0, float("nan")]))
         Traceback (most recent call last):
             ...
-        ValueError: no checkpoint is written: 1 of theta's 2 numbers are NaN or infinite. Try a lower learning rate, ...
+        gpart.errors.GPartError: no checkpoint is written: 1 of theta's 2 numbers are NaN or infinite. Try a lower learning rate, ...
     """
     if bad := int((~theta.detach().isfinite()).sum()):
-        raise ValueError(
+        raise GPartError(
             f"no checkpoint is written: {bad} of theta's {theta.numel()} numbers are NaN or infinite. {ADVICE}"
         )

@@ -10,7 +10,8 @@ from collections.abc import Collection
 
 from torch import nn
 
-from gpart import base
+from gpart.errors import GPartError
+from gpart.injection.names import named_parameters
 
 
 class Flags:
@@ -18,25 +19,25 @@ class Flags:
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
-        self._trained = {name: value.requires_grad for name, value in base.named_parameters(network).items()}
+        self._trained = {name: value.requires_grad for name, value in named_parameters(network).items()}
 
     def check(self, method: str) -> None:
         """Compares them with what they are now.
 
         Raises:
-            ValueError: if something has frozen or unfrozen a parameter since, with the names and what to do.
+            GPartError: if something has frozen or unfrozen a parameter since, with the names and what to do.
         """
-        now = {name: value.requires_grad for name, value in base.named_parameters(self._network).items()}
+        now = {name: value.requires_grad for name, value in named_parameters(self._network).items()}
         unfrozen = [name for name, trained in self._trained.items() if not trained and now.get(name)]
         frozen = [name for name, trained in self._trained.items() if trained and now.get(name) is False]
         advice = "a callback such as BackboneFinetuning, or the module's own code, has set requires_grad"
         if unfrozen:
-            raise ValueError(
+            raise GPartError(
                 f"{len(unfrozen)} parameters that {method} froze are to be trained again, {unfrozen[:3]}, and no"
                 f" checkpoint would hold them: {advice}. Leave it out, or name their modules in modules_to_save"
             )
         if frozen:
-            raise ValueError(f"{frozen[:3]}, which {method} trains, are frozen now: {advice}. Leave it out")
+            raise GPartError(f"{frozen[:3]}, which {method} trains, are frozen now: {advice}. Leave it out")
 
 
 def refuse_unfrozen(network: nn.Module, frozen: Collection[str]) -> None:
@@ -49,12 +50,10 @@ def refuse_unfrozen(network: nn.Module, frozen: Collection[str]) -> None:
         frozen: names of what is left out of checkpoints.
 
     Raises:
-        ValueError: if so, with the names.
+        GPartError: if so, with the names.
     """
-    if found := [
-        name for name, value in base.named_parameters(network).items() if value.requires_grad and name in frozen
-    ]:
-        raise ValueError(
+    if found := [name for name, value in named_parameters(network).items() if value.requires_grad and name in frozen]:
+        raise GPartError(
             f"{found[:3]} of {type(network).__name__} require a gradient, and no checkpoint would hold them: freeze them"
             " again (requires_grad_(False)), or name their modules in modules_to_save"
         )

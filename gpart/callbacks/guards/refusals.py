@@ -12,26 +12,33 @@ from lightning.pytorch.callbacks import ModelPruning
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 
 from gpart.callbacks.guards.averages import COPYING
+from gpart.errors import GPartError
 
 SHARDING = (ModelParallelStrategy, FSDPStrategy)
 """Strategies under which the base lies in parts on the ranks."""
+
+
+def strategy_name(strategy: Strategy) -> str:
+    """The strategy's class, as the user knows it: while it trains, a sharding one is of a subclass of ours."""
+    ours = "gpart.callbacks.sharding"
+    return next(kind.__name__ for kind in type(strategy).__mro__ if not kind.__module__.startswith(ours))
 
 
 def check_strategy(trainer: Trainer) -> None:
     """Refuses the strategies under which checkpoints or the trained numbers would be wrong without a word.
 
     Raises:
-        ValueError: for spawned processes and for strategies that save past the checkpoint plugin.
+        GPartError: for spawned processes and for strategies that save past the checkpoint plugin.
     """
     strategy = trainer.strategy
     if (method := getattr(strategy, "_start_method", None)) in ("spawn", "forkserver"):
-        raise ValueError(
+        raise GPartError(
             f"strategy 'ddp_{method}' is not supported: an adapted module cannot be pickled, and the parent, which reads"
             " what was trained without strictness, would go on without it; use strategy 'ddp', or 'ddp_fork' or"
             " 'ddp_notebook' with an adapter that is attached before fit"
         )
     if isinstance(strategy, DeepSpeedStrategy):
-        raise ValueError(
+        raise GPartError(
             f"{type(strategy).__name__} is not supported: in half precision DeepSpeed casts theta too, which has to stay"
             " float32, and it saves past the checkpoint plugin. Stage 2 would split what is trained, which is small: use"
             " 'ddp'; instead of stage 3 use 'fsdp', or ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1)"
@@ -42,16 +49,16 @@ def check_callbacks(callbacks: Iterable[Callback], method: str, strategy: Strate
     """Refuses the callbacks that put other parameters in the place of those that are adapted and saved.
 
     Raises:
-        ValueError: for ModelPruning, and under strategies that shard for the callbacks that average a copy.
+        GPartError: for ModelPruning, and under strategies that shard for the callbacks that average a copy.
     """
     callbacks = list(callbacks)
     if isinstance(strategy, SHARDING) and (copying := [one for one in callbacks if isinstance(one, COPYING)]):
-        raise ValueError(
-            f"{type(copying[0]).__name__} is not supported under {type(strategy).__name__}: its copy of the module is made"
+        raise GPartError(
+            f"{type(copying[0]).__name__} is not supported under {strategy_name(strategy)}: its copy of the module is made"
             " before the base is sharded, and has other shapes. Use strategy 'ddp'"
         )
     if any(isinstance(callback, ModelPruning) for callback in callbacks):
-        raise ValueError(
+        raise GPartError(
             f"ModelPruning is not supported beside {method}: it puts other parameters in the place of those that are"
             " adapted and saved. Prune the base before (and torch.nn.utils.prune.remove), or the merged network"
             " afterwards (merge_and_unload)"

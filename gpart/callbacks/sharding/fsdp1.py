@@ -17,10 +17,12 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.nn.utils import parametrize
+from torch.distributed.fsdp._flat_param import FlatParamHandle
 
-from gpart import base
 from gpart.callbacks.sharding.one_file import OneFile, become
+from gpart.errors import GPartError
+from gpart.injection.modules import reading_stored
+from gpart.injection.names import named_parameters
 
 _INSIDE = "_fsdp_wrapped_module."
 _ROOT = "_gpart_fsdp_root"
@@ -30,17 +32,17 @@ def prepare(strategy: FSDPStrategy) -> None:
     """Makes the strategy one that leaves the trained parameters whole, and writes and reads single files.
 
     Raises:
-        ValueError: if it puts flat weights in the place of the named ones.
+        GPartError: if it puts flat weights in the place of the named ones.
     """
     if not strategy.kwargs.get("use_orig_params"):
-        raise ValueError(
+        raise GPartError(
             f"FSDPStrategy has use_orig_params={strategy.kwargs.get('use_orig_params')}, which puts flat weights in the"
             " place of those that are adapted: leave it out (Lightning's default is True)"
         )
-    become(strategy, _OneFile)
+    become(strategy, OneFileFSDPStrategy)
 
 
-class _OneFile(OneFile, FSDPStrategy):
+class OneFileFSDPStrategy(OneFile, FSDPStrategy):
     """Adds the trained parameters to those that FSDP ignores, wherever it wraps, and averages their gradients."""
 
     def _ignore(self) -> list[nn.Parameter]:
@@ -55,7 +57,8 @@ class _OneFile(OneFile, FSDPStrategy):
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
         self._ignore()
-        with super().model_sharded_context():
+        # Its wrap() makes FSDP's modules here, which look at the layers' parameters by name.
+        with super().model_sharded_context(), reading_stored():
             yield
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
@@ -64,12 +67,13 @@ class _OneFile(OneFile, FSDPStrategy):
             return root
         trained = self._ignore()
         if meta := [name for name, value in model.named_parameters() if value.is_meta]:
-            raise ValueError(
+            raise GPartError(
                 f"{meta[:3]} are on the meta device: under FSDPStrategy load the weights first, or take FSDP2"
             )
         for value in self.kwargs["ignored_states"]:
             value.data = value.data.to(self.root_device)  # FSDP moves what it manages only
-        wrapped = super()._setup_model(model)
+        with reading_stored():
+            wrapped = super()._setup_model(model)
         _check_wrapping(wrapped, model, trained)
         for value in trained:
             torch.distributed.broadcast(value.detach(), 0)
@@ -77,8 +81,38 @@ class _OneFile(OneFile, FSDPStrategy):
         for part in model.modules():
             if isinstance(part, FullyShardedDataParallel):
                 _let_shards_be(part)
+                if part._handle is not None:
+                    part._handle.__class__ = _Handle
         model.__dict__[_ROOT] = wrapped  # not as a submodule
         return wrapped
+
+
+class _Handle(FlatParamHandle):
+    """FSDP's own, whose methods that look at a layer's parameters by name find W0 there, and not W0 + P·theta."""
+
+    def _use_unsharded_views(self, as_params: bool) -> None:
+        with reading_stored():
+            super()._use_unsharded_views(as_params)
+
+    def _use_unsharded_grad_views(self) -> None:
+        with reading_stored():
+            super()._use_unsharded_grad_views()
+
+    def _use_sharded_views(self) -> None:
+        with reading_stored():
+            super()._use_sharded_views()
+
+    def _use_sharded_grad_views(self) -> None:
+        with reading_stored():
+            super()._use_sharded_grad_views()
+
+    def _writeback_orig_params(self) -> bool:
+        with reading_stored():
+            return bool(super()._writeback_orig_params())
+
+    def _deregister_orig_params(self) -> None:
+        with reading_stored():
+            super()._deregister_orig_params()  # type: ignore[no-untyped-call]  # the same
 
 
 def _averaged(grad: Tensor) -> Tensor:
@@ -90,24 +124,15 @@ def _averaged(grad: Tensor) -> Tensor:
 
 def _check_wrapping(wrapped: nn.Module, model: nn.Module, trained: list[nn.Parameter]) -> None:
     parts = FullyShardedDataParallel.fsdp_modules(wrapped)
-    if names := [base.plain_name(name) for name, part in model.named_modules() if _wraps_a_weight(part)]:
-        raise ValueError(
-            f"FSDP wraps {names[:3]}, the parametrizations of single weights: let auto_wrap_policy choose layers, such as by"
-            " a set of their classes"
-        )
     managed = {
         id(value) for part in parts if part._handle is not None for value in part._handle.flat_param._params or ()
     }
-    named = {id(value): name for name, value in base.named_parameters(model).items()}
+    named = {id(value): name for name, value in named_parameters(model).items()}
     if found := [named[id(value)] for value in trained if id(value) in managed]:
-        raise ValueError(
+        raise GPartError(
             f"{found[:3]} are trained and were sharded in configure_model: give wrap(..., ignored_states=[...]) all that"
             " requires a gradient, or build the network in __init__, or leave the wrapping to FSDPStrategy"
         )
-
-
-def _wraps_a_weight(part: nn.Module) -> bool:
-    return isinstance(part, FullyShardedDataParallel) and isinstance(part.module, parametrize.ParametrizationList)
 
 
 def _let_shards_be(part: FullyShardedDataParallel) -> None:

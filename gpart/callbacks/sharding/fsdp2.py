@@ -21,32 +21,33 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from gpart import base
 from gpart.adapter import GPartAdapter
 from gpart.callbacks.sharding.one_file import OneFile, become
-from gpart.layers import Theta
+from gpart.errors import GPartError
+from gpart.injection.modules import Theta
+from gpart.injection.tensors import whole
 
 
 def prepare(strategy: ModelParallelStrategy) -> None:
     """Makes the strategy one that writes and reads single files.
 
     Raises:
-        ValueError: if it would split layers (tensor parallelism).
+        GPartError: if it would split layers (tensor parallelism).
     """
     if strategy._tensor_parallel_size != 1:
-        raise ValueError(
+        raise GPartError(
             f"ModelParallelStrategy has tensor_parallel_size={strategy._tensor_parallel_size} (its default on one node is"
             " the number of devices), and an adapted layer needs its weight whole: give data_parallel_size="
             f"{strategy.world_size} and tensor_parallel_size=1"
         )
-    become(strategy, _OneFile)
+    become(strategy, OneFileModelParallelStrategy)
 
 
 def after_sharding(adapter: GPartAdapter, mesh: DeviceMesh) -> None:
     """Makes theta a replicated DTensor whose gradient is averaged over the ranks; once.
 
     Raises:
-        ValueError: if it was sharded.
+        GPartError: if it was sharded.
     """
     if not adapter.remembers_base and not any(value.is_meta for value in adapter.base_parameters().values()):
         adapter.remember_base()
@@ -54,7 +55,7 @@ def after_sharding(adapter: GPartAdapter, mesh: DeviceMesh) -> None:
     if isinstance(holder.plain, _Replicated):
         return
     if isinstance(holder.theta, DTensor):
-        raise ValueError("fully_shard has sharded theta too: give it ignored_params={adapter.theta}")
+        raise GPartError("fully_shard has sharded theta too: give it ignored_params={adapter.theta}")
     replicated = _Replicated(holder, mesh)
     holder.theta = nn.Parameter(replicated.wrapped(holder.theta.detach()), requires_grad=holder.theta.requires_grad)
     holder.plain = replicated
@@ -64,11 +65,11 @@ def check_reduced(module: nn.Module, ranks: int) -> None:
     """Checks that every trained parameter's gradient is reduced over the ranks, by ``fully_shard`` or as theta's.
 
     Raises:
-        ValueError: if one is a plain tensor, which each rank would train by itself.
+        GPartError: if one is a plain tensor, which each rank would train by itself.
     """
     own = [name for name, value in module.named_parameters() if value.requires_grad and not isinstance(value, DTensor)]
     if own and ranks > 1:
-        raise ValueError(
+        raise GPartError(
             f"{own[:3]} are trained and not sharded, so that each of the {ranks} ranks would train its own: let"
             " configure_model call fully_shard on the module that holds them too, such as the whole network"
         )
@@ -108,7 +109,7 @@ def _place(value: Tensor) -> tuple[int, torch.dtype, torch.device]:
     return value.data_ptr(), value.dtype, value.device
 
 
-class _OneFile(OneFile, ModelParallelStrategy):
+class OneFileModelParallelStrategy(OneFile, ModelParallelStrategy):
     """Gathers what is trained, by all ranks, and deals out what is read."""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -125,17 +126,17 @@ class _OneFile(OneFile, ModelParallelStrategy):
         super().load_model_state_dict({**checkpoint, "state_dict": state}, strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        for optimizer, whole in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+        for optimizer, complete in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             numbered = dict(enumerate(value for group in optimizer.param_groups for value in group["params"]))
             state = {
                 number: {name: _placed(value, numbered[number]) for name, value in values.items()}
-                for number, values in whole["state"].items()
+                for number, values in complete["state"].items()
             }
-            optimizer.load_state_dict({**whole, "state": state})
+            optimizer.load_state_dict({**complete, "state": state})
 
 
 def _gathered(value: Any) -> Any:
-    return base.whole(value.detach()).cpu() if isinstance(value, Tensor) else value
+    return whole(value.detach()).cpu() if isinstance(value, Tensor) else value
 
 
 def _placed(value: Any, live: Any) -> Any:

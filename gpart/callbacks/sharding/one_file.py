@@ -15,11 +15,15 @@ from torch.optim import Optimizer
 from gpart.callbacks.checkpoints.plugin import GPartCheckpointIO
 
 
-def become(strategy: Strategy, mixin: type[OneFile]) -> None:
-    """Puts a mixin before the strategy's own class, once; the name stays, as the user knows it."""
-    if not isinstance(strategy, mixin):
-        kind = type(strategy)
-        strategy.__class__ = type(kind.__name__, (mixin, kind), {})
+def become(strategy: Strategy, subclass: type[OneFile]) -> None:
+    """Makes a strategy an instance of our subclass of its class, once.
+
+    A user's own subclass gets a class made for it, which has both before Lightning's.
+    """
+    if isinstance(strategy, subclass):
+        return
+    own = type(strategy)
+    strategy.__class__ = subclass if own in subclass.__bases__ else type(own.__name__, (subclass, own), {})
 
 
 class OneFile(Strategy):

@@ -16,7 +16,8 @@ from torch.distributed.tensor import DTensor
 from gpart.adapter import GPartAdapter
 from gpart.callbacks.guards.refusals import SHARDING
 from gpart.callbacks.sharding import fsdp1, fsdp2
-from gpart.layers import CONTAINER
+from gpart.errors import GPartError
+from gpart.injection.modules import CONTAINER
 
 
 def shards(strategy: Strategy) -> bool:
@@ -28,7 +29,7 @@ def prepare(strategy: Strategy) -> bool:
     """Lets a sharding strategy keep theta whole, and write and read single files; says whether it is one.
 
     Raises:
-        ValueError: if it would split layers, or put weights in the place of those that are adapted.
+        GPartError: if it would split layers, or put weights in the place of those that are adapted.
     """
     if isinstance(strategy, ModelParallelStrategy):
         fsdp2.prepare(strategy)
@@ -41,16 +42,16 @@ def refuse_sharded(network: nn.Module) -> None:
     """Checks that a network that is to be adapted is not sharded yet.
 
     Raises:
-        ValueError: if it is.
+        GPartError: if it is.
     """
     if sharded := [name for name, value in network.named_parameters() if isinstance(value, DTensor)]:
-        raise ValueError(
+        raise GPartError(
             f"{sharded[:3]} are sharded already, and can't be adapted any more: build the network in __init__, or"
             " call gpart.attach in configure_model before fully_shard, with"
             " ignored_params={adapter.theta}"
         )
     if wrapped := [path for path, module in network.named_modules() if isinstance(module, FullyShardedDataParallel)]:
-        raise ValueError(
+        raise GPartError(
             f"{wrapped[:3]} of {type(network).__name__} are wrapped by FSDP already, and can't be adapted any more:"
             " build the network in __init__, or leave the wrapping to FSDPStrategy(auto_wrap_policy=...), or call"
             " gpart.attach in configure_model before wrap(...), with ignored_states=[what requires a gradient]"
@@ -67,12 +68,12 @@ def before_sharding(adapter: GPartAdapter) -> None:
     """Keeps theta out of the sharding; once.
 
     Raises:
-        ValueError: if the adapted weights are to be kept.
+        GPartError: if the adapted weights are to be kept.
     """
     if adapter.sharded:
         return
     if adapter.memory.weights == "kept":
-        raise ValueError(
+        raise GPartError(
             "weights='kept' keeps every adapted weight whole on every rank: under a strategy that shards take 'recomputed'"
         )
     values = adapter.base_parameters().values()
@@ -92,7 +93,7 @@ def check_reduced(strategy: Strategy, module: LightningModule) -> None:
     """Checks that every trained parameter's gradient is reduced over the ranks; FSDP 1's strategy has seen to it.
 
     Raises:
-        ValueError: if one is not.
+        GPartError: if one is not.
     """
     if isinstance(strategy, ModelParallelStrategy):
         fsdp2.check_reduced(module, strategy.world_size)

@@ -131,7 +131,7 @@ def _inject(result: Result, base: nn.Module, tell: Tell) -> Timing:
 
     def compute() -> None:
         for weight in adapters[-1].plan.weights:
-            adapters[-1]._evaluation.parts(weight, result.device)
+            adapters[-1].weights.blocks(weight, result.device)
 
     def copy_and_attach(method: Method) -> None:
         copy()

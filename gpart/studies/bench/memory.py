@@ -22,7 +22,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from gpart import GPartAdapter
-from gpart.storage import TENSORS
+from gpart.serialization.folder import TENSORS
 from gpart.studies.bench.settings import FLOOR, Settings, find_device, from_json, parse_method
 from gpart.studies.bench.steps import enter, make_batch
 from gpart.studies.bench.subject import find_subject, head_parameters

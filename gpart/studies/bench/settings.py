@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gpart.memory import INDICES, WEIGHTS
+from gpart.config import INDICES, WEIGHTS, IndicesSetting, WeightsSetting
 from gpart.studies.counting.params import Settings as Sizes
 
 FLOOR, FROZEN, GPART = "floor", "frozen", "gpart"
@@ -50,11 +50,11 @@ class Method:
     dropout: float = 0.0
     """GPart's, on P·theta."""
 
-    indices: str = "auto"
-    """GPart's, see :mod:`gpart.memory`."""
+    indices: IndicesSetting = "auto"
+    """GPart's, see :mod:`gpart.materialize.policy`."""
 
-    weights: str = "auto"
-    """GPart's, see :mod:`gpart.memory`."""
+    weights: WeightsSetting = "auto"
+    """GPart's, see :mod:`gpart.materialize.policy`."""
 
     @property
     def label(self) -> str:

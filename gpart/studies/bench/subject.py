@@ -16,12 +16,12 @@ from transformers import PretrainedConfig
 
 from gpart import GPartAdapter, GPartConfig, attach
 from gpart.callbacks import LinearProbe
+from gpart.injection.targets import Plan, plan, saved_parameters
 from gpart.studies import architectures
 from gpart.studies.architectures import build, default_head, default_targets, find_task
 from gpart.studies.bench.settings import FROZEN, GPART, Method
 from gpart.studies.counting.params import PEFT, apply_peft
 from gpart.studies.counting.params import Settings as Sizes
-from gpart.targets import Plan, plan, saved_parameters
 
 TEXT = ("sequence-classification", "causal-lm")
 

@@ -14,15 +14,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gpart.functional import scale, write
-from gpart.groups import GroupIndices
-from gpart.memory import INDICES as SETTINGS
+from gpart.config import INDICES as SETTINGS
+from gpart.config import MemoryPolicy
+from gpart.injection.targets import AdaptedWeight
+from gpart.materialize.group_index import GroupIndex
+from gpart.ops.autograd import scale
+from gpart.ops.block import Block
+from gpart.ops.dispatch import expand_into
+from gpart.ops.sums import GroupSums
 from gpart.partition import Partition
-from gpart.parts import Part
 from gpart.studies.bench.settings import find_device
 from gpart.studies.bench.timing import Tell, Trial, interleave
-from gpart.sums import GroupSums
-from gpart.targets import AdaptedWeight
 
 PASSES = ("expand", "reduce")
 INDICES = tuple(setting for setting in SETTINGS if setting != "auto")
@@ -142,24 +144,24 @@ def run_sweep(settings: SweepSettings, tell: Tell) -> list[Sample]:
 
 def make_parts(
     settings: SweepSettings, count: int, d: int, stored: bool, device: torch.device
-) -> list[tuple[Part, ...]]:
+) -> list[tuple[Block, ...]]:
     """Each weight's blocks with their group numbers, as an adapter makes them."""
     width = settings.width
-    indices = GroupIndices(Partition(count * width**2, d, settings.seed))
+    index = GroupIndex(Partition(count * width**2, d, settings.seed), MemoryPolicy("stored" if stored else "computed"))
     weights = [
         AdaptedWeight(f"{number}.weight", (width, width), 0, ((0, width, number * width**2),), ())
         for number in range(count)
     ]
-    return [indices.parts(weight, device, stored) for weight in weights]
+    return [index.build(weight, device) for weight in weights]
 
 
-def expand_all(out: list[Tensor], scaled: Tensor, stack: list[Tensor], parts: list[tuple[Part, ...]]) -> None:
+def expand_all(out: list[Tensor], scaled: Tensor, stack: list[Tensor], parts: list[tuple[Block, ...]]) -> None:
     """W0 + P·theta of every weight, into the first tensors of ``out``."""
     for target, weight, part in zip(out, stack, parts, strict=False):
-        write(target, scaled, weight, part)
+        expand_into(target, scaled, weight, part)
 
 
-def reduce_all(grads: list[Tensor], parts: list[tuple[Part, ...]], d: int) -> Tensor:
+def reduce_all(grads: list[Tensor], parts: list[tuple[Block, ...]], d: int) -> Tensor:
     """The sums over groups of all weights' gradients, as a backward pass takes them; shape (d,)."""
     sums = GroupSums(d, grads[0].device)
     for grad, part in zip(grads, parts, strict=True):

@@ -18,10 +18,11 @@ from torch.autograd import Function
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface
 
-from gpart import GPartConfig, attach
-from gpart.layers import Update
+from gpart import GPartAdapter, GPartConfig, attach
+from gpart.config import IndicesSetting, MemoryPolicy, WeightsSetting
+from gpart.errors import GPartError
+from gpart.injection.targets import AdaptedWeight
 from gpart.lightning_modules.common.activations import checkpoint_activations
-from gpart.memory import Memory
 from gpart.partition import Partition
 from gpart.studies import architectures
 from gpart.studies.architectures import build, default_head, default_targets, find_task
@@ -59,10 +60,10 @@ class MemorySettings:
     dropout: float = 0.0
     """On P·theta; above 0 there is a mask of one byte for each adapted weight, unless they are recomputed."""
 
-    indices: str = "stored"
-    """The group numbers: ``"stored"`` or ``"computed"``, see :mod:`gpart.memory`."""
+    indices: IndicesSetting = "stored"
+    """The group indices: ``"stored"`` or ``"computed"``, see :class:`gpart.config.MemoryPolicy`."""
 
-    weights: str = "forward"
+    weights: WeightsSetting = "forward"
     """W0 + P·theta: ``"kept"`` and ``"forward"`` hold all of it, ``"recomputed"`` one layer's."""
 
     gradient_checkpointing: bool = False
@@ -71,12 +72,12 @@ class MemorySettings:
     def __post_init__(self) -> None:
         for name in ("d", "batch_size", "length"):
             if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be a whole number, 1 or more, got {value}")
+                raise GPartError(f"{name} must be a whole number, 1 or more, got {value}")
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {list(DTYPES)}, got {self.dtype!r}")
+            raise GPartError(f"dtype must be one of {list(DTYPES)}, got {self.dtype!r}")
         if "auto" in (self.indices, self.weights):
-            raise ValueError("indices and weights cannot be planned as 'auto', which asks the device for its memory")
-        Memory(self.indices, self.weights)  # raises for other words
+            raise GPartError("indices and weights cannot be planned as 'auto', which asks the device for its memory")
+        MemoryPolicy(self.indices, self.weights)  # raises for other words
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ def plan_memory(name: str, settings: MemorySettings) -> MemoryPlan:
         settings: the adapter, the batch and the precision.
 
     Raises:
-        ValueError: if the model is unknown or no text model, or a setting does not fit it.
-        FileNotFoundError: if the folder has no ``config.json``.
+        GPartError: if the model is unknown or no text model, or a setting does not fit it.
+        GPartFileError: if the folder has no ``config.json``.
 
     Example:
         >>> few = plan_memory("Qwen/Qwen2.5-0.5B", MemorySettings(d=131072, batch_size=1, length=64))
@@ -126,7 +127,7 @@ def plan_memory(name: str, settings: MemorySettings) -> MemoryPlan:
     config = architectures.config(name)
     task = find_task(config) if settings.task == "auto" else settings.task
     if task not in TEXT:
-        raise ValueError(f"memory is planned for {' and '.join(TEXT)} models; {name} is for {task}")
+        raise GPartError(f"memory is planned for {' and '.join(TEXT)} models; {name} is for {task}")
     AttentionInterface.register(_COUNTED, _attend)
     config._attn_implementation = _COUNTED
     config.use_cache = False
@@ -136,7 +137,7 @@ def plan_memory(name: str, settings: MemorySettings) -> MemoryPlan:
     adapter = attach(model, GPartConfig(settings.d, targets, modules_to_save=head, dropout=settings.dropout))
     if settings.gradient_checkpointing:
         checkpoint_activations(model)
-    adapted, activations = _forward(model.train(), settings)
+    adapted, activations = _forward(model.train(), adapter, settings)
     layer = max(math.prod(weight.shape) for weight in adapter.plan.weights) * DTYPES[settings.dtype].itemsize
     again = settings.weights == "recomputed"
     numbers = Partition(adapter.size, settings.d).dtype.itemsize
@@ -153,7 +154,7 @@ def plan_memory(name: str, settings: MemorySettings) -> MemoryPlan:
     )
 
 
-def _forward(model: nn.Module, settings: MemorySettings) -> tuple[int, int]:
+def _forward(model: nn.Module, adapter: GPartAdapter, settings: MemorySettings) -> tuple[int, int]:
     """Bytes of the adapted weights and of all else that is kept for the backward pass."""
     ids = torch.zeros(settings.batch_size, settings.length, dtype=torch.long, device="meta")
     weights = {value.untyped_storage()._cdata for value in [*model.parameters(), *model.buffers()]}
@@ -164,7 +165,7 @@ def _forward(model: nn.Module, settings: MemorySettings) -> tuple[int, int]:
         kept[tensor.untyped_storage()._cdata] = tensor  # held, so that no later storage gets the same address
         return tensor
 
-    with _recorded(model, adapted), saved_tensors_hooks(keep, lambda tensor: tensor):
+    with _recorded(adapter, adapted), saved_tensors_hooks(keep, lambda tensor: tensor):
         logits = model(input_ids=ids).logits
         rows = logits[:, :-1].reshape(-1, logits.shape[-1]) if logits.ndim == 3 else logits
         targets = torch.zeros(len(rows), dtype=torch.long, device="meta")
@@ -177,18 +178,20 @@ def _forward(model: nn.Module, settings: MemorySettings) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _recorded(model: nn.Module, adapted: dict[int, Tensor]) -> Iterator[None]:
-    """Notes the storage of every adapted weight that is computed."""
+def _recorded(adapter: GPartAdapter, adapted: dict[int, Tensor]) -> Iterator[None]:
+    """Notes the storage of every adapted weight that a layer reads."""
+    read = adapter.weights.read
 
-    def note(_module: nn.Module, _args: Any, output: Tensor) -> None:
-        adapted[output.untyped_storage()._cdata] = output
+    def noted(weight: AdaptedWeight, base: Tensor, training: bool) -> Tensor:
+        value = read(weight, base, training)
+        adapted[value.untyped_storage()._cdata] = value
+        return value
 
-    hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, Update)]
+    vars(adapter.weights)["read"] = noted
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        del vars(adapter.weights)["read"]
 
 
 def _bytes(value: Tensor) -> int:

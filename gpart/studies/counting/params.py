@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from gpart import GPartConfig, attach
-from gpart.base import split
 from gpart.callbacks import BitFit, FullFineTuning, LinearProbe, PeftCallback
+from gpart.injection.names import split_name
+from gpart.injection.targets import plan, saved_parameters
 from gpart.studies import architectures
 from gpart.studies.architectures import build, default_head, default_targets, find_task
-from gpart.targets import plan, saved_parameters
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def count_parameters(name: str, settings: Settings) -> Report:
     head_paths, head_names = saved_parameters(model, head)
     layers = list(dict.fromkeys(weight.owners[0][0] for weight in planned.weights))
     rows = []
-    biases = any(split(key)[1] == "bias" for key, _ in model.named_parameters())
+    biases = any(split_name(key)[1] == "bias" for key, _ in model.named_parameters())
     for method in _methods(settings, gpart, layers, biases):
         model_of_its_own = build(config, task)
         try:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from gpart.storage import replacing
+from gpart.serialization.atomic import replacing
 from gpart.studies.experiments.outcome import choose, no_score, read_object, read_outcome
 from gpart.studies.experiments.plan import COMMAND_FILE, LOG_FILE, METRICS_FILE, Cell, Run
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpart.storage import replacing
+from gpart.serialization.atomic import replacing
 from gpart.studies.experiments.results import Choice, Record, Results, Row, Score
 from gpart.studies.experiments.study import AVERAGE, RUN_FIELDS
 

@@ -350,7 +350,7 @@ def test_an_averaging_callback_keeps_no_frozen_weight_and_resumes(tmp_path: Path
     average = WeightAveraging(avg_fn=lambda old, new, count: old + (new - old) / (count + 1))
     _, _, path = fitted(tmp_path, average)
     checkpoint = torch.load(path, weights_only=True)
-    assert "net.0.parametrizations.weight.original" not in checkpoint["current_model_state"]
+    assert "net.0.weight" not in checkpoint["current_model_state"]
     again = WeightAveraging(avg_fn=lambda old, new, count: old + (new - old) / (count + 1))
     module = Module()
     trainer(tmp_path, gpart(), again, max_epochs=3).fit(module, loader(), loader(), ckpt_path=path)

@@ -21,12 +21,12 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveragi
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
-from torch.distributed.fsdp.wrap import always_wrap_policy, size_based_auto_wrap_policy, wrap
+from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy, wrap
 from torch.distributed.tensor import DTensor
 
 from gpart import GPartConfig, attach, load_adapter
-from gpart.base import plain_name
 from gpart.callbacks import GPartCallback, LinearProbe, load_from_checkpoint
+from gpart.injection.names import plain_name
 
 SETTINGS: dict[str, Any] = {"d": 10, "target_modules": ["0", "2"], "modules_to_save": ["4"]}
 ROWS: dict[str, dict[str, Any]] = {
@@ -55,14 +55,14 @@ SKIPPED = [("fsdp1", "clipping")]  # Lightning refuses to clip by the norm there
 TRAINED = {"4.weight": [2, 16], "4.bias": [2], "gpart.default.theta": [10]}
 SHARDED = {
     "fsdp2": {
-        "0.bias": [8], "0.parametrizations.weight.original": [8, 8],
-        "2.bias": [8], "2.parametrizations.weight.original": [8, 16],
+        "0.bias": [8], "0.weight": [8, 8],
+        "2.bias": [8], "2.weight": [8, 16],
         "4.weight": [1, 16], "4.bias": [1], "gpart.default.theta": [10],
     },
     # 16 + 128 numbers and 16 + 256, the flat vector of each layer halved
     "fsdp1": {
-        "0.bias": [[16], [0]], "0.parametrizations.weight.original": [[56], [72]],
-        "2.bias": [[16], [0]], "2.parametrizations.weight.original": [[120], [136]], **TRAINED,
+        "0.bias": [[16], [0]], "0.weight": [[56], [72]],
+        "2.bias": [[16], [0]], "2.weight": [[120], [136]], **TRAINED,
     },
 }  # fmt: skip
 
@@ -281,11 +281,6 @@ def main(out: Path, kind: str) -> None:
         found["flat weights"] = refused(
             "flat", out, lambda: run(out, "flat", kind, rank, options=lambda net: {"use_orig_params": False})
         )
-        found["single weights"] = refused(
-            "single",
-            out,
-            lambda: run(out, "single", kind, rank, options=lambda net: {"auto_wrap_policy": always_wrap_policy}),
-        )
         meta = trainer(out, ranks, GPartCallback(**SETTINGS), strategy=OnCPU())
         found["meta"] = refused("meta", out, lambda: meta.fit(Module(device="meta"), loader(ranks, rank)))
     (out / f"{kind}-{rank}.json").write_text(json.dumps(found))
@@ -448,7 +443,6 @@ def test_files_of_one_and_of_two_go_on_in_two(two: list[dict[str, Any]]) -> None
         ),
         ("head wrapped", "1", r"\['net.4.weight', 'net.4.bias'\] are trained and were sharded.*ignored_states"),
         ("flat weights", "1", "use_orig_params=False"),
-        ("single weights", "1", r"'net.0.parametrizations.*auto_wrap_policy"),
         ("meta", "1", "'net.0.*meta device.*FSDP2"),
     ],
 )

@@ -178,7 +178,7 @@ def test_the_sweep_runs_the_adapters_own_passes(stored: bool) -> None:
     blocks = make_parts(settings, 2, 5, stored, CPU)
     stack = [torch.arange(16.0).view(4, 4), torch.ones(4, 4)]
     out = [torch.zeros(4, 4) for _ in range(3)]
-    groups = torch.cat([part.groups[slice(0, 16)] for (part,) in blocks]).long()
+    groups = torch.cat([part.indices[slice(0, 16)] for (part,) in blocks]).long()
     assert sorted(groups.bincount().tolist()) == [6, 6, 6, 7, 7]
     scaled = torch.tensor([10.0, 20.0, 30.0, 40.0, 50.0])
     expand_all(out, scaled, stack, blocks)

@@ -1,0 +1,232 @@
+"""What an adapter puts into a model: one small child that holds theta, and layers that read W0 + P·theta as their weight.
+
+Invariants: theta exists once, in :class:`Theta`, the last child of the adapted module; every layer reaches it through
+that child at every use, never by a reference of its own, since ``to_empty``, ``.to("meta")`` and sharding replace the
+Parameter object. An adapted layer keeps its parameters under their names, so that a state_dict has the base's keys:
+
+    layer.weight                   W0 + P·theta, computed when it is read
+    layer._parameters["weight"]    W0, what is stored, moved, saved and loaded
+
+A layer is adapted by a subclass of its own class that has a property for each adapted attribute. ``torch.nn.utils.
+parametrize`` does the like, but moves the parameter to another name, and takes 20 µs more for a read (measured).
+"""
+
+from __future__ import annotations
+
+import copyreg
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from gpart.errors import GPartError
+from gpart.injection.names import READERS, stored
+from gpart.injection.targets import AdaptedWeight
+
+CONTAINER = "gpart"
+"""Name of the child of the adapted module that holds its adapters; theta's key is ``gpart.<adapter name>.theta``."""
+
+
+def check_name(name: object) -> str:
+    """An adapter's name, if it can be one: it stands in keys, and beside the attributes of the module that holds adapters.
+
+    Raises:
+        GPartError: if it cannot.
+    """
+    if not isinstance(name, str) or not name.isidentifier() or hasattr(Adapters, name) or name in vars(nn.Module()):
+        raise GPartError(
+            f"an adapter's name must be an identifier, and no attribute of torch's ModuleDict; got {name!r}"
+        )
+    return name
+
+
+class WeightReader(Protocol):
+    """What gives a layer its weight: :class:`gpart.materialize.weights.Weights`."""
+
+    def read(self, weight: AdaptedWeight, base: Tensor, training: bool) -> Tensor:
+        """W from W0, in the shape and dtype of ``base``."""
+
+
+class Adapters(nn.ModuleDict):
+    """The adapted module's last child: its adapters by name.
+
+    It passes its input on, since a Sequential that is adapted calls every child in turn.
+    """
+
+    def forward(self, value: Any) -> Any:
+        """The input itself."""
+        return value
+
+
+class Theta(nn.Module):
+    """Holds theta, shape (d,), float32 or wider whatever the model is cast to.
+
+    ``adapter`` is no submodule: it knows the model, and the model knows this module.
+    """
+
+    theta: nn.Parameter
+
+    plain: Callable[[nn.Parameter], Tensor] | None = None
+    """What makes a plain tensor of theta, where a sharding strategy has put a DTensor in its place."""
+
+    def __init__(self, d: int, device: torch.device | None, adapter: Any) -> None:
+        super().__init__()
+        wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.theta = nn.Parameter(torch.zeros(d, dtype=wide, device=device))
+        self.adapter = adapter
+
+    def values(self) -> Tensor:
+        """Theta as the layers compute with it: a plain tensor, whose gradient reaches the parameter."""
+        return self.theta if self.plain is None else self.plain(self.theta)
+
+    def reset_parameters(self) -> None:
+        """Theta = 0; Lightning and FSDP call this after a module was made on the meta device."""
+        nn.init.zeros_(self.theta)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Theta:
+        # Lightning's bf16-true casts every parameter after setup; casting back later is too late for DDP.
+        def kept_wide(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.is_floating_point() and moved.dtype != torch.promote_types(moved.dtype, torch.float32):
+                return tensor.to(device=moved.device, dtype=torch.float32)
+            return moved
+
+        super()._apply(kept_wide, recurse)  # type: ignore[no-untyped-call]  # torch has no types here
+        return self
+
+    def extra_repr(self) -> str:
+        """Shows d in the model's printed form."""
+        return f"d={self.theta.numel()}"
+
+
+def theta_of(model: nn.Module, name: str) -> Tensor:
+    """Theta of an attached adapter, as the layers compute with it; found anew at every use, see above."""
+    holder: Any = model._modules[CONTAINER]._modules[name]  # type: ignore[union-attr]  # it is there while attached
+    values: Tensor = holder.values()
+    return values
+
+
+def adapt(module: nn.Module, attribute: str, reader: WeightReader, weight: AdaptedWeight) -> None:
+    """Makes a layer read one of its parameters from ``reader``; :func:`release` undoes it."""
+    plain = plain_class(module)
+    readers = module.__dict__.setdefault(READERS, {})
+    readers[attribute] = (reader, weight)
+    module.__class__ = _adapted_class(plain, tuple(readers))
+
+
+def release(module: nn.Module) -> None:
+    """Gives a layer its own class back."""
+    module.__class__ = plain_class(module)
+    del module.__dict__[READERS]
+
+
+def check_releasable(module: nn.Module, path: str) -> None:
+    """Checks that a layer is still of the class that :func:`adapt` gave it.
+
+    Raises:
+        GPartError: if something has changed its class since, with both classes.
+    """
+    if parametrize.is_parametrized(module):
+        others = list(module.parametrizations)  # type: ignore[arg-type]  # a ModuleDict
+        name = f"{path}.{next(iter(module.__dict__[READERS]))}"
+        raise GPartError(f"{name} cannot be restored: {others} are parametrized too")
+    if type(module).__dict__.get("_gpart_plain") is None:
+        raise GPartError(
+            f"{path} cannot be restored: it was {plain_class(module).__name__}, and something has made it"
+            f" {type(module).__name__} since the adapter was attached"
+        )
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """The class that a layer has without an adapter.
+
+    Example:
+        >>> plain_class(nn.Linear(2, 2)).__name__
+        'Linear'
+    """
+    found: type[nn.Module] = getattr(type(module), "_gpart_plain", type(module))
+    return found
+
+
+_made: dict[tuple[object, tuple[str, ...]], type[nn.Module]] = {}
+
+
+def _adapted_class(plain: type[nn.Module], attributes: tuple[str, ...]) -> type[nn.Module]:
+    """The subclass of a layer's class that computes these attributes; one for all layers, so that copies agree."""
+    if (plain, attributes) not in _made:
+        _made[plain, attributes] = _make_class(plain, attributes)
+    return _made[plain, attributes]
+
+
+def _make_class(plain: type[nn.Module], attributes: tuple[str, ...]) -> type[nn.Module]:
+
+    def reduce_ex(self: nn.Module, protocol: Any) -> Any:
+        # pickle and deepcopy: the class has no importable name, so it is made again from those that have.
+        made = plain.__reduce_ex__(self, protocol)
+        if type(self) is adapted and isinstance(made, tuple) and made[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
+            return (_new, (plain, attributes), *made[2:])
+        return made
+
+    def load(self: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Before 0.2 the parameters had the names that torch's parametrizations give them.
+        for attribute in attributes:
+            if (old := f"{prefix}parametrizations.{attribute}.original") in state:
+                state[prefix + attribute] = state.pop(old)
+        plain._load_from_state_dict(self, state, prefix, *rest)
+
+    namespace: dict[str, Any] = {attribute: _weight_property(attribute) for attribute in attributes}
+    namespace |= {"__reduce_ex__": reduce_ex, "_load_from_state_dict": load, "_gpart_plain": plain}
+    namespace |= {"__module__": plain.__module__, "__doc__": plain.__doc__}
+    adapted = type(f"GPart{plain.__name__}", (plain,), namespace)
+    return adapted
+
+
+def _new(plain: type[nn.Module], attributes: tuple[str, ...]) -> nn.Module:
+    cls = _adapted_class(plain, attributes)
+    return cls.__new__(cls)
+
+
+class _Reads(threading.local):
+    stored = 0
+
+
+_reads = _Reads()
+
+
+@contextmanager
+def reading_stored() -> Iterator[None]:
+    """Within it, in this thread, an adapted layer gives what it stores, W0: for code that moves parameters about."""
+    _reads.stored += 1
+    try:
+        yield
+    finally:
+        _reads.stored -= 1
+
+
+def _weight_property(attribute: str) -> property:
+    def get(self: nn.Module) -> Tensor:
+        base: Tensor | None = self._parameters.get(attribute)
+        if base is None:
+            base = stored(self, attribute)
+        if _reads.stored:
+            return base
+        reader, weight = self.__dict__[READERS][attribute]
+        try:
+            value: Tensor = reader.read(weight, base, self.training)
+        except AttributeError as error:
+            # Python would ask Module.__getattr__ next, which gives W0.
+            raise RuntimeError(f"W0 + P·theta of {weight.name} could not be computed: {error}") from error
+        return value
+
+    def put(self: nn.Module, value: Tensor) -> None:
+        # torch sets Parameters past this. Plain tensors come from FSDP 1 and DataParallel, and stand in for W0.
+        self.__dict__[attribute] = value
+
+    def delete(self: nn.Module) -> None:
+        del self.__dict__[attribute]
+
+    return property(get, put, delete)

@@ -1,0 +1,63 @@
+"""What detach needs to put a model back: flags, and the first values of heads and buffers.
+
+Invariant: taken before anything is changed; it holds copies of the saved modules' and the buffers' values only, never
+of a frozen weight, which nothing changes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from gpart.injection.names import get_parameter, named_buffers, named_parameters
+from gpart.injection.targets import Plan
+
+
+class Snapshot:
+    """The state of a model before attach."""
+
+    def __init__(self, model: nn.Module, plan: Plan) -> None:
+        self.hooks: list[RemovableHandle] = []
+        self._requires_grad = {name: value.requires_grad for name, value in named_parameters(model).items()}
+        self._saved = {name: get_parameter(model, name).detach().clone() for name in plan.saved}
+        self._buffers = {name: value.detach().clone() for name, value in named_buffers(model).items()}
+
+    def changed_buffers(self, model: nn.Module) -> dict[str, Tensor]:
+        """The persistent buffers that are not what they were."""
+        persistent = model.state_dict(keep_vars=True)
+        return {
+            name: value
+            for name, value in named_buffers(model).items()
+            if name in persistent and not _same(value, self._buffers.get(name))
+        }
+
+    def restore_flags(self, model: nn.Module) -> None:
+        """requires_grad of every parameter."""
+        for name, flag in self._requires_grad.items():
+            get_parameter(model, name).requires_grad_(flag)
+
+    @torch.no_grad()
+    def restore(self, model: nn.Module) -> None:
+        """The flags, and the first values of heads and buffers."""
+        self.restore_flags(model)
+        for name, value in self._saved.items():
+            parameter = get_parameter(model, name)
+            parameter.copy_(value)
+            parameter.grad = None
+        buffers = named_buffers(model)
+        for name, value in self._buffers.items():
+            buffers[name].copy_(value)
+
+
+def _same(value: Tensor, first: Tensor | None) -> bool:
+    if first is None or first.shape != value.shape:
+        return False
+    if value.is_meta or first.is_meta:
+        return value.is_meta
+    # By bits: NaN equals NaN but not 0, and every dtype can be compared.
+    return torch.equal(_bytes(value), _bytes(first.to(value.device, value.dtype)))
+
+
+def _bytes(value: Tensor) -> Tensor:
+    return value.detach().contiguous().reshape(-1).view(torch.uint8)

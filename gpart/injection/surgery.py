@@ -1,0 +1,110 @@
+"""Putting an adapter into a model, and taking it out again: each step beside its undoing.
+
+Invariants: :func:`install` freezes every parameter of the model but those of ``modules_to_save``, and changes no stored
+number and no name. :func:`remove` gives every layer its class back and takes the adapter's child and hooks away; what the
+flags and values were is :class:`gpart.injection.snapshot.Snapshot`'s to restore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from gpart.config import GPartConfig
+from gpart.errors import GPartError
+from gpart.injection.forgotten import randomly_initialised
+from gpart.injection.modules import CONTAINER, Adapters, Theta, WeightReader, adapt, check_releasable, release
+from gpart.injection.names import get_parameter, get_submodule, named_modules
+from gpart.injection.targets import Plan
+
+Hooks = tuple[Callable[[nn.Module, Any], None], Callable[[nn.Module, Any, Any], None]]
+"""What is called when a module is entered and when it is left."""
+
+
+def check_installable(model: nn.Module, config: GPartConfig, name: str, plan: Plan) -> None:
+    """Checks that a plan that was made for this model may be carried out.
+
+    Raises:
+        GPartError: if a parameter that Transformers has just initialised at random would be frozen, or an adapter of a
+            module inside the model.
+    """
+    if forgotten := randomly_initialised(model, plan.frozen):
+        raise GPartError(
+            f"modules_to_save={config.modules_to_save!r} leaves out {forgotten}, which Transformers has just initialised"
+            " at random since the checkpoint has none: name their module in modules_to_save, or they stay random"
+        )
+    inside = [path for path, module in named_modules(model) if path and isinstance(module, Theta)]
+    if inside:
+        raise GPartError(
+            f"cannot attach adapter {name!r}: it would freeze {inside}, adapters of modules inside the model"
+        )
+
+
+def install(model: nn.Module, plan: Plan, name: str, holder: Theta, reader: WeightReader) -> None:
+    """Freezes the base, makes the adapted layers read from ``reader``, and adds theta as the model's last child."""
+    for parameter in (get_parameter(model, frozen) for frozen in plan.frozen):
+        parameter.requires_grad_(False)
+    for parameter in (get_parameter(model, saved) for saved in plan.saved):
+        parameter.requires_grad_(parameter.is_floating_point())
+    for weight in plan.weights:
+        for path, attribute in weight.owners:
+            adapt(get_submodule(model, path), attribute, reader, weight)
+    model.add_module(CONTAINER, Adapters({name: holder}).train(model.training))
+
+
+def remove(model: nn.Module, plan: Plan, name: str) -> None:
+    """Undoes :func:`install`, but for the flags.
+
+    Raises:
+        GPartError: if something has changed an adapted layer's class since; nothing is changed then.
+    """
+    layers = {path: get_submodule(model, path) for path in _owners(plan)}
+    for path, module in layers.items():
+        check_releasable(module, path)
+    for module in layers.values():
+        release(module)
+    container = model._modules[CONTAINER]
+    if isinstance(container, Adapters):
+        del container[name]
+    if not container:
+        del model._modules[CONTAINER]
+
+
+def add_hooks(model: nn.Module, plan: Plan, forward: Hooks, layer: Hooks) -> list[RemovableHandle]:
+    """Calls ``layer`` around each adapted layer, and ``forward`` around every module that contains one."""
+    layers = _layers(model, plan)
+    handles = []
+    for module in _containers(model, plan):
+        enter, leave = layer if id(module) in layers else forward
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave, always_call=True))
+    return handles
+
+
+def remove_hooks(handles: list[RemovableHandle]) -> None:
+    """Undoes :func:`add_hooks`."""
+    for handle in handles:
+        handle.remove()
+    handles.clear()
+
+
+def _owners(plan: Plan) -> list[str]:
+    return list(dict.fromkeys(path for weight in plan.weights for path, _ in weight.owners))
+
+
+def _layers(model: nn.Module, plan: Plan) -> set[int]:
+    """The modules that read adapted weights when they are run."""
+    owners = set(_owners(plan))
+    # MultiheadAttention reads its output projection's weight itself, and does not call it.
+    parents = {path.rpartition(".")[0] for path in owners}
+    owners |= {path for path in parents if isinstance(get_submodule(model, path), nn.MultiheadAttention)}
+    return {id(get_submodule(model, path)) for path in owners}
+
+
+def _containers(model: nn.Module, plan: Plan) -> Iterable[nn.Module]:
+    """The owners of adapted weights and every module that contains one, each once."""
+    above = {path.rsplit(".", count)[0] for path in _owners(plan) for count in range(path.count(".") + 1)} | {""}
+    return {id(module): module for module in (get_submodule(model, path) for path in sorted(above))}.values()

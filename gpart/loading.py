@@ -1,0 +1,199 @@
+"""Reading an adapter from disk onto a model.
+
+Invariant: nothing is loaded unless every byte is the one that was written and the model is the one that the adapter was
+trained on: same scheme, same settings, same adapted weights in the same order with the same shapes, same D, same base.
+Every check comes before the first change, so a refused model is as it was.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gpart.adapter import GPartAdapter, attach_plan, check_finite, get_adapters
+from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
+from gpart.errors import GPartError
+from gpart.injection.fingerprint import Sample, fingerprint, is_base
+from gpart.injection.modules import CONTAINER, check_name
+from gpart.injection.names import get_parameter, named_buffers
+from gpart.injection.targets import Plan, plan
+from gpart.serialization.checkpoint_file import read_checkpoint
+from gpart.serialization.folder import read_folder
+from gpart.serialization.manifest import Manifest
+
+
+def load_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    check_base: bool = True,
+    indices: IndicesSetting = "auto",
+    weights: WeightsSetting = "auto",
+) -> GPartAdapter:
+    """Attaches the adapter in a folder, or in a Lightning ``.ckpt``, to a model and puts its values there.
+
+    Args:
+        model: the base model, without an adapter, or with one of the same name and config, which is filled.
+        folder: an adapter folder, or a ``.ckpt`` file.
+        check_base: False loads onto another base of the same shape, with a warning.
+        indices: as for :func:`gpart.attach`; an attached adapter keeps its own.
+        weights: the same.
+
+    Returns:
+        The attached adapter.
+
+    Raises:
+        GPartFileError: if there is no such folder, or a file is missing in it.
+        GPartError: if a file was changed or truncated, or the adapter does not fit the model; the message has both
+            values, and the model is as it was.
+    """
+    folder, memory = Path(folder), MemoryPolicy(indices, weights)
+    manifest, tensors = read_checkpoint(folder) if folder.suffix == ".ckpt" else read_folder(folder)
+    config, name = manifest.config, check_manifest_name(manifest, str(folder))
+    attached = get_adapters(model).get(name)
+    if attached is not None:
+        check_attached(attached, manifest, str(folder), check_base)
+        made = attached.plan
+    else:
+        if get_adapters(model):
+            raise GPartError(f"{folder} holds adapter {name!r}; the model carries {list(get_adapters(model))}")
+        if hasattr(model, CONTAINER):
+            raise GPartError(
+                f"the model's attribute {CONTAINER!r} is taken: {type(getattr(model, CONTAINER)).__name__}"
+            )
+        made = check_model(model, manifest, str(folder), check_base)
+    tensors = check_tensors(model, made, config, name, tensors, str(folder))
+    adapter = attached or attach_plan(model, config, name, made, memory)
+    fill(adapter, tensors)
+    return adapter
+
+
+def check_attached(adapter: GPartAdapter, manifest: Manifest, source: str, check_base: bool = True) -> None:
+    """Checks that an attached adapter is the one that a manifest describes.
+
+    Raises:
+        GPartError: if config, weights, D or base differ, with both values.
+    """
+    if adapter.name != manifest.name:
+        raise GPartError(f"{source} holds adapter {manifest.name!r}, the model carries {adapter.name!r}")
+    if different := manifest.config.differences(adapter.config):
+        raise GPartError(f"{source} and the attached adapter have different settings: {'; '.join(different)}")
+    check_same(adapter.plan, adapter.base_samples(), manifest, source, check_base)
+
+
+def check_model(model: nn.Module, manifest: Manifest, source: str, check_base: bool = True) -> Plan:
+    """Makes the plan that the manifest's config gives on a model without an adapter, and checks that it is the same.
+
+    Args:
+        model: the module to adapt, as it was before attach.
+        manifest: read from the file.
+        source: the file it came from, for messages.
+        check_base: False turns a different fingerprint into a warning.
+
+    Raises:
+        GPartError: if anything differs, with both values.
+    """
+    made = plan(model, manifest.config)
+    values = {name: get_parameter(model, name) for name in made.frozen}
+    check_same(made, values, manifest, source, check_base)
+    return made
+
+
+def check_same(
+    made: Plan,
+    frozen: Mapping[str, torch.Tensor | Sample],
+    manifest: Manifest,
+    source: str,
+    check_base: bool = True,
+) -> None:
+    """Checks a plan and a base against a manifest: weights, shapes, order, D, fingerprint.
+
+    Raises:
+        GPartError: if anything differs, with both values.
+    """
+    mine = [[weight.name, list(weight.shape)] for weight in made.weights]
+    its = manifest.weights
+    if not isinstance(its, list):
+        raise GPartError(f"{source} has no list of adapted weights: {its!r}")
+    if mine != its:
+        if sorted(map(str, mine)) == sorted(map(str, its)):
+            at = next(i for i, (a, b) in enumerate(zip(mine, its, strict=True)) if a != b)
+            raise GPartError(f"{source} joins the weights in another order: number {at} is {its[at]}, here {mine[at]}")
+        only = [item for item in its if item not in mine][:3], [item for item in mine if item not in its][:3]
+        raise GPartError(
+            f"{source} adapts {len(its)} weights, this model gives {len(mine)}: only there {only[0]}, only here {only[1]}"
+        )
+    if manifest.size != made.size:
+        raise GPartError(f"{source} has D = {manifest.size}, this model has D = {made.size}")
+    if not is_base(frozen, manifest.base):
+        found = fingerprint(frozen)
+        message = f"{source} was trained on another base model: fingerprint {manifest.base}, this model has {found}"
+        if check_base:
+            raise GPartError(message)
+        warnings.warn(f"{message}; loaded all the same, since check_base=False", stacklevel=3)
+
+
+def check_tensors(
+    model: nn.Module, made: Plan, config: GPartConfig, name: str, tensors: dict[str, Tensor], source: str
+) -> dict[str, Tensor]:
+    """Checks names, shapes and finiteness of an adapter's tensors before any of them is used.
+
+    Raises:
+        GPartError: if one is missing, too many, of another shape, or theta is not finite.
+    """
+    theta = f"{CONTAINER}.{name}.theta"
+    shapes = {theta: (config.d,), **{saved: tuple(get_parameter(model, saved).shape) for saved in made.saved}}
+    buffers = {buffer: tuple(value.shape) for buffer, value in named_buffers(model).items()}
+    missing = sorted(set(shapes) - set(tensors))
+    surplus = sorted(set(tensors) - set(shapes) - set(buffers))
+    if missing or surplus:
+        raise GPartError(f"{source}: tensors missing {missing}, tensors too many {surplus}")
+    shapes = {**buffers, **shapes}
+    for key, value in tensors.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
+            raise GPartError(f"{source}: {key} holds a {type(value).__name__} without plain numbers")
+        if tuple(value.shape) != shapes[key]:
+            raise GPartError(f"{source}: {key} has shape {list(value.shape)}, this model needs {list(shapes[key])}")
+    if not tensors[theta].is_floating_point():
+        raise GPartError(f"{source}: {theta} holds {tensors[theta].dtype}, not floating-point numbers")
+    live = {**named_buffers(model), **{saved: get_parameter(model, saved) for saved in made.saved}}
+    for key, value in tensors.items():
+        if key in live and kind_of(value) != kind_of(live[key]):
+            raise GPartError(f"{source}: {key} holds {value.dtype}, this model needs {live[key].dtype}")
+    # As it will be held: what is finite in float64 may not be in float32.
+    check_finite({theta: tensors[theta].to(torch.promote_types(torch.get_default_dtype(), torch.float32))}, source)
+    return tensors
+
+
+def check_manifest_name(manifest: Manifest, source: str) -> str:
+    """The adapter's name in a manifest, if it can be one.
+
+    Raises:
+        GPartError: if it cannot.
+    """
+    try:
+        return check_name(manifest.name)
+    except GPartError as error:
+        raise GPartError(f"{source}: {error}") from None
+
+
+@torch.no_grad()
+def fill(adapter: GPartAdapter, tensors: Mapping[str, Tensor]) -> None:
+    """Copies checked values into theta, the saved modules and the buffers."""
+    buffers = named_buffers(adapter.model)
+    saved = adapter.saved_parameters()
+    was_merged = adapter.merged
+    adapter.unmerge()
+    for key, value in tensors.items():
+        target = adapter.theta if key == adapter.theta_name else saved[key] if key in saved else buffers[key]
+        target.copy_(value)
+    if was_merged:
+        adapter.merge()
+
+
+def kind_of(value: Tensor) -> tuple[bool, bool]:
+    """Whether a tensor holds floating-point numbers, and whether complex ones."""
+    return value.is_floating_point(), value.is_complex()

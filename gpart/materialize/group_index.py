@@ -1,0 +1,79 @@
+"""The blocks of every adapted weight with their group indices: a stored tensor, or the integer arithmetic itself.
+
+Invariant: both give the same indices, so the setting changes memory and time, never a result. A weight's blocks are
+built once for a device.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from gpart.config import MemoryPolicy
+from gpart.injection.targets import AdaptedWeight
+from gpart.materialize.policy import constant_when_compiled, stores_indices
+from gpart.ops import dispatch
+from gpart.ops.block import Block, ComputedIndices, Entries
+from gpart.partition import Partition
+
+
+class GroupIndex:
+    """The group indices of every adapted block; stored ones are int16 where they fit, else int32.
+
+    Stored ones are computed at first use on the device of use. They are no buffers: DDP broadcasts every registered
+    buffer at every forward pass. Copies of a model share them.
+    """
+
+    def __init__(self, partition: Partition, memory: MemoryPolicy) -> None:
+        self.partition, self.memory = partition, memory
+        self._stored: dict[int, torch.Tensor] = {}
+        self.built: dict[str, tuple[torch.device, tuple[Block, ...]]] = {}
+        """The blocks of each weight, on the device where they were asked for last."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GroupIndex:
+        copy = memo[id(self)] = type(self)(self.partition, self.memory)
+        copy._stored, copy.built = dict(self._stored), dict(self.built)
+        return copy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.partition, self.memory)  # a pickled one computes them again
+
+    @property
+    def nbytes(self) -> int:
+        """What is stored, in bytes."""
+        return sum(stored.nbytes for stored in self._stored.values())
+
+    def build(self, weight: AdaptedWeight, device: torch.device) -> tuple[Block, ...]:
+        """The blocks of a weight with their group indices on ``device``, remembered in :attr:`built`."""
+        nbytes = self.partition.size * self.partition.dtype.itemsize
+        make = self._store if stores_indices(self.memory, nbytes, device) else self._compute
+        made = tuple(
+            Block(make(offset, count, device), weight.dim, start, stop)
+            for (start, stop, offset), count in zip(weight.blocks, block_sizes(weight), strict=True)
+        )
+        if not torch.compiler.is_compiling() and device.type != "meta":
+            self.built[weight.name] = (device, made)
+        return made
+
+    def _compute(self, offset: int, count: int, device: torch.device) -> Entries:
+        return ComputedIndices(self.partition, offset, count, device)
+
+    @constant_when_compiled  # else a first use breaks the graph
+    def _store(self, offset: int, count: int, device: torch.device) -> Entries:
+        dtype = self.partition.dtype
+        if device.type == "meta":
+            return torch.empty(count, dtype=dtype, device=device)
+        stored = self._stored.get(offset)
+        if stored is None:
+            stored = dispatch.group_indices(self.partition, offset, offset + count, device, dtype)
+        # One copy only: it follows the weight to another device.
+        self._stored[offset] = stored = stored.to(device)
+        return stored
+
+
+def block_sizes(weight: AdaptedWeight) -> tuple[int, ...]:
+    """How many entries each block of a weight has."""
+    stride = math.prod(weight.shape) // weight.shape[weight.dim]
+    return tuple((stop - start) * stride for start, stop, _ in weight.blocks)

@@ -1,0 +1,107 @@
+"""A Lightning checkpoint as a file: read without running code in it, with its checksums looked at.
+
+Invariant: ``torch.load(weights_only=True)`` is the only reader, and a tensor's bits are those that were written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpart.errors import GPartError, GPartFileError
+from gpart.serialization.manifest import Manifest, read_manifest
+
+CHECKPOINT_KEY = "gpart"
+"""Where a Lightning checkpoint holds the manifest and the adapted module's path."""
+
+
+def check_checksums(path: str | Path) -> None:
+    """Checks the CRC-32 that ``torch.save`` writes with each record, since ``torch.load`` does not look at it.
+
+    Raises:
+        GPartError: if a record was changed.
+    """
+    if not torch.serialization.get_crc32_options():
+        return  # none were written
+    try:
+        if not zipfile.is_zipfile(path):
+            return  # torch's reader says what it is
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except Exception as error:  # on damaged files zipfile raises whatever it stumbles over
+        raise GPartError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
+    if bad is not None:
+        raise GPartError(f"{path} cannot be read as a checkpoint: {bad} was changed, its checksum differs")
+
+
+def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
+    """A ``.ckpt`` as a dict, read without running any code in it.
+
+    Raises:
+        GPartFileError: if it is not there.
+        GPartError: if it is no checkpoint, is damaged, or holds objects that ``weights_only`` refuses.
+    """
+    if not Path(path).is_file():
+        raise GPartFileError(f"no checkpoint at {path}")
+    check_checksums(path)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on damaged files torch's reader raises whatever it stumbles over
+        raise GPartError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
+    if not isinstance(loaded, dict):
+        raise GPartError(f"{path} holds a {type(loaded).__name__}, not a checkpoint's dict")
+    return loaded
+
+
+def state_digest(state: Mapping[str, Any]) -> str:
+    """SHA-256 over names, dtypes, shapes and bits of a checkpoint's tensors: torch.load looks at no checksum itself."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key]
+        # What has no plain bits (sparse, meta) is no part of a checkpoint of ours; the checks by name refuse it.
+        if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta:
+            digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_digest(entry: Mapping[str, Any], state: Mapping[str, Any], source: str) -> None:
+    """Checks a checkpoint's tensors against the digest that was stored with them.
+
+    Raises:
+        GPartError: if a bit was changed, with both digests.
+    """
+    if (found := state_digest(state)) != entry.get("sha256"):
+        raise GPartError(f"{source} was changed: its state has SHA-256 {found}, written was {entry.get('sha256')}")
+
+
+def reason(error: Exception) -> str:
+    """What a library said, in one short line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def read_checkpoint(path: Path) -> tuple[Manifest, dict[str, Tensor]]:
+    """The adapter in a Lightning ``.ckpt``: its manifest and its tensors by their names in the adapted module.
+
+    Raises:
+        GPartFileError: if there is no such file.
+        GPartError: if it is damaged, or holds no adapter.
+    """
+    checkpoint = load_checkpoint_file(path)
+    entry = checkpoint.get(CHECKPOINT_KEY)
+    if not isinstance(entry, dict) or not isinstance(entry.get("module"), str):
+        raise GPartError(f"{path} holds no GPart adapter; its keys are {sorted(map(str, checkpoint))}")
+    manifest = read_manifest(entry.get("manifest"), str(path))
+    prefix = f"{entry['module']}." if entry["module"] else ""
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise GPartError(f"{path} holds no state_dict, but a {type(state).__name__} under that key")
+    state = {key: value for key, value in state.items() if key != entry.get("hint")}
+    check_digest(entry, state, str(path))
+    return manifest, {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}

@@ -1,0 +1,117 @@
+"""The manifest: what an adapter belongs to, as it stands in a file.
+
+Invariant: a :class:`Manifest` that exists came from a file of a format that this version knows, with a valid config. A
+key that is missing in an older format has that format's default; one that this version does not know is refused with the
+version that wrote it, since theta would mean something else without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any
+
+from gpart.config import GPartConfig
+from gpart.errors import GPartError
+from gpart.partition import SCHEME
+
+FORMAT = 1
+"""Of the manifests that are written. Files from before the number was written are of format 1, too."""
+
+_OLDER_DEFAULTS: dict[int, dict[str, Any]] = {}
+"""By format, the settings whose default was another one then than it is in :class:`GPartConfig` now."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an adapter belongs to, as plain values."""
+
+    name: str
+    """The adapter's."""
+
+    config: GPartConfig
+    """Its settings."""
+
+    size: int
+    """D."""
+
+    weights: list[list[Any]]
+    """The adapted weights in order, ``[name, shape]`` pairs."""
+
+    base: str
+    """The fingerprint of the frozen parameters."""
+
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of gpart and the libraries that wrote it."""
+
+    scheme: str = SCHEME
+    """The partition scheme's name."""
+
+    format: int = FORMAT
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest as it stands in files."""
+        values = {name: getattr(self, name) for name in ("format", "scheme", "name")}
+        rest = {name: getattr(self, name) for name in ("size", "weights", "base", "versions")}
+        return {**values, "config": asdict(self.config), **rest}
+
+
+def read_manifest(values: Any, source: str) -> Manifest:
+    """The manifest that :meth:`Manifest.to_dict` gave.
+
+    Args:
+        values: as read from a file.
+        source: the file, for messages.
+
+    Raises:
+        GPartError: if it is no manifest, or one with a format, a scheme, a key or a setting that this version does not
+            know.
+
+    Example:
+        >>> config = GPartConfig(d=2, target_modules=["query"])
+        >>> made = Manifest("default", config, 8, [["query.weight", [2, 4]]], "0" * 64, {"gpart": "0.9"})
+        >>> read_manifest(made.to_dict(), "a file") == made
+        True
+        >>> read_manifest({**made.to_dict(), "rank": 4}, "a file")
+        Traceback (most recent call last):
+            ...
+        gpart.errors.GPartError: a file has the key 'rank', which this version does not know: gpart 0.9 wrote it
+    """
+    needed = {one.name for one in fields(Manifest) if one.name not in ("format", "versions")} | {"versions"}
+    if not isinstance(values, dict) or not set(values) >= needed:
+        found = sorted(map(str, values)) if isinstance(values, dict) else type(values).__name__
+        raise GPartError(f"{source} is no adapter's: it needs {sorted(needed)} and holds {found}")
+    writer = _writer(values["versions"])
+    version = values.get("format", 1)
+    if version not in range(1, FORMAT + 1) or isinstance(version, bool):
+        raise GPartError(f"{source} is of format {version!r}; this version knows 1 to {FORMAT}: {writer} wrote it")
+    if values["scheme"] != SCHEME:
+        raise GPartError(
+            f"{source} uses partition scheme {values['scheme']!r}; this version knows {SCHEME!r}: {writer} wrote it"
+        )
+    if unknown := sorted(set(map(str, values)) - needed - {"format"}):
+        raise GPartError(f"{source} has the key {unknown[0]!r}, which this version does not know: {writer} wrote it")
+    if not isinstance(values["name"], str):
+        raise GPartError(f"{source}: an adapter's name must be an identifier, got {values['name']!r}")
+    config = _read_config(values["config"], version, source, writer)
+    return Manifest(**{**{name: values[name] for name in needed}, "config": config, "format": version})
+
+
+def _read_config(values: Any, version: int, source: str, writer: str) -> GPartConfig:
+    if not isinstance(values, dict):
+        raise GPartError(f"{source} has no settings under 'config': {values!r}")
+    known = {one.name for one in fields(GPartConfig)}
+    if unknown := sorted(set(map(str, values)) - known):
+        raise GPartError(f"{source} has settings that this version does not know, unknown {unknown}: {writer} wrote it")
+    given = {**_OLDER_DEFAULTS.get(version, {}), **values}
+    required = {one.name for one in fields(GPartConfig) if one.default is MISSING and one.default_factory is MISSING}
+    if missing := sorted(required - set(given)):
+        raise GPartError(f"{source} lacks settings, missing {missing}: {writer} wrote it")
+    try:
+        return GPartConfig(**given)
+    except GPartError as error:
+        raise GPartError(f"{source}: {error}") from None
+
+
+def _writer(versions: Any) -> str:
+    found = versions.get("gpart") if isinstance(versions, dict) else None
+    return f"gpart {found}" if found else "an unknown version of gpart"
