@@ -16,11 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from gpart.studies.bench.measuring import Result, Timing
+from gpart.studies.bench.measuring import Result
 from gpart.studies.bench.report import label, summaries
 from gpart.studies.bench.settings import GPART
 from gpart.studies.bench.sweep import INDICES, PASSES, Sample, SweepSettings
 from gpart.studies.bench.timing import Summary, quantile, summarize
+from gpart.studies.bench.turns import Timing
 
 _GPART, _OTHERS, _REFERENCE = "#c8553d", "#9aa5b1", "#3d4852"
 _COLUMNS = 3

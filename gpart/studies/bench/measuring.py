@@ -7,8 +7,7 @@ memory together.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,33 +18,14 @@ from torch import nn
 from gpart import GPartAdapter
 from gpart.studies.bench.heap import keep_freed_memory
 from gpart.studies.bench.memory import FREED, Peak, measure_peak
-from gpart.studies.bench.settings import FLOOR, FROZEN, GPART, Method, Settings, find_device
-from gpart.studies.bench.steps import PROMPT, Contestant, enter, make_batch
+from gpart.studies.bench.settings import FLOOR, FROZEN, FULL, GPART, Method, Settings, find_device
+from gpart.studies.bench.steps import PROMPT, enter, make_batch
 from gpart.studies.bench.subject import Subject, apply, count_trained, find_subject
-from gpart.studies.bench.timing import Trial, interleave
-
-Tell = Callable[[str, int, int], None]
-"""Is told what is measured, how many of its steps are done, and of how many."""
+from gpart.studies.bench.timing import Trial
+from gpart.studies.bench.turns import Tell, Timing, Turns, evaluation, generation, name_shape, training
 
 GROUPS = "group numbers"
 """The trial of computing a stored index, behind a GPart method's name."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """The times of one part on one shape."""
-
-    part: str
-    """``inject``, ``train``, ``eval`` or ``generate``."""
-
-    title: str
-    """The part and its shape, such as ``train 8x64``."""
-
-    reference: str | None
-    """The method whose times the others' are divided by."""
-
-    samples: dict[str, list[float]]
-    """Seconds by method, one for each round: of a step, or of a generated token."""
 
 
 @dataclass
@@ -110,18 +90,20 @@ def run(result: Result, tell: Tell) -> Iterator[Result]:
 def _timings(result: Result, tell: Tell) -> Iterator[Timing]:
     settings = result.settings
     result.heap_kept = result.device.type == "cpu" and keep_freed_memory()
+    turns = Turns(result.device, settings.rounds, settings.warmup, settings.seed, tell)
     if {"inject", "train", "eval"} & set(settings.parts):
         base = result.subject.build(result.device, settings.seed)
         if "inject" in settings.parts:
-            yield _inject(result, base, tell)
+            yield _inject(result, base, turns)
         if {"train", "eval"} & set(settings.parts):
-            yield from _steps(result, base, tell)
+            yield from _steps(result, base, turns)
         del base
     if result.generator is not None:
-        yield _generate(result, result.generator, tell)
+        methods = [method for method in settings.chosen(FROZEN) if method.kind in (FROZEN, GPART)]
+        yield generation(turns, result.generator, methods, settings.new_tokens)
 
 
-def _inject(result: Result, base: nn.Module, tell: Tell) -> Timing:
+def _inject(result: Result, base: nn.Module, turns: Turns) -> Timing:
     """Seconds to apply each adapter to a fresh copy of the model; GPart's group numbers, where stored, apart."""
     fresh: list[nn.Module] = []
     adapters: list[GPartAdapter] = []
@@ -145,7 +127,7 @@ def _inject(result: Result, base: nn.Module, tell: Tell) -> Timing:
 
     trials = {}
     for method in result.settings.chosen():
-        if method.kind in (FROZEN, FLOOR, "full"):
+        if method.kind in (FROZEN, FLOOR, FULL):
             continue
 
         def inject(method: Method = method) -> None:
@@ -154,22 +136,20 @@ def _inject(result: Result, base: nn.Module, tell: Tell) -> Timing:
         trials[method.text] = Trial(inject, copy, clear)
         if method.kind == GPART and method.indices != "computed":
             trials[f"{method.text} {GROUPS}"] = Trial(compute, partial(copy_and_attach, method), clear)
-    return _time(result, trials, "inject", "inject", None, tell)
+    return turns.time(trials, "inject", "inject")
 
 
-def _steps(result: Result, base: nn.Module, tell: Tell) -> Iterator[Timing]:
+def _steps(result: Result, base: nn.Module, turns: Turns) -> Iterator[Timing]:
     """Training and evaluation, with the same contestants."""
     settings, subject = result.settings, result.subject
     references = [name for name, part in ((FROZEN, "eval"), (FLOOR, "train")) if part in settings.parts]
     contestants = [enter(method, subject, base) for method in settings.chosen(*references)]
-    shapes = {f"{batch}x{tokens}": (batch, tokens) for batch, tokens in settings.shapes}
+    shapes = list(dict.fromkeys(settings.shapes))
     if "train" in settings.parts:
-        for name, shape in shapes.items():
-            batches = [make_batch(subject, shape, settings.seed, result.device)]
-            trials = {one.method.text: Trial(partial(one.train_step, batches)) for one in contestants}
-            yield _time(result, trials, "train", f"train {name}", FLOOR, tell)
+        for shape in shapes:
+            yield training(turns, subject, contestants, shape, FLOOR)
         if settings.accumulate > 1:
-            name, shape = next(iter(shapes.items()))
+            shape = shapes[0]
             seeds = range(settings.seed, settings.seed + settings.accumulate)
             batches = [make_batch(subject, shape, seed, result.device) for seed in seeds]
             trials = {
@@ -177,53 +157,9 @@ def _steps(result: Result, base: nn.Module, tell: Tell) -> Iterator[Timing]:
                 for one in contestants
                 if one.method.kind in (FLOOR, GPART)
             }
-            yield _time(result, trials, "train", f"train {settings.accumulate} x {name}", FLOOR, tell)
+            yield turns.time(trials, "train", f"train {settings.accumulate} x {name_shape(shape)}", FLOOR)
     if "eval" in settings.parts:
-        # The floor and full fine-tuning evaluate the frozen model: one of them shows what the noise is.
-        compared = [one for one in contestants if one.method.kind != FLOOR]
-        with ExitStack() as stack:
-            _prepare_evaluation(compared, stack)
-            for name, shape in shapes.items():
-                batch = make_batch(subject, shape, settings.seed, result.device)
-                trials = {one.method.text: Trial(partial(one.evaluate, batch)) for one in compared}
-                yield _time(result, trials, "eval", f"eval {name}", FROZEN, tell)
-
-
-def _generate(result: Result, generator: Subject, tell: Tell) -> Timing:
-    """Seconds per token of the frozen model and of GPart's."""
-    settings = result.settings
-    base = generator.build(result.device, settings.seed)
-    asked = [method for method in settings.chosen(FROZEN) if method.kind in (FROZEN, GPART)]
-    contestants = [enter(method, generator, base) for method in asked]
-    batch = make_batch(generator, (1, PROMPT), settings.seed, result.device)
-    count = settings.new_tokens
-    with ExitStack() as stack:
-        _prepare_evaluation(contestants, stack)
-        trials = {one.method.text: Trial(partial(one.generate, batch, count)) for one in contestants}
-        timing = _time(result, trials, "generate", f"generate {generator.name}", FROZEN, tell)
-    per_token = {name: [seconds / count for seconds in times] for name, times in timing.samples.items()}
-    return dataclasses.replace(timing, samples=per_token)
-
-
-def _prepare_evaluation(contestants: list[Contestant], stack: ExitStack) -> None:
-    for one in contestants:
-        one.model.eval()
-        if one.adapter is not None:
-            stack.enter_context(one.adapter.cached())
-
-
-def _time(result: Result, trials: dict[str, Trial], part: str, title: str, reference: str | None, tell: Tell) -> Timing:
-    settings = result.settings
-    accelerated = result.device.type != "cpu"
-    samples = interleave(
-        trials,
-        settings.rounds,
-        settings.warmup,
-        settings.seed,
-        synchronize=torch.accelerator.synchronize if accelerated else lambda: None,
-        tell=partial(tell, title),
-    )
-    return Timing(part, title, reference, samples)
+        yield from evaluation(turns, subject, contestants, shapes)
 
 
 def _find_generator(settings: Settings, subject: Subject) -> Subject:

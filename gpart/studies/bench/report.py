@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gpart.callbacks.table import readable_bytes
-from gpart.studies.bench.measuring import GROUPS, Result, Timing
+from gpart.studies.bench.measuring import GROUPS, Result
 from gpart.studies.bench.memory import FREED, Peak
 from gpart.studies.bench.settings import FLOOR, FROZEN, parse_method
 from gpart.studies.bench.timing import Summary, summarize
+from gpart.studies.bench.turns import Timing
 from gpart.studies.experiments.tables import markdown_table
 
 _NOTES = {

@@ -6,20 +6,22 @@ Invariant: settings that exist are valid by themselves, and go to a process of i
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
 from gpart.config import INDICES, WEIGHTS, IndicesSetting, WeightsSetting
+from gpart.studies.bench.checks import check_lists, check_numbers
 from gpart.studies.counting.params import Settings as Sizes
 
-FLOOR, FROZEN, GPART = "floor", "frozen", "gpart"
+FLOOR, FROZEN, FULL, LORA, GPART = "floor", "frozen", "full", "lora", "gpart"
 KINDS = {
     FROZEN: "frozen",
     FLOOR: "floor",
-    "full": "full",
-    "lora": "LoRA",
+    FULL: "full",
+    LORA: "LoRA",
     "vera": "VeRA",
     "fourierft": "FourierFT",
     "unilora": "Uni-LoRA",
@@ -170,24 +172,15 @@ class Settings:
     """Each method's size and what is adapted."""
 
     def __post_init__(self) -> None:
-        for name, least in (("accumulate", 1), ("rounds", 1), ("warmup", 0), ("new_tokens", 1), ("threads", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be a whole number, {least} or more, got {value}")
+        check_numbers(self, accumulate=1, rounds=1, warmup=0, new_tokens=1, threads=1)
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        for part in self.parts:
-            if part not in PARTS:
-                raise ValueError(f"there is no part {part!r}; there are {', '.join(PARTS)}")
-        for name in ("methods", "parts", "shapes"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} must name at least one, got []")
-        for text in self.methods:
-            parse_method(text)
+        check_lists(self.methods, self.parts, self.shapes, PARTS)
+        self.chosen()
 
     def chosen(self, *references: str) -> list[Method]:
         """The references and the methods, each once."""
-        return [parse_method(text) for text in dict.fromkeys([*references, *self.methods])]
+        return choose([*references, *self.methods])
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -204,6 +197,11 @@ def from_json(values: dict[str, Any]) -> Settings:
     """
     shapes = [(batch, tokens) for batch, tokens in values["shapes"]]
     return Settings(**{**values, "shapes": shapes, "sizes": Sizes(**values["sizes"])})
+
+
+def choose(names: Sequence[str]) -> list[Method]:
+    """The methods of these names, each once."""
+    return [parse_method(text) for text in dict.fromkeys(names)]
 
 
 def find_device(name: str) -> torch.device:

@@ -60,12 +60,17 @@ class Contestant:
     def train_step(self, batches: list[Batch]) -> None:
         """One step over these micro-batches."""
         for batch in batches:
-            loss = self._forward(batch, labels=batch.labels).loss
+            loss = self.loss(batch)
             if loss.requires_grad:
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
         if self.optimizer is not None:
             self.optimizer.step()
         self.model.zero_grad(set_to_none=True)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The loss, with what its backward pass needs."""
+        loss: Tensor = self._forward(batch, labels=batch.labels).loss
+        return loss
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:

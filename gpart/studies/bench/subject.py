@@ -81,6 +81,22 @@ def find_subject(name: str, sizes: Sizes, precision: str) -> Subject:
     task = find_task(config) if sizes.task == "auto" else sizes.task
     if task not in TEXT:
         raise ValueError(f"what is measured are {' and '.join(TEXT)} models; {name} is for {task}")
+    return make_subject(name, config, task, sizes, precision)
+
+
+def make_subject(name: str, config: PretrainedConfig, task: str, sizes: Sizes, precision: str) -> Subject:
+    """The subject of an architecture that is there already.
+
+    Args:
+        name: what it is called in results.
+        config: the architecture; the number of classes, and of the padding token if it has none, are written into it.
+        task: one of :data:`TEXT`.
+        sizes: each method's size and what is adapted.
+        precision: Lightning's.
+
+    Raises:
+        ValueError: if a setting does not fit it.
+    """
     config.num_labels = sizes.num_labels
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0  # classifiers on decoders look for it in a batch

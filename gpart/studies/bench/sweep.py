@@ -23,6 +23,7 @@ from gpart.ops.block import Block
 from gpart.ops.dispatch import expand_into
 from gpart.ops.sums import GroupSums
 from gpart.partition import Partition
+from gpart.studies.bench.checks import check_numbers
 from gpart.studies.bench.settings import find_device
 from gpart.studies.bench.timing import Tell, Trial, interleave
 
@@ -60,11 +61,7 @@ class SweepSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"width": 1, "d": 1, "at_weights": 1, "threads": 1, "rounds": 1, "warmup": 0}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise ValueError(f"{name} must be a whole number, {bound} or more, got {value}")
+        check_numbers(self, width=1, d=1, at_weights=1, threads=1, rounds=1, warmup=0)
         for name, most in (("weights", None), ("ds", self.at_weights * self.width**2)):
             values = getattr(self, name)
             if not values or min(values) < 1:
