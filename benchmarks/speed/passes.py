@@ -17,9 +17,7 @@ from datetime import UTC, datetime
 import torch
 from torch import Tensor
 
-from gpart.ops import cpu
 from gpart.ops.block import Block, ComputedIndices, Entries
-from gpart.ops.reference import expand_block
 from gpart.ops.sums import GroupSums
 from gpart.partition import Partition
 

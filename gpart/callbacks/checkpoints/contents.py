@@ -6,16 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
-from gpart.errors import GPartError
-from gpart.injection.tensors import entries_of
-from gpart.injection.fingerprint import fingerprint
-from gpart.injection.fingerprint import is_base
-from gpart.injection.names import named_buffers
-from gpart.injection.names import named_parameters
-from gpart.injection.names import get_parameter
+
 from gpart.adapter import GPartAdapter
 from gpart.callbacks.guards.finite import check_finite
-from gpart.serialization.manifest import Manifest
+from gpart.errors import GPartError
+from gpart.injection.fingerprint import fingerprint, is_base
+from gpart.injection.names import get_parameter, named_buffers, named_parameters
+from gpart.injection.tensors import entries_of
 from gpart.loading import check_attached, check_tensors
 from gpart.serialization.manifest import read_manifest
 

@@ -22,12 +22,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from torch import Tensor
 
+from gpart.callbacks.checkpoints.hyperparameters import loadable
+from gpart.callbacks.checkpoints.states import with_states
 from gpart.errors import GPartError
 from gpart.injection.tensors import entries_of
-from gpart.callbacks.checkpoints.states import with_states
-from gpart.callbacks.checkpoints.hyperparameters import loadable
-from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, check_checksums, check_digest, reason, state_digest
 from gpart.serialization.atomic import replacing
+from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, check_checksums, check_digest, reason, state_digest
 
 HINT = "This checkpoint holds an adapter: read it with gpart.callbacks.load_from_checkpoint(cls, path)"
 """A key in the saved state_dict, so that ``LightningModule.load_from_checkpoint``, which no plugin can reach, shows it

@@ -1,6 +1,6 @@
-"""The figures of a bench and of a sweep.
+"""The figures of a bench, of a sweep and of launching.
 
-Invariant: what is drawn are all of the tables' numbers, ratios on axes that begin at 0, a sweep on logarithmic
+Invariant: what is drawn are all of the tables' numbers, ratios and excesses on axes that hold 0, a sweep on logarithmic
 ones; GPart has one colour and nothing else has it.
 As everywhere in this package, matplotlib's ``Figure`` alone is used, so that the user's pyplot stays as it is.
 """
@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from gpart.studies.bench.launch import YARDSTICK, LaunchResult
+from gpart.studies.bench.launch_report import excess_of
 from gpart.studies.bench.measuring import Result
 from gpart.studies.bench.report import label, summaries
 from gpart.studies.bench.settings import GPART
 from gpart.studies.bench.sweep import INDICES, PASSES, Sample, SweepSettings
-from gpart.studies.bench.timing import Summary, quantile, summarize
+from gpart.studies.bench.timing import quantile, summarize
 from gpart.studies.bench.turns import Timing
 
 _GPART, _OTHERS, _REFERENCE = "#c8553d", "#9aa5b1", "#3d4852"
@@ -32,19 +34,26 @@ def ratio_figure(result: Result) -> Figure | None:
     timings = [timing for timing in result.timings if timing.reference is not None]
     if not timings:
         return None
-    columns = min(_COLUMNS, len(timings))
-    lines = -(-len(timings) // columns)
-    most = max(len(timing.samples) for timing in timings)
-    figure = Figure(figsize=(5 * columns, lines * (1.3 + 0.34 * most)), layout="constrained", dpi=130)
-    panels = figure.subplots(lines, columns, squeeze=False).flat
-    for axes in panels[len(timings) :]:
-        axes.remove()
-    for axes, timing in zip(panels, timings, strict=False):
-        _draw_ratios(axes, timing, most)
+    figure, panels = _panels([len(timing.samples) for timing in timings])
+    for panel, timing in zip(panels, timings, strict=True):
+        _draw_ratios(panel, timing)
     subject = result.subject
     figure.suptitle(
         f"{subject.name}, D = {subject.plan.size:,}, precision {result.settings.precision}, on {result.device.type}:"
         f" median and quartiles of {result.settings.rounds} interleaved rounds",
+        fontsize=11,
+    )
+    return figure
+
+
+def excess_figure(result: LaunchResult) -> Figure:
+    """Milliseconds above the reference with their quartiles, a panel for each part and shape, the yardstick's marked."""
+    figure, panels = _panels([len(timing.samples) - 1 for timing in result.timings])
+    for panel, timing in zip(panels, result.timings, strict=True):
+        _draw_excesses(panel, timing)
+    figure.suptitle(
+        f"{result.encoder.name}, on {result.device.type}: median and quartiles of {result.settings.rounds} interleaved"
+        f" rounds, dashed {label(YARDSTICK)}'s",
         fontsize=11,
     )
     return figure
@@ -72,30 +81,60 @@ def png(figure: Figure) -> bytes:
         return file.getvalue()
 
 
-def _draw_ratios(axes: Axes, timing: Timing, most: int) -> None:
+def _panels(bars: Sequence[int]) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each number of bars, which are of one height in all of them."""
+    columns = 2 if len(bars) == 4 else min(_COLUMNS, len(bars))
+    lines = -(-len(bars) // columns)
+    most = max(bars)
+    figure = Figure(figsize=(5 * columns, lines * (1.3 + 0.34 * most)), layout="constrained", dpi=130)
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axes in panels[len(bars) :]:
+        axes.remove()
+    for axes in panels[: len(bars)]:
+        axes.set_ylim(most - 0.5, -0.5)
+    return figure, panels[: len(bars)]
+
+
+def _draw_ratios(axes: Axes, timing: Timing) -> None:
     found = summaries(timing)
-    names = list(found)
-    ratios = [found[name].ratio or 0.0 for name in names]
-    errors = [_errors(found[name]) for name in names]
-    bars = axes.barh(
-        range(len(names)),
-        ratios,
-        xerr=[[low for low, _ in errors], [high for _, high in errors]],
-        color=[_colour(name, timing.reference) for name in names],
-        height=0.72,
-        error_kw={"ecolor": "#222222", "elinewidth": 1, "capsize": 2.5},
-    )
-    ends = [ratio + high for ratio, (_, high) in zip(ratios, errors, strict=True)]
-    for bar, ratio, end in zip(bars, ratios, ends, strict=True):
-        place = bar.get_y() + bar.get_height() / 2
-        axes.annotate(f"{ratio:.2f}", (end, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
-    axes.axvline(1, color="#222222", linewidth=0.9, linestyle=(0, (4, 3)))
-    axes.set_xlim(0, 1.16 * max(ends))
-    axes.set_yticks(range(len(names)), [_wrapped(label(name)) for name in names], fontsize=8.5, linespacing=0.95)
-    axes.set_ylim(most - 0.5, -0.5)  # bars of one height in every panel
+    bars = {name: (one.ratio or 0.0, one.ratio_lower or 0.0, one.ratio_upper or 0.0) for name, one in found.items()}
+    _draw_bars(axes, bars, timing.reference, 1.0)
     reference = found[timing.reference or ""].median
     axes.set_title(timing.title, fontsize=10.5, loc="left", fontweight="bold")
     axes.set_xlabel(f"time / {label(timing.reference or '')} ({_seconds(reference)})", fontsize=9)
+
+
+def _draw_excesses(axes: Axes, timing: Timing) -> None:
+    found = excess_of(timing)
+    bars = {name: (1e3 * one.median, 1e3 * one.lower, 1e3 * one.upper) for name, one in found.items()}
+    _draw_bars(axes, bars, YARDSTICK, bars[YARDSTICK][0])
+    axes.set_title(timing.title, fontsize=10.5, loc="left", fontweight="bold")
+    axes.set_xlabel(f"ms above {label(timing.reference or '')}", fontsize=9)
+
+
+def _draw_bars(axes: Axes, bars: Mapping[str, tuple[float, float, float]], reference: str | None, line: float) -> None:
+    """A bar for each method: its value, with the quartiles around it."""
+    values = [value for value, _, _ in bars.values()]
+    below = [max(value - lower, 0.0) for value, lower, _ in bars.values()]
+    above = [max(upper - value, 0.0) for value, _, upper in bars.values()]
+    drawn = axes.barh(
+        range(len(bars)),
+        values,
+        xerr=[below, above],
+        color=[_colour(name, reference) for name in bars],
+        height=0.72,
+        error_kw={"ecolor": "#222222", "elinewidth": 1, "capsize": 2.5},
+    )
+    ends = [value + high for value, high in zip(values, above, strict=True)]
+    for bar, value, end in zip(drawn, values, ends, strict=True):
+        place = bar.get_y() + bar.get_height() / 2
+        # Beside the axis where a bar goes to the left, as noise may.
+        where = (max(end, 0.0), place)
+        axes.annotate(f"{value:.2f}", where, xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.axvline(line, color="#222222", linewidth=0.9, linestyle=(0, (4, 3)))
+    starts = [value - low for value, low in zip(values, below, strict=True)]
+    axes.set_xlim(1.16 * min(0.0, *starts), 1.16 * max(line, *ends))
+    axes.set_yticks(range(len(bars)), [_wrapped(label(name)) for name in bars], fontsize=8.5, linespacing=0.95)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -128,11 +167,6 @@ def _per_weight(sample: Sample) -> tuple[float, float, float]:
     unit = 1e9 / sample.size
     found: Any = summarize({"": sample.seconds})[""]
     return unit * found.median, unit * quantile(sample.seconds, 0.25), unit * quantile(sample.seconds, 0.75)
-
-
-def _errors(found: Summary) -> tuple[float, float]:
-    ratio, lower, upper = found.ratio or 0.0, found.ratio_lower or 0.0, found.ratio_upper or 0.0
-    return max(ratio - lower, 0.0), max(upper - ratio, 0.0)
 
 
 def _colour(name: str, reference: str | None) -> str:

@@ -13,6 +13,7 @@ from gpart.callbacks.table import readable_bytes
 from gpart.studies.bench.measuring import GROUPS, Result
 from gpart.studies.bench.memory import FREED, Peak
 from gpart.studies.bench.settings import FLOOR, FROZEN, parse_method
+from gpart.studies.bench.subject import Subject
 from gpart.studies.bench.timing import Summary, summarize
 from gpart.studies.bench.turns import Timing
 from gpart.studies.experiments.tables import markdown_table
@@ -59,19 +60,29 @@ def markdown(tables: Sequence[Sheet], about: Sequence[str]) -> str:
 def about(result: Result, machine: dict[str, Any], command: str) -> list[str]:
     """What was measured, where and when, one fact a line."""
     settings, subject = result.settings, result.subject
-    head = f", head {' '.join(subject.head)}" if subject.head else ""
-    targets = subject.targets if isinstance(subject.targets, str) else " ".join(subject.targets)
-    weights = f"adapted: {targets}, D = {subject.plan.size:,} in {len(subject.plan.weights)} weights"
-    rounds = f"{settings.rounds} rounds after {settings.warmup} to warm up"
-    heap = "; freed memory stayed with the process while steps were timed" if result.heap_kept else ""
+    rounds = describe_rounds(settings.rounds, settings.warmup, result.heap_kept)
     return [
         f"# {settings.model}",
         "",
         f"- command: `{command}`",
-        f"- model: {subject.task}, {subject.parameters:,} parameters with random weights{head}; {weights}",
-        f"- precision {settings.precision}; {rounds}, every method once in each, in shuffled order{heap}",
+        f"- model: {describe_model(subject)}",
+        f"- precision {settings.precision}; {rounds}",
         *describe(machine),
     ]
+
+
+def describe_model(subject: Subject) -> str:
+    """What it is and what of it is adapted."""
+    head = f", head {' '.join(subject.head)}" if subject.head else ""
+    targets = subject.targets if isinstance(subject.targets, str) else " ".join(subject.targets)
+    weights = f"adapted: {targets}, D = {subject.plan.size:,} in {len(subject.plan.weights)} weights"
+    return f"{subject.task}, {subject.parameters:,} parameters with random weights{head}; {weights}"
+
+
+def describe_rounds(rounds: int, warmup: int, heap_kept: bool) -> str:
+    """How the methods took turns."""
+    heap = "; freed memory stayed with the process while steps were timed" if heap_kept else ""
+    return f"{rounds} rounds after {warmup} to warm up, every method once in each, in shuffled order{heap}"
 
 
 def describe(machine: dict[str, Any]) -> list[str]:
@@ -86,21 +97,12 @@ def describe(machine: dict[str, Any]) -> list[str]:
 
 def content(result: Result, machine: dict[str, Any], command: str) -> dict[str, Any]:
     """The JSON: settings, machine, every sample and what was computed from them."""
-    subject = result.subject
     return {
         "command": command,
         "machine": machine,
         "settings": result.settings.to_json(),
         "heap_kept": result.heap_kept,
-        "model": {
-            "name": subject.name,
-            "task": subject.task,
-            "parameters": subject.parameters,
-            "target_modules": subject.targets,
-            "modules_to_save": subject.head,
-            "adapted": len(subject.plan.weights),
-            "D": subject.plan.size,
-        },
+        "model": model(result.subject),
         "trained": result.trained,
         "timings": [
             {
@@ -110,6 +112,19 @@ def content(result: Result, machine: dict[str, Any], command: str) -> dict[str, 
             for timing in result.timings
         ],
         "memory": [asdict(peak) for peak in result.peaks],
+    }
+
+
+def model(subject: Subject) -> dict[str, Any]:
+    """A model's values for the JSON."""
+    return {
+        "name": subject.name,
+        "task": subject.task,
+        "parameters": subject.parameters,
+        "target_modules": subject.targets,
+        "modules_to_save": subject.head,
+        "adapted": len(subject.plan.weights),
+        "D": subject.plan.size,
     }
 
 
