@@ -38,7 +38,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
-        "commit": _commit(),
+        "commit": find_commit(Path(__file__).resolve().parents[3]),
         "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -57,9 +57,8 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
-    """The commit of the checkout that this package stands in, with a + if something was changed since."""
-    root = Path(__file__).resolve().parents[3]
+def find_commit(root: Path) -> str | None:
+    """The commit of a checkout, with a + if something was changed since; None where there is none."""
     if not (root / ".git").exists():
         return None
     try:
