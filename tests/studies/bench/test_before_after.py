@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from gpart import GPartAdapter
 from gpart.studies.bench.launch import LaunchSettings, prepare
 from gpart.studies.bench.subject import trained_parameters
 from gpart.studies.counting.params import Settings as Sizes
@@ -36,6 +40,7 @@ def test_the_table_compares_processes_of_one_round(script: Any) -> None:
     }
     found = script.sheet("train", samples)
     assert found.header[:3] == ["method", "before median ms", "after median ms"]
+    assert "the excess over full divided by LoRA's" in found.note
     assert found.rows == [
         ["full", "15", "15", "10", "10", "1.000", "1.000", "", ""],
         ["LoRA", "17", "17", "12", "12", "1.000", "1.000", "1.00", "1.00"],
@@ -101,6 +106,36 @@ def test_a_process_that_fails_or_takes_another_package_is_refused(
     with pytest.raises(SystemExit, match=said):
         script.start(Path("/old"), {})
     assert [(env["PYTHONPATH"], env["OMP_NUM_THREADS"]) for env in started] == [("/old", "1")]
+
+
+def test_a_process_evaluates_gpart_within_cached_and_generates_per_token(
+    script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached, within = GPartAdapter.cached, []
+
+    @contextmanager
+    def watched(self: GPartAdapter) -> Iterator[None]:
+        with cached(self):
+            within.append(self)
+            yield
+            within.remove(self)
+
+    def in_turns(trials: dict[str, Any], job: dict[str, Any]) -> dict[str, list[float]]:
+        one = trials["gpart:weights=kept"][1].__self__
+        seen.append((one.encoder.training, one.decoder.training, all(adapter in within for adapter in one.adapters)))
+        assert (trials["lora"][0] == trials["lora"][1].__self__.train) is (len(seen) == 1)
+        return {name: [4.0, 6.0] for name in trials}
+
+    seen: list[tuple[bool, bool, bool]] = []
+    monkeypatch.setattr(GPartAdapter, "cached", watched)
+    monkeypatch.setattr(script, "in_turns", in_turns)
+    threads = torch.get_num_threads()
+    settings = LaunchSettings(layers=1, width=8, new_tokens=2, sizes=Sizes(d=5, lora_r=2))
+    samples = script.measure(script.make_job(settings))["samples"]
+    torch.set_num_threads(threads)
+    assert seen == [(True, False, False)] * 2 + [(False, False, True)] * 2
+    assert not within
+    assert (samples["eval"]["lora"], samples["generate"]["lora"]) == ([4.0, 6.0], [2.0, 3.0])
 
 
 def test_the_methods_train_what_the_bench_trains(script: Any) -> None:
