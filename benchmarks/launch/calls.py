@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
@@ -67,7 +68,7 @@ def count(weights: str) -> dict[str, int | str]:
         optimizer.step()
         optimizer.zero_grad()
     files = Counted.calls
-    moves = sum(one != other for one, other in zip(files, files[1:], strict=False))
+    moves = sum(one != other for one, other in pairwise(files))
     return {"weights": weights, "calls": len(files), "files": len(set(files)), "moves": moves}
 
 

@@ -1,8 +1,8 @@
-"""Injection into Llama-3.1-8B's q, k, v and o, 1.34 G weights: on the meta device, and its group numbers on a CPU.
+"""Injection into Llama-3.1-8B's q, k, v and o, 1.34 G weights: on the meta device, and its group indices on a CPU.
 
     python benchmarks/speed/injection.py > benchmarks/speed/injection.json
 
-Nothing but group numbers is allocated; those are computed for all weights and thrown away weight by weight, which is what a
+Nothing but group indices is allocated; those are computed for all weights and thrown away weight by weight, which is what a
 rank does that stores its own, and then once more while all are kept.
 """
 
@@ -18,8 +18,10 @@ import torch
 import transformers
 
 from gpart import GPartConfig, Partition, attach
+from gpart.ops import dispatch
 
 D = 524_288
+CPU = torch.device("cpu")
 
 
 def peak() -> int:
@@ -48,12 +50,12 @@ def main() -> None:
     start = time.perf_counter()
     for weight in adapter.plan.weights:
         ((_, _, offset),) = weight.blocks
-        numbers = partition.groups(offset, offset + weight.shape[0] * weight.shape[1])
+        numbers = dispatch.group_indices(partition, offset, offset + weight.shape[0] * weight.shape[1], CPU)
         largest = max(largest, numbers.nbytes)
     computed = time.perf_counter() - start
     in_turn = peak()
     start = time.perf_counter()
-    kept = partition.groups()
+    kept = dispatch.group_indices(partition, 0, adapter.size, CPU)
     print(
         json.dumps(
             {

@@ -112,7 +112,7 @@ def _parser() -> Parser:
     parser.add_argument("--precision", choices=PRECISIONS, help=f"default: {usual.precision}")
     parser.add_argument("--rounds", **whole, help=default("rounds"))
     parser.add_argument("--warmup", **whole, help=f"rounds before, {default('warmup')}")
-    parser.add_argument("--device", help="default: the accelerator if there is one")
+    parser.add_argument("--device", help="default: the GPU if there is one")
     parser.add_argument("--threads", **whole, help="torch's, on a CPU; default: as they are, --launch: 1")
     parser.add_argument("--seed", **whole, help=f"default: {usual.seed}")
     parser.add_argument("--output", metavar="FOLDER", help="for tables, samples and figure; default: print only")

@@ -22,7 +22,7 @@ left out, but for full fine-tuning. --memory adds what training GPart on a text 
 
 MEMORY = {
     "weights": "weights of the model",
-    "indices": "group numbers",
+    "indices": "group indices",
     "adapted": "W0 + P·theta, forward to backward",
     "masks": "dropout masks",
     "gradient": "one layer's weight gradient",

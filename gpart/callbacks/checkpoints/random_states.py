@@ -121,7 +121,7 @@ def install_random_states(trainer: Trainer) -> None:
 
 
 def read(device: torch.device) -> State:
-    """The present states of torch's generators (the processor's and the device's), Python's and numpy's.
+    """The present states of torch's generators (the CPU's and the device's), Python's and numpy's.
 
     Example:
         >>> state = read(torch.device("cpu"))

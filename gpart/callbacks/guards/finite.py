@@ -21,7 +21,7 @@ ADVICE = (
 class FiniteTheta:
     """Looks at theta after each step.
 
-    On an accelerator the answer is read a step later, when it is there: waiting for it would let the device run dry.
+    On a GPU the answer is read a step later, when it is there: waiting for it would let the device run dry.
     """
 
     _flag: Tensor | None = None

@@ -56,6 +56,7 @@ class OneFileFSDPStrategy(OneFile, FSDPStrategy):
 
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
+        """Lets ``wrap()`` in ``configure_model`` leave what is trained whole."""
         self._ignore()
         # Its wrap() makes FSDP's modules here, which look at the layers' parameters by name.
         with super().model_sharded_context(), reading_stored():

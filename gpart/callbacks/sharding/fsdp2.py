@@ -113,19 +113,23 @@ class OneFileModelParallelStrategy(OneFile, ModelParallelStrategy):
     """Gathers what is trained, by all ranks, and deals out what is read."""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
+        """What is trained, put together by all ranks."""
         return {key: _gathered(value) for key, value in super().lightning_module_state_dict().items()}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """An optimizer's state, the same way."""
         state: dict[str, Any] = tree_map(_gathered, super().optimizer_state(optimizer))
         return state
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Deals out what was put together."""
         module = self.lightning_module
         live = module.state_dict() if module is not None else {}
         state = {key: _placed(value, live.get(key)) for key, value in checkpoint["state_dict"].items()}
         super().load_model_state_dict({**checkpoint, "state_dict": state}, strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """The optimizers' states, the same way."""
         for optimizer, complete in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             numbered = dict(enumerate(value for group in optimizer.param_groups for value in group["params"]))
             state = {

@@ -21,7 +21,7 @@ from gpart.studies.bench.launch_report import excess_of
 from gpart.studies.bench.measuring import Result
 from gpart.studies.bench.report import label, summaries
 from gpart.studies.bench.settings import GPART
-from gpart.studies.bench.sweep import INDICES, PASSES, Sample, SweepSettings
+from gpart.studies.bench.sweep import INDICES, OPERATIONS, Sample, SweepSettings
 from gpart.studies.bench.timing import quantile, summarize
 from gpart.studies.bench.turns import Timing
 
@@ -70,7 +70,7 @@ def sweep_figure(settings: SweepSettings, samples: Sequence[Sample]) -> Figure:
     over_size.set(xlabel=f"D, adapted weights, at d = {settings.d:,}", ylabel="ns per adapted weight")
     over_d.set(xlabel=f"d, length of theta, at D = {swept:,}")
     figure.legend(*over_size.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle(f"The two passes alone, float32: median and quartiles of {settings.rounds} interleaved rounds")
+    figure.suptitle(f"The two operations alone, float32: median and quartiles of {settings.rounds} interleaved rounds")
     return figure
 
 
@@ -141,7 +141,7 @@ def _draw_bars(axes: Axes, bars: Mapping[str, tuple[float, float, float]], refer
 def _draw_sweep(axes: Axes, samples: Sequence[Sample], over: str) -> None:
     styles = {("expand", "stored"): (_GPART, "-"), ("expand", "computed"): (_GPART, "--")}
     styles |= {("reduce", "stored"): (_REFERENCE, "-"), ("reduce", "computed"): (_REFERENCE, "--")}
-    for kind in PASSES:
+    for kind in OPERATIONS:
         for indices in INDICES:
             line = [one for one in samples if (one.kind, one.indices) == (kind, indices)]
             line.sort(key=lambda one: int(getattr(one, over)))
@@ -151,7 +151,7 @@ def _draw_sweep(axes: Axes, samples: Sequence[Sample], over: str) -> None:
             axes.plot(xs, medians, style, color=colour, marker="o", markersize=4, label=f"{kind}, indices {indices}")
             axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set_xscale("log")
-    # A pass may take thirty times as long at one end of the sweep; no limit by hand, which the shared axis would keep.
+    # An operation may take thirty times as long at one end of the sweep; no limit by hand, which the shared axis would keep.
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter("{x:g}")

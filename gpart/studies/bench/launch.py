@@ -73,7 +73,7 @@ class LaunchSettings:
     """Generated in one call, after a prompt of 16."""
 
     device: str = "auto"
-    """The accelerator if there is one, else the CPU."""
+    """The GPU if there is one, else the CPU."""
 
     threads: int | None = 1
     """Of torch; None leaves them."""
@@ -147,7 +147,7 @@ def prepare(settings: LaunchSettings) -> LaunchResult:
     """Builds both models without weights, and applies every method to the encoder on the meta device.
 
     Raises:
-        ValueError: if a method or the device does not fit.
+        GPartError: if a method or the device does not fit.
     """
     device = find_device(settings.device)
     name = f"{settings.layers}-layer {{}} of width {settings.width}"

@@ -17,7 +17,7 @@ from gpart.version import __version__
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """The device, the processor, cores, torch's threads, the load, versions, the commit and the date (UTC).
+    """The device, the CPU, cores, torch's threads, the load, versions, the commit and the date (UTC).
 
     Example:
         >>> found = describe_machine(torch.device("cpu"))

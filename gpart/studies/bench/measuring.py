@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from gpart import GPartAdapter
+from gpart.errors import GPartError
 from gpart.studies.bench.heap import keep_freed_memory
 from gpart.studies.bench.memory import FREED, Peak, measure_peak
 from gpart.studies.bench.settings import FLOOR, FROZEN, FULL, GPART, Method, Settings, find_device
@@ -24,7 +25,7 @@ from gpart.studies.bench.subject import Subject, apply, count_trained, find_subj
 from gpart.studies.bench.timing import Trial
 from gpart.studies.bench.turns import Tell, Timing, Turns, evaluation, generation, name_shape, training
 
-GROUPS = "group numbers"
+GROUPS = "group indices"
 """The trial of computing a stored index, behind a GPart method's name."""
 
 
@@ -52,15 +53,15 @@ def prepare(settings: Settings) -> Result:
     """Checks the settings against the models, without weights: every method is applied on the meta device.
 
     Raises:
-        ValueError: if a model, a method, a shape or the device does not fit.
-        FileNotFoundError: if a model's folder has no ``config.json``.
+        GPartError: if a model, a method, a shape or the device does not fit.
+        GPartFileError: if a model's folder has no ``config.json``.
     """
     device = find_device(settings.device)
     subject = find_subject(settings.model, settings.sizes, settings.precision)
     longest = subject.longest()
     for batch, tokens in settings.shapes:
         if longest is not None and tokens > longest:
-            raise ValueError(f"shape {batch}x{tokens} has {tokens} tokens, {settings.model} takes at most {longest}")
+            raise GPartError(f"shape {batch}x{tokens} has {tokens} tokens, {settings.model} takes at most {longest}")
     trained = {method.text: count_trained(method, subject) for method in settings.chosen()}
     generator = _find_generator(settings, subject) if "generate" in settings.parts else None
     return Result(settings, subject, generator, device, trained)
@@ -104,7 +105,7 @@ def _timings(result: Result, tell: Tell) -> Iterator[Timing]:
 
 
 def _inject(result: Result, base: nn.Module, turns: Turns) -> Timing:
-    """Seconds to apply each adapter to a fresh copy of the model; GPart's group numbers, where stored, apart."""
+    """Seconds to apply each adapter to a fresh copy of the model; GPart's group indices, where stored, apart."""
     fresh: list[nn.Module] = []
     adapters: list[GPartAdapter] = []
 
@@ -170,10 +171,10 @@ def _find_generator(settings: Settings, subject: Subject) -> Subject:
         sizes = dataclasses.replace(settings.sizes, target_modules=None, modules_to_save=None, task="auto")
         found = find_subject(settings.generate, sizes, settings.precision)
     if found.task != "causal-lm":
-        raise ValueError(f"only causal-lm models generate; {settings.generate} is for {found.task}")
+        raise GPartError(f"only causal-lm models generate; {settings.generate} is for {found.task}")
     longest = found.longest()
     if longest is not None and PROMPT + settings.new_tokens > longest:
-        raise ValueError(
+        raise GPartError(
             f"{settings.new_tokens} new tokens after {PROMPT} are too many: {found.name} takes at most {longest}"
         )
     return found

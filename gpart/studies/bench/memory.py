@@ -22,6 +22,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from gpart import GPartAdapter
+from gpart.errors import GPartError
 from gpart.serialization.folder import TENSORS
 from gpart.studies.bench.settings import FLOOR, Settings, find_device, from_json, parse_method
 from gpart.studies.bench.steps import enter, make_batch
@@ -137,8 +138,8 @@ def _status(key: str) -> int:
 
 def _most_resident() -> int:
     if sys.platform == "win32":
-        raise ValueError("resident memory is not measured on Windows: leave memory out of the parts")
-    import resource
+        raise GPartError("resident memory is not measured on Windows: leave memory out of the parts")
+    import resource  # noqa: PLC0415  # Windows has no such module
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes there, kilobytes elsewhere

@@ -26,7 +26,7 @@ _NOTES = {
     " its distance from 1 is noise.",
     "generate": "Greedy decoding with the cache of keys and values, one sequence; times are per new token; GPart within"
     " cached().",
-    "inject": "Of a method applied to a fresh model. Stored group numbers are computed at the first forward pass: that"
+    "inject": "Of a method applied to a fresh model. Stored group indices are computed at the first forward pass: that"
     " has a line of its own.",
 }
 
@@ -137,8 +137,8 @@ def label(name: str) -> str:
     """A contestant's name in tables.
 
     Example:
-        >>> label("gpart group numbers"), label("unilora")
-        ('GPart: group numbers', 'Uni-LoRA')
+        >>> label("gpart group indices"), label("unilora")
+        ('GPart: group indices', 'Uni-LoRA')
     """
     if name == FREED:
         return name

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from gpart.config import INDICES, WEIGHTS, IndicesSetting, WeightsSetting
+from gpart.errors import GPartError
 from gpart.studies.bench.checks import check_lists, check_numbers
 from gpart.studies.counting.params import Settings as Sizes
 
@@ -75,7 +76,7 @@ def parse_method(text: str) -> Method:
     """Reads ``lora``, or ``gpart`` with settings: ``gpart:dropout=0.1,indices=stored,weights=kept``.
 
     Raises:
-        ValueError: if there is no such method or setting, or a value is none of the setting's.
+        GPartError: if there is no such method or setting, or a value is none of the setting's.
 
     Example:
         >>> parse_method("gpart:dropout=0.1").dropout
@@ -83,24 +84,24 @@ def parse_method(text: str) -> Method:
         >>> parse_method("prefix")
         Traceback (most recent call last):
             ...
-        ValueError: there is no method 'prefix'; there are frozen, floor, full, lora, vera, fourierft, unilora, gpart
+        gpart.errors.GPartError: there is no method 'prefix'; there are frozen, floor, full, lora, vera, fourierft, unilora, gpart
     """
     kind, colon, options = text.partition(":")
     if kind not in KINDS:
-        raise ValueError(f"there is no method {text!r}; there are {', '.join(KINDS)}")
+        raise GPartError(f"there is no method {text!r}; there are {', '.join(KINDS)}")
     if colon and kind != GPART:
-        raise ValueError(f"method {text!r}: only {GPART} has settings of its own")
+        raise GPartError(f"method {text!r}: only {GPART} has settings of its own")
     found: dict[str, Any] = {}
     for option in options.split(",") if colon else ():
         key, _, value = option.partition("=")
         choices = {"dropout": None, "indices": INDICES, "weights": WEIGHTS}
         if key not in choices:
-            raise ValueError(f"method {text!r}: gpart has no setting {key!r}; it has {', '.join(choices)}")
+            raise GPartError(f"method {text!r}: gpart has no setting {key!r}; it has {', '.join(choices)}")
         if key in found:
-            raise ValueError(f"method {text!r} has {key} twice")
+            raise GPartError(f"method {text!r} has {key} twice")
         allowed = choices[key]
         if allowed is not None and value not in allowed:
-            raise ValueError(f"method {text!r}: {key} must be one of {', '.join(allowed)}, got {value!r}")
+            raise GPartError(f"method {text!r}: {key} must be one of {', '.join(allowed)}, got {value!r}")
         found[key] = value if allowed is not None else _probability(text, value)
     return Method(text, kind, **found)
 
@@ -109,7 +110,7 @@ def parse_shape(text: str) -> tuple[int, int]:
     """Reads batch x tokens.
 
     Raises:
-        ValueError: if it is no such thing.
+        GPartError: if it is no such thing.
 
     Example:
         >>> parse_shape("8x64")
@@ -117,7 +118,7 @@ def parse_shape(text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if match is None:
-        raise ValueError(f"a shape is batch x tokens, such as 8x64; got {text!r}")
+        raise GPartError(f"a shape is batch x tokens, such as 8x64; got {text!r}")
     return int(match[1]), int(match[2])
 
 
@@ -126,7 +127,7 @@ class Settings:
     """One bench.
 
     Raises:
-        ValueError: if a value is outside its range, with the value.
+        GPartError: if a value is outside its range, with the value.
     """
 
     model: str
@@ -148,7 +149,7 @@ class Settings:
     """One of :data:`PRECISIONS`, as Lightning's."""
 
     device: str = "auto"
-    """The accelerator if there is one, else the CPU."""
+    """The GPU if there is one, else the CPU."""
 
     threads: int | None = None
     """Of torch; None leaves them."""
@@ -174,7 +175,7 @@ class Settings:
     def __post_init__(self) -> None:
         check_numbers(self, accumulate=1, rounds=1, warmup=0, new_tokens=1, threads=1)
         if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+            raise GPartError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         check_lists(self.methods, self.parts, self.shapes, PARTS)
         self.chosen()
 
@@ -205,10 +206,10 @@ def choose(names: Sequence[str]) -> list[Method]:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name; ``"auto"`` is the accelerator if there is one, else the CPU.
+    """The device of this name; ``"auto"`` is the GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: if there is no such device here.
+        GPartError: if there is no such device here.
     """
     if name == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -217,7 +218,7 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device).item()  # which the meta device cannot do
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise ValueError(f"device {name!r} cannot be used here: {error}") from error
+        raise GPartError(f"device {name!r} cannot be used here: {error}") from error
     return device
 
 
@@ -227,5 +228,5 @@ def _probability(text: str, value: str) -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number < 1:
-        raise ValueError(f"method {text!r}: dropout must be a number from 0 to below 1, got {value!r}")
+        raise GPartError(f"method {text!r}: dropout must be a number from 0 to below 1, got {value!r}")
     return number

@@ -110,7 +110,7 @@ def enter(method: Method, subject: Subject, base: nn.Module, copy: bool = True) 
         copy: whether ``base`` is left as it is.
 
     Raises:
-        ValueError: if the method cannot be applied to the model.
+        GPartError: if the method cannot be applied to the model.
     """
     model = deepcopy(base) if copy else base
     adapter = apply(method, subject, model)

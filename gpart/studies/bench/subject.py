@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 
 from gpart import GPartAdapter, GPartConfig, attach
 from gpart.callbacks import LinearProbe
+from gpart.errors import GPartError
 from gpart.injection.targets import Plan, plan, saved_parameters
 from gpart.studies import architectures
 from gpart.studies.architectures import build, default_head, default_targets, find_task
@@ -74,13 +75,13 @@ def find_subject(name: str, sizes: Sizes, precision: str) -> Subject:
     """The subject of this name, without any weights yet.
 
     Raises:
-        ValueError: if the model is unknown or no text model, or a setting does not fit it.
-        FileNotFoundError: if the folder has no ``config.json``.
+        GPartError: if the model is unknown or no text model, or a setting does not fit it.
+        GPartFileError: if the folder has no ``config.json``.
     """
     config = architectures.config(name)
     task = find_task(config) if sizes.task == "auto" else sizes.task
     if task not in TEXT:
-        raise ValueError(f"what is measured are {' and '.join(TEXT)} models; {name} is for {task}")
+        raise GPartError(f"what is measured are {' and '.join(TEXT)} models; {name} is for {task}")
     return make_subject(name, config, task, sizes, precision)
 
 
@@ -95,7 +96,7 @@ def make_subject(name: str, config: PretrainedConfig, task: str, sizes: Sizes, p
         precision: Lightning's.
 
     Raises:
-        ValueError: if a setting does not fit it.
+        GPartError: if a setting does not fit it.
     """
     config.num_labels = sizes.num_labels
     if getattr(config, "pad_token_id", None) is None:
@@ -115,7 +116,7 @@ def apply(method: Method, subject: Subject, model: nn.Module) -> GPartAdapter | 
         GPart's adapter; None of the other methods.
 
     Raises:
-        ValueError: if it cannot be applied to this model, with the method and the layers.
+        GPartError: if it cannot be applied to this model, with the method and the layers.
     """
     sizes, head = subject.sizes, subject.head
     if method.kind == GPART:
@@ -128,7 +129,7 @@ def apply(method: Method, subject: Subject, model: nn.Module) -> GPartAdapter | 
         except (ValueError, TypeError, NotImplementedError) as error:  # what PEFT raises for what it cannot do
             _, size, field = PEFT[method.kind]
             value = getattr(sizes, field)
-            raise ValueError(
+            raise GPartError(
                 f"{method.label} ({size} = {value}) cannot be applied to {subject.targets} of {subject.name}: {error}"
             ) from error
         return None
@@ -148,7 +149,7 @@ def count_trained(method: Method, subject: Subject) -> int:
     """The numbers that a method trains beside the head, from a copy of the model on the meta device.
 
     Raises:
-        ValueError: if the method cannot be applied to the model.
+        GPartError: if the method cannot be applied to the model.
     """
     model = build(subject.config, subject.task)
     apply(method, subject, model)

@@ -1,7 +1,7 @@
-"""What the two passes alone cost, over D at one d and over d at one D, with stored and with computed group numbers.
+"""What the two operations alone cost, over D at one d and over d at one D, with stored and with computed group indices.
 
 Invariant: every point works on the first weights of one stack, so that all have the same memory behind them, and all
-points and both passes are interleaved. Expand writes W0 + P·theta into memory that is there; reduce adds all
+points and both operations are interleaved. Expand writes W0 + P·theta into memory that is there; reduce adds all
 weights' gradients to one buffer, as a backward pass does.
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gpart.config import INDICES as SETTINGS
 from gpart.config import MemoryPolicy
+from gpart.errors import GPartError
 from gpart.injection.targets import AdaptedWeight
 from gpart.materialize.group_index import GroupIndex
 from gpart.ops.autograd import scale
@@ -27,7 +28,7 @@ from gpart.studies.bench.checks import check_numbers
 from gpart.studies.bench.settings import find_device
 from gpart.studies.bench.timing import Tell, Trial, interleave
 
-PASSES = ("expand", "reduce")
+OPERATIONS = ("expand", "reduce")
 INDICES = tuple(setting for setting in SETTINGS if setting != "auto")
 
 
@@ -36,7 +37,7 @@ class SweepSettings:
     """The points.
 
     Raises:
-        ValueError: if a number is outside its range, with the number.
+        GPartError: if a number is outside its range, with the number.
     """
 
     width: int = 1024
@@ -65,11 +66,11 @@ class SweepSettings:
         for name, most in (("weights", None), ("ds", self.at_weights * self.width**2)):
             values = getattr(self, name)
             if not values or min(values) < 1:
-                raise ValueError(f"{name} must be whole numbers, 1 or more, got {values}")
+                raise GPartError(f"{name} must be whole numbers, 1 or more, got {values}")
             if most is not None and max(values) > most:
-                raise ValueError(f"d={max(values)} is more than the {most} weights that d is swept at")
+                raise GPartError(f"d={max(values)} is more than the {most} weights that d is swept at")
         if self.d > (size := min(self.weights) * self.width**2):
-            raise ValueError(f"d={self.d} is more than the {size} weights of the smallest D")
+            raise GPartError(f"d={self.d} is more than the {size} weights of the smallest D")
 
     @property
     def points(self) -> list[tuple[int, int]]:
@@ -87,13 +88,13 @@ class Sample:
 
     d: int
     kind: str
-    """One of :data:`PASSES`."""
+    """One of :data:`OPERATIONS`."""
 
     indices: str
     """One of :data:`INDICES`."""
 
     seconds: list[float]
-    """Of one pass over all D weights, one for each round."""
+    """Of one operation over all D weights, one for each round."""
 
 
 def run_sweep(settings: SweepSettings, tell: Tell) -> list[Sample]:
@@ -101,10 +102,10 @@ def run_sweep(settings: SweepSettings, tell: Tell) -> list[Sample]:
 
     Args:
         settings: the points.
-        tell: is called after each timed pass.
+        tell: is called after each timed operation.
 
     Raises:
-        ValueError: if there is no such device.
+        GPartError: if there is no such device.
     """
     device = find_device(settings.device)
     if settings.threads:
@@ -120,12 +121,12 @@ def run_sweep(settings: SweepSettings, tell: Tell) -> list[Sample]:
         size = count * settings.width**2
         scaled = scale(torch.randn(d, generator=generator).to(device), size)
         for indices in INDICES:
-            parts = make_parts(settings, count, d, indices == "stored", device)
-            passes: dict[str, Callable[[], object]] = {
-                "expand": partial(expand_all, out, scaled, stack[:count], parts),
-                "reduce": partial(reduce_all, stack[:count], parts, d),
+            blocks = make_blocks(settings, count, d, indices == "stored", device)
+            operations: dict[str, Callable[[], object]] = {
+                "expand": partial(expand_all, out, scaled, stack[:count], blocks),
+                "reduce": partial(reduce_all, stack[:count], blocks, d),
             }
-            for kind, run in passes.items():
+            for kind, run in operations.items():
                 name = f"{kind}, {indices}, D = {size}, d = {d}"
                 trials[name], points[name] = Trial(run), (size, d, kind, indices)
     samples = interleave(
@@ -139,10 +140,10 @@ def run_sweep(settings: SweepSettings, tell: Tell) -> list[Sample]:
     return [Sample(*points[name], seconds) for name, seconds in samples.items()]
 
 
-def make_parts(
+def make_blocks(
     settings: SweepSettings, count: int, d: int, stored: bool, device: torch.device
 ) -> list[tuple[Block, ...]]:
-    """Each weight's blocks with their group numbers, as an adapter makes them."""
+    """Each weight's blocks with their group indices, as an adapter makes them."""
     width = settings.width
     index = GroupIndex(Partition(count * width**2, d, settings.seed), MemoryPolicy("stored" if stored else "computed"))
     weights = [
@@ -152,15 +153,15 @@ def make_parts(
     return [index.build(weight, device) for weight in weights]
 
 
-def expand_all(out: list[Tensor], scaled: Tensor, stack: list[Tensor], parts: list[tuple[Block, ...]]) -> None:
+def expand_all(out: list[Tensor], scaled: Tensor, stack: list[Tensor], blocks: list[tuple[Block, ...]]) -> None:
     """W0 + P·theta of every weight, into the first tensors of ``out``."""
-    for target, weight, part in zip(out, stack, parts, strict=False):
-        expand_into(target, scaled, weight, part)
+    for target, weight, block in zip(out, stack, blocks, strict=False):
+        expand_into(target, scaled, weight, block)
 
 
-def reduce_all(grads: list[Tensor], parts: list[tuple[Block, ...]], d: int) -> Tensor:
+def reduce_all(grads: list[Tensor], blocks: list[tuple[Block, ...]], d: int) -> Tensor:
     """The sums over groups of all weights' gradients, as a backward pass takes them; shape (d,)."""
     sums = GroupSums(d, grads[0].device)
-    for grad, part in zip(grads, parts, strict=True):
-        sums.add(grad, part)
+    for grad, block in zip(grads, blocks, strict=True):
+        sums.add(grad, block)
     return sums.total(torch.float32)

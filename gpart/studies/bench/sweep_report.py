@@ -8,9 +8,9 @@ from statistics import median
 from typing import Any
 
 from gpart.studies.bench.report import Sheet, describe
-from gpart.studies.bench.sweep import INDICES, PASSES, Sample, SweepSettings
+from gpart.studies.bench.sweep import INDICES, OPERATIONS, Sample, SweepSettings
 
-_COLUMNS = [(kind, indices) for kind in PASSES for indices in INDICES]
+_COLUMNS = [(kind, indices) for kind in OPERATIONS for indices in INDICES]
 
 
 def nanoseconds(sample: Sample) -> float:
@@ -42,7 +42,7 @@ def sheets(settings: SweepSettings, samples: Sequence[Sample]) -> list[Sheet]:
 
 def about(machine: dict[str, Any], command: str) -> list[str]:
     """What was measured, where and when, one fact a line."""
-    return ["# The two passes alone", "", f"- command: `{command}`", *describe(machine)]
+    return ["# The two operations alone", "", f"- command: `{command}`", *describe(machine)]
 
 
 def content(

@@ -87,7 +87,7 @@ class MemoryPlan:
     weights: int
     """All the model's parameters but theta."""
     indices: int
-    """The group number of each adapted weight, int16 where d is at most 32,768, else int32; none where computed."""
+    """The group index of each adapted weight, int16 where d is at most 32,768, else int32; none where computed."""
     adapted: int
     """W0 + P·theta of every adapted layer, kept from the forward to the backward pass; the largest where recomputed."""
     masks: int

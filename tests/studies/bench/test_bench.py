@@ -19,7 +19,7 @@ from gpart.studies.bench.memory import FREED, measure_peak, train_and_measure
 from gpart.studies.bench.settings import METHODS, Settings, parse_method
 from gpart.studies.bench.steps import Contestant, enter, make_batch
 from gpart.studies.bench.subject import Subject, find_subject, trained_parameters
-from gpart.studies.bench.sweep import Sample, SweepSettings, expand_all, make_parts, reduce_all
+from gpart.studies.bench.sweep import Sample, SweepSettings, expand_all, make_blocks, reduce_all
 from gpart.studies.counting.params import Settings as Sizes
 from gpart.studies.counting.params import count_parameters
 
@@ -175,7 +175,7 @@ def test_a_process_that_fails_says_why(encoder: str) -> None:
 @pytest.mark.parametrize("stored", [True, False])
 def test_the_sweep_runs_the_adapters_own_passes(stored: bool) -> None:
     settings = SweepSettings(width=4, weights=[2], at_weights=2, ds=[32], d=5)
-    blocks = make_parts(settings, 2, 5, stored, CPU)
+    blocks = make_blocks(settings, 2, 5, stored, CPU)
     stack = [torch.arange(16.0).view(4, 4), torch.ones(4, 4)]
     out = [torch.zeros(4, 4) for _ in range(3)]
     groups = torch.cat([part.indices[slice(0, 16)] for (part,) in blocks]).long()
@@ -220,7 +220,7 @@ def test_a_whole_run_writes_every_part_with_every_method(
     found = json.loads((folder / "bench.json").read_text())
     timings = {timing["title"]: timing for timing in found["timings"]}
     every, ours = set(METHODS), {"gpart", "gpart:dropout=0.1", "gpart:indices=computed,weights=recomputed"}
-    numbers = {f"{name} group numbers" for name in ("gpart", "gpart:dropout=0.1")}
+    numbers = {f"{name} group indices" for name in ("gpart", "gpart:dropout=0.1")}
     assert {title: set(timing["samples"]) for title, timing in timings.items()} == {
         "inject": ours | numbers | {"lora", "vera", "fourierft", "unilora"},
         "train 2x5": every,

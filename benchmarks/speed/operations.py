@@ -1,8 +1,8 @@
-"""Both passes over RoBERTa-base's adapted weights, by torch's operations and in C, in turns, as JSON.
+"""Both operations over RoBERTa-base's adapted weights, by the reference and in C, in turns, as JSON.
 
-Group numbers are stored in two bytes, in four, or computed; all six ways give the same bits, which is checked first.
+Group indices are stored in two bytes, in four, or computed; all six ways give the same bits, which is checked first.
 
-python benchmarks/speed/passes.py > benchmarks/speed/passes.json
+python benchmarks/speed/operations.py > benchmarks/speed/operations.json
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 import torch
 from torch import Tensor
 
+from gpart.ops import dispatch
 from gpart.ops.block import Block, ComputedIndices, Entries
 from gpart.ops.sums import GroupSums
 from gpart.partition import Partition
@@ -37,15 +38,15 @@ def main() -> None:
     base, grads = (torch.randn(WEIGHTS, size) for _ in range(2))
     out, scaled = torch.empty_like(base), torch.randn(D)
 
-    def expand(groups: list[Entries]) -> Tensor:
-        for number, numbers in enumerate(groups):
-            add_chunks(out[number], scaled, base[number], Block(numbers, 0, 0, size))
+    def expand(indices: list[Entries]) -> Tensor:
+        for number, entries in enumerate(indices):
+            dispatch.expand_block(out[number], scaled, base[number], Block(entries, 0, 0, size))
         return out
 
-    def reduce(groups: list[Entries]) -> Tensor:
+    def reduce(indices: list[Entries]) -> Tensor:
         sums = GroupSums(D, cpu)
-        for number, numbers in enumerate(groups):
-            sums.add_block(grads[number], Block(numbers, 0, 0, size))
+        for number, entries in enumerate(indices):
+            sums.add_block(grads[number], Block(entries, 0, 0, size))
         return sums.total(torch.float32)
 
     sources: dict[str, list[Entries]] = {
@@ -53,17 +54,18 @@ def main() -> None:
         for dtype in (torch.int16, torch.int32)
     }
     sources["computed"] = [ComputedIndices(partition, i * size, size, cpu) for i in range(WEIGHTS)]
-    if native._ready() is None:
-        raise SystemExit("native.c is not used here: there is nothing to compare")
-    least = {"C": native._LEAST, "torch": 1 << 62}  # the smallest stretch that C is used for
-    passes: dict[str, Callable[[list[Entries]], Tensor]] = {"expand": expand, "reduce": reduce}
-    ways = [(name, by, source) for name in passes for by in least for source in sources]
+    library, reason = dispatch.cpu_library()
+    if library is None:
+        raise SystemExit(f"cpu.c is not used here, there is nothing to compare: {reason}")
+    least = {"C": dispatch.LEAST, "torch": 1 << 62}  # the smallest stretch that C is used for
+    operations: dict[str, Callable[[list[Entries]], Tensor]] = {"expand": expand, "reduce": reduce}
+    ways = [(name, by, source) for name in operations for by in least for source in sources]
 
     def run(name: str, by: str, source: str) -> Tensor:
-        native._LEAST = least[by]
-        return passes[name](sources[source])
+        dispatch.LEAST = least[by]
+        return operations[name](sources[source])
 
-    for name in passes:
+    for name in operations:
         first, *others = (run(*way).clone() for way in ways if way[0] == name)
         if not all(torch.equal(first, other) for other in others):
             raise SystemExit(f"{name}: not all ways give the same numbers")
