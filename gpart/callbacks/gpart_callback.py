@@ -275,8 +275,10 @@ class GPartCallback(MethodCallback):
         """Writes the adapter folder, if one was asked for."""
         if self.save_folder is None:
             return
-        if self.adapter.sharded or trainer.is_global_zero:  # what is sharded is gathered by all ranks
+        if self.adapter.sharded:  # all ranks gather what is in parts
             self.adapter.save(self.save_folder, write=trainer.is_global_zero)
+        elif trainer.is_global_zero:
+            self.adapter.save(self.save_folder)
         rank_zero_info(f"adapter written to {self.save_folder}")
 
     def _warn_if_unrepresentable(self, trainer: Trainer) -> None:

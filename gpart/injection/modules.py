@@ -14,9 +14,9 @@ parametrize`` does the like, but moves the parameter to another name, and takes 
 from __future__ import annotations
 
 import copyreg
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +26,9 @@ from torch.nn.utils import parametrize
 from gpart.errors import GPartError
 from gpart.injection.names import READERS, stored
 from gpart.injection.targets import AdaptedWeight
+
+_MOVERS = ("torch.distributed.", "accelerate.")
+"""Who moves parameters about, and asks a layer for them by their names: FSDP 1 and 2, offloading. They get W0."""
 
 CONTAINER = "gpart"
 """Name of the child of the adapted module that holds its adapters; theta's key is ``gpart.<adapter name>.theta``."""
@@ -190,21 +193,9 @@ def _new(plain: type[nn.Module], attributes: tuple[str, ...]) -> nn.Module:
     return cls.__new__(cls)
 
 
-class _Reads(threading.local):
-    stored = 0
-
-
-_reads = _Reads()
-
-
-@contextmanager
-def reading_stored() -> Iterator[None]:
-    """Within it, in this thread, an adapted layer gives what it stores, W0: for code that moves parameters about."""
-    _reads.stored += 1
-    try:
-        yield
-    finally:
-        _reads.stored -= 1
+def _module_of(frame: FrameType) -> str:
+    """The module that a frame's code stands in."""
+    return frame.f_globals.get("__name__") or ""
 
 
 def _weight_property(attribute: str) -> property:
@@ -212,7 +203,8 @@ def _weight_property(attribute: str) -> property:
         base: Tensor | None = self._parameters.get(attribute)
         if base is None:
             base = stored(self, attribute)
-        if _reads.stored:
+        # f_globals: a function of torch's sharding may ask at any time, in any thread.
+        if not torch.compiler.is_compiling() and _module_of(sys._getframe(1)).startswith(_MOVERS):
             return base
         reader, weight = self.__dict__[READERS][attribute]
         try:

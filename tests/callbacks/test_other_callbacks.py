@@ -208,7 +208,7 @@ def test_backbone_finetuning_of_the_adapted_network_is_refused_before_it_trains_
     before = module.net[0].weight.detach().clone()
     tuning = BackboneFinetuning(unfreeze_backbone_at_epoch=1, backbone_initial_lr=0.1)
     trainer = lit_trainer(*([method, tuning] if first else [tuning, method]), max_epochs=3)
-    with pytest.raises(ValueError, match=r"2 parameters that GPartCallback froze are to be trained again.*0\.param"):
+    with pytest.raises(ValueError, match=r"2 parameters that GPartCallback froze are to be trained again.*0\.weight"):
         trainer.fit(module, lit_loader())
     assert trainer.current_epoch == 1
     assert torch.equal(method.adapter.base_parameters()["0.weight"], before)

@@ -17,11 +17,9 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.distributed.fsdp._flat_param import FlatParamHandle
 
 from gpart.callbacks.sharding.one_file import OneFile, become
 from gpart.errors import GPartError
-from gpart.injection.modules import reading_stored
 from gpart.injection.names import named_parameters
 
 _INSIDE = "_fsdp_wrapped_module."
@@ -58,8 +56,7 @@ class OneFileFSDPStrategy(OneFile, FSDPStrategy):
     def model_sharded_context(self) -> Iterator[None]:
         """Lets ``wrap()`` in ``configure_model`` leave what is trained whole."""
         self._ignore()
-        # Its wrap() makes FSDP's modules here, which look at the layers' parameters by name.
-        with super().model_sharded_context(), reading_stored():
+        with super().model_sharded_context():
             yield
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
@@ -73,8 +70,7 @@ class OneFileFSDPStrategy(OneFile, FSDPStrategy):
             )
         for value in self.kwargs["ignored_states"]:
             value.data = value.data.to(self.root_device)  # FSDP moves what it manages only
-        with reading_stored():
-            wrapped = super()._setup_model(model)
+        wrapped = super()._setup_model(model)
         _check_wrapping(wrapped, model, trained)
         for value in trained:
             torch.distributed.broadcast(value.detach(), 0)
@@ -82,38 +78,8 @@ class OneFileFSDPStrategy(OneFile, FSDPStrategy):
         for part in model.modules():
             if isinstance(part, FullyShardedDataParallel):
                 _let_shards_be(part)
-                if part._handle is not None:
-                    part._handle.__class__ = _Handle
         model.__dict__[_ROOT] = wrapped  # not as a submodule
         return wrapped
-
-
-class _Handle(FlatParamHandle):
-    """FSDP's own, whose methods that look at a layer's parameters by name find W0 there, and not W0 + P·theta."""
-
-    def _use_unsharded_views(self, as_params: bool) -> None:
-        with reading_stored():
-            super()._use_unsharded_views(as_params)
-
-    def _use_unsharded_grad_views(self) -> None:
-        with reading_stored():
-            super()._use_unsharded_grad_views()
-
-    def _use_sharded_views(self) -> None:
-        with reading_stored():
-            super()._use_sharded_views()
-
-    def _use_sharded_grad_views(self) -> None:
-        with reading_stored():
-            super()._use_sharded_grad_views()
-
-    def _writeback_orig_params(self) -> bool:
-        with reading_stored():
-            return bool(super()._writeback_orig_params())
-
-    def _deregister_orig_params(self) -> None:
-        with reading_stored():
-            super()._deregister_orig_params()  # type: ignore[no-untyped-call]  # the same
 
 
 def _averaged(grad: Tensor) -> Tensor:

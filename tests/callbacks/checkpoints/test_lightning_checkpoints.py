@@ -480,6 +480,6 @@ def test_the_config_in_a_checkpoint_is_the_adapters(tmp_path: Path) -> None:
     _, _, path = fitted(tmp_path)
     manifest = torch.load(path, weights_only=True)["gpart"]["manifest"]
     config = GPartConfig(d=10, target_modules=["0"], modules_to_save=["4"])
-    assert GPartConfig.from_dict(manifest["config"]) == config
+    assert GPartConfig(**manifest["config"]) == config
     adapter = attach(Module().net, config)
     assert manifest["size"] == adapter.size

@@ -244,4 +244,4 @@ def test_studies_know_neither_the_command_nor_an_adapter() -> None:
         tree = ast.parse((folder / "experiments" / f"{name}.py").read_text())
         names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         known = {found for found in names if found.startswith("gpart") and not found.startswith("gpart.studies.")}
-        assert known <= {"gpart.loading"}, name  # how a file is replaced as a whole
+        assert known <= {"gpart.serialization.atomic", "gpart.errors"}, name  # how a file is replaced as a whole
