@@ -33,8 +33,8 @@ def check_strategy(trainer: Trainer) -> None:
     strategy = trainer.strategy
     if (method := getattr(strategy, "_start_method", None)) in ("spawn", "forkserver"):
         raise GPartError(
-            f"strategy 'ddp_{method}' is not supported: an adapted module cannot be pickled, and the parent, which reads"
-            " what was trained without strictness, would go on without it; use strategy 'ddp', or 'ddp_fork' or"
+            f"strategy 'ddp_{method}' is not supported: the processes attach copies of their own, and the parent, which"
+            " reads what was trained without strictness, would go on without theta; use strategy 'ddp', or 'ddp_fork' or"
             " 'ddp_notebook' with an adapter that is attached before fit"
         )
     if isinstance(strategy, DeepSpeedStrategy):

@@ -61,8 +61,8 @@ SHARDED = {
     },
     # 16 + 128 numbers and 16 + 256, the flat vector of each layer halved
     "fsdp1": {
-        "0.bias": [[16], [0]], "0.weight": [[56], [72]],
-        "2.bias": [[16], [0]], "2.weight": [[120], [136]], **TRAINED,
+        "0.bias": [[0], [16]], "0.weight": [[72], [56]],
+        "2.bias": [[0], [16]], "2.weight": [[136], [120]], **TRAINED,
     },
 }  # fmt: skip
 
