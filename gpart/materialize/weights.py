@@ -3,7 +3,7 @@ r"""The one door: what a layer reads as its weight, when W0 + P·theta is comput
 Invariant: the mode changes time and memory only. Within one forward pass every read of a weight gives the same numbers,
 with one dropout mask.
 
-| moment \\ mode                     | kept                         | forward              | recomputed                    |
+| moment \ mode                     | kept                         | forward              | recomputed                    |
 | --------------------------------- | ---------------------------- | -------------------- | ----------------------------- |
 | forward pass, gradients on        | from the cache, with a graph | computed             | computed                      |
 | the same, read again              | until the pass ends          | until the pass ends  | while the layer runs          |
