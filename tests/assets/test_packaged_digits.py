@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from gpart.assets.digits import ROWS, convert
 from gpart.datamodules.vision.folders import read_folders
+from gpart.errors import GPartError
 
 
 def table() -> np.ndarray:
@@ -55,7 +57,7 @@ def test_every_row_becomes_its_picture(tmp_path: Path) -> None:
 def test_another_table_is_refused_and_nothing_written(tmp_path: Path, damage: object, message: str) -> None:
     assert callable(damage)
     (folder := tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(GPartError, match=message):
         convert(write(tmp_path / "source", damage(table())), folder)
     assert list(folder.iterdir()) == []
 
@@ -68,6 +70,16 @@ def test_another_table_is_refused_and_nothing_written(tmp_path: Path, damage: ob
 def test_what_is_no_table_is_refused(tmp_path: Path, content: bytes) -> None:
     (folder := tmp_path / "out").mkdir()
     (source := tmp_path / "source").write_bytes(content)
-    with pytest.raises(ValueError, match="source is no table of digits"):
+    with pytest.raises(GPartError, match="source is no table of digits"):
         convert(source, folder)
     assert list(folder.iterdir()) == []
+
+
+def test_a_failing_disk_is_not_taken_for_a_damaged_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, "the disk failed")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(OSError, match="the disk failed") as caught:
+        convert(tmp_path / "source", tmp_path)
+    assert not isinstance(caught.value, GPartError)

@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Di
 from gpart.assets import dinov2
 from gpart.assets.dinov2 import CONFIG, Graph, Node, convert, read, shapes
 from gpart.assets.fetching import fetch
+from gpart.errors import GPartError
 
 MATRICES = (".query.weight", ".key.weight", ".value.weight", ".dense.weight", ".fc1.weight", ".fc2.weight")
 
@@ -165,7 +166,7 @@ def test_wrong_tensors_are_named_and_nothing_is_written(
 ) -> None:
     change, message = WRONG[what]
     given(monkeypatch, change(graph))
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(GPartError, match=message) as caught:
         convert(folder / "x.onnx", folder)
     assert str(folder / "x.onnx") in str(caught.value)
     assert not list(folder.iterdir())
@@ -174,7 +175,7 @@ def test_wrong_tensors_are_named_and_nothing_is_written(
 def test_without_onnx_the_way_to_get_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPART_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ValueError, match=r"pip install 'gpart-lightning\[vision\]'"):
+    with pytest.raises(GPartError, match=r"pip install 'gpart-lightning\[vision\]'"):
         fetch("dinov2-small")
     assert not (tmp_path / "cache").exists()
 
@@ -208,7 +209,7 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path, folder: Path, graph: Gr
         write_onnx(path, Graph({"x": np.ones(1000, np.float32)}, ()))
         content = path.read_bytes()[:-500]
     path.write_bytes(content)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(GPartError) as caught:
         convert(path, folder)
     assert str(path) in str(caught.value)
     assert not list(folder.iterdir())
@@ -224,7 +225,7 @@ def test_tensor_without_sense_is_refused(tmp_path: Path, field: str) -> None:
     else:
         model.graph.initializer[0].data_type = onnx.TensorProto.UNDEFINED
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(ValueError, match="can't be read as an ONNX file"):
+    with pytest.raises(GPartError, match="can't be read as an ONNX file"):
         read(path)
 
 
@@ -235,5 +236,5 @@ def test_tensor_in_another_file_is_refused(tmp_path: Path, monkeypatch: pytest.M
     onnx.save(model, path, save_as_external_data=True, location="data", size_threshold=0)
     assert (tmp_path / "data").is_file()
     monkeypatch.chdir(tmp_path)  # where a reader would look for it
-    with pytest.raises(ValueError, match=r"\['secret'\] \(1\) lie in another file"):
+    with pytest.raises(GPartError, match=r"\['secret'\] \(1\) lie in another file"):
         read(path)

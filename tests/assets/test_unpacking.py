@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpart.assets.unpacking import unpack
+from gpart.errors import GPartError
 
 TREE = [("pkg/images/", "images/")]
 PICTURES = {"pkg/images/a.jpg": b"first", "pkg/images/deep/er/b-2_x.jpg": b"second"}
@@ -86,7 +87,7 @@ def test_hostile_names_are_refused(path: Path, tmp_path: Path, name: str) -> Non
     with tarfile.open(path) if path.suffix == ".gz" else zipfile.ZipFile(path) as archive:
         names = archive.getnames() if isinstance(archive, tarfile.TarFile) else archive.namelist()
     assert name.removesuffix("/") in [found.removesuffix("/") for found in names]  # the archive does hold it
-    with pytest.raises(ValueError, match="could lead out") as caught:
+    with pytest.raises(GPartError, match="could lead out") as caught:
         unpack(path, TREE, tmp_path / "out")
     assert repr(name.removesuffix("/"))[1:-1] in str(caught.value)
     assert str(path) in str(caught.value)
@@ -107,7 +108,7 @@ def test_nul_in_a_name_is_refused(tmp_path: Path) -> None:
     path = make(tmp_path / "x.whl", {"pkg/images/a.jpg#../x": b"evil"})
     path.write_bytes(path.read_bytes().replace(b"a.jpg#", b"a.jpg\0"))
     assert zipfile.ZipFile(path).namelist() == ["pkg/images/a.jpg"]
-    with pytest.raises(ValueError, match=r"a\.jpg\\x00"):
+    with pytest.raises(GPartError, match=r"a\.jpg\\x00"):
         unpack(path, TREE, tmp_path / "out")
     assert files(tmp_path / "out") == {}
 
@@ -115,14 +116,14 @@ def test_nul_in_a_name_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("second", ["pkg/images/a.jpg", "pkg/images/a.jpg/b.jpg", "pkg/images/a.jpg/deep/b.jpg"])
 def test_name_that_is_there_twice(path: Path, tmp_path: Path, second: str) -> None:
     make(path, [("pkg/images/a.jpg", b"first"), (second, b"second")])
-    with pytest.raises(ValueError, match=r"more than one member would become 'images/a\.jpg"):
+    with pytest.raises(GPartError, match=r"more than one member would become 'images/a\.jpg"):
         unpack(path, TREE, tmp_path / "out")
 
 
 @pytest.mark.parametrize("content", [{"pkg/images/": b""}, {"pkg/other.txt": b"x"}, {"pkg/images": b"a file"}])
 def test_folder_without_files(path: Path, tmp_path: Path, content: dict[str, bytes]) -> None:
     make(path, content)
-    with pytest.raises(ValueError, match=r"has no file below 'pkg/images/'"):
+    with pytest.raises(GPartError, match=r"has no file below 'pkg/images/'"):
         unpack(path, TREE, tmp_path / "out")
 
 
@@ -134,7 +135,7 @@ def test_links_do_not_lead_out_of_a_tar(tmp_path: Path, target: str, kind: bytes
     link.type, link.linkname = kind, target
     with tarfile.open(path, "w:gz") as tarred:
         tarred.addfile(link)
-    with pytest.raises(ValueError, match=r"no member 'pkg/images/link\.jpg'"):
+    with pytest.raises(GPartError, match=r"no member 'pkg/images/link\.jpg'"):
         unpack(path, TREE, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.jpg"))
 
@@ -145,7 +146,7 @@ def test_device_in_a_tar_is_no_file(tmp_path: Path) -> None:
     pipe.type = tarfile.FIFOTYPE
     with tarfile.open(path, "w:gz") as tarred:
         tarred.addfile(pipe)
-    with pytest.raises(ValueError, match=r"'pkg/images/pipe\.jpg' is not a file"):
+    with pytest.raises(GPartError, match=r"'pkg/images/pipe\.jpg' is not a file"):
         unpack(path, TREE, tmp_path / "out")
 
 
@@ -154,5 +155,5 @@ def test_damaged_archive_names_the_folder(path: Path, tmp_path: Path, keep: floa
     make(path, {"pkg/images/a.jpg": random.Random(0).randbytes(50_000)})
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data))])
-    with pytest.raises(ValueError, match=r"can't read 'pkg/images/', the archive is damaged"):
+    with pytest.raises(GPartError, match=r"can't read 'pkg/images/', the archive is damaged"):
         unpack(path, TREE, tmp_path / "out")
