@@ -1,7 +1,7 @@
-"""What the DataModules share: the order of the training rows is the run's own, also in a resumed run.
+"""The base class of the DataModules: the order of the training rows is reproducible, and a run can be resumed.
 
-Invariant: the order of an epoch's training rows is a function of (run's seed, epoch), on any number of ranks and worker
-processes; a checkpoint keeps the run's seed.
+Invariant: the order of an epoch's training rows is a function of (run's seed, epoch), for any number of ranks and of
+worker processes. A checkpoint keeps the run's seed.
 """
 
 from __future__ import annotations
@@ -16,36 +16,64 @@ from torch.utils.data import Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from gpart.datamodules.common.epoch_sampler import EpochSampler
+from gpart.errors import GPartError
+
+
+def check_loading(num_workers: int, **sizes: int) -> None:
+    """Checks the settings of the data loaders, before any data is read.
+
+    Args:
+        num_workers: must be 0 or more.
+        sizes: settings that must be 1 or more, by name.
+
+    Raises:
+        GPartError: if a setting is out of its range.
+
+    Example:
+        >>> check_loading(num_workers=0, batch_size=0)
+        Traceback (most recent call last):
+            ...
+        gpart.errors.GPartError: batch_size must be at least 1, got 0
+    """
+    if num_workers < 0:
+        raise GPartError(f"num_workers must be at least 0, got {num_workers}")
+    for name, size in sizes.items():
+        if size < 1:
+            raise GPartError(f"{name} must be at least 1, got {size}")
 
 
 @dataclass(frozen=True)
 class TrainerProgress:
-    """How far a trainer's fit is, right also where it resumes."""
+    """How far a trainer's fit is. It is also right when the fit is resumed."""
 
     trainer: Trainer
 
     @property
     def epoch(self) -> int:
-        """The epoch under way, from 0.
+        """The current epoch, counted from 0.
 
-        Lightning tells samplers how many epochs are ``processed``, of which it counts one twice where a run by steps
-        resumes from an epoch's end; ``completed`` is right.
+        Lightning itself gives samplers the number of ``processed`` epochs. If a run with ``max_steps`` resumes at an
+        epoch's end, Lightning counts that epoch twice there. The number of ``completed`` epochs is right.
         """
         return int(self.trainer.fit_loop.epoch_progress.current.completed)
 
     @property
     def between_epochs(self) -> bool:
-        """Whether it resumes from an epoch's end, and will make another iterator before it takes a step.
+        """Whether the trainer resumes at an epoch's end, and will make a new iterator before it takes a step.
 
-        A run by steps then goes through the ended epoch once more, without a step where the iterator is at its end.
+        A run with ``max_steps`` then goes through the finished epoch once more; it takes no step if the iterator is at
+        its end.
         """
         loop = self.trainer.fit_loop
-        total: Any = loop.epoch_progress.total  # declared as a base of what it is
+        total: Any = loop.epoch_progress.total  # Lightning declares it with a base class
         return bool(loop._iteration_based_training() and total.completed == total.processed - 1 == total.started - 1)
 
 
 class SeededDataModule(LightningDataModule):
-    """A DataModule whose training rows are sampled by :class:`EpochSampler`; its hyperparameters have a ``seed``."""
+    """A DataModule whose training rows are sampled by :class:`EpochSampler`.
+
+    A subclass saves the hyperparameters ``seed`` and ``num_workers``.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,29 +81,32 @@ class SeededDataModule(LightningDataModule):
 
     @property
     def run_seed(self) -> str:
-        """The seed of ``seed_everything``, if there is one, with the DataModule's own."""
+        """The run's seed: the seed of ``seed_everything``, if it was called, together with the DataModule's own."""
         if self._run is None:
-            # As Lightning's own samplers: the launcher hands this variable to every rank.
+            # seed_everything sets this variable, and the launcher passes it to every rank.
             self._run = f"{os.environ.get('PL_GLOBAL_SEED', '')}:{self.hparams['seed']}"
         return self._run
 
     @property
     def epoch(self) -> int:
-        """The epoch at which the trainer is."""
-        # What Lightning will tell the sampler too, but only after the first iterator.
-        return 0 if self.trainer is None else self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+        """The trainer's current epoch, counted from 0."""
+        if self.trainer is None:
+            return 0
+        # The number that Lightning passes to the sampler's set_epoch, but only after the first iterator is made.
+        processed: int = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+        return processed
 
     @property
     def place(self) -> tuple[int, int]:
-        """How many ranks there are, and which of them this is."""
+        """The number of ranks, and the number of this rank."""
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
     def sampler(self, length: int) -> EpochSampler:
-        """This rank's share of the rows, from the epoch on at which the trainer is."""
+        """The sampler of this rank's share of the rows, starting with the trainer's current epoch."""
         return self.follow(EpochSampler(length, self.run_seed, self.epoch, *self.place))
 
     def follow(self, sampler: EpochSampler) -> EpochSampler:
-        """Lets a sampler ask the trainer how far it is."""
+        """Connects a sampler to the trainer, so that it knows the current epoch, and returns it."""
         if self.trainer is not None:
             sampler.progress = TrainerProgress(self.trainer)
         return sampler
@@ -87,7 +118,7 @@ class SeededDataModule(LightningDataModule):
         batch_size: int,
         sampler: Sampler[Any] | None = None,
     ) -> StatefulDataLoader:
-        """A loader that can be resumed within an epoch, with the module's ``num_workers``."""
+        """A data loader that can be resumed within an epoch, with ``num_workers`` from the hyperparameters."""
         workers = self.hparams["num_workers"]
         return StatefulDataLoader(
             data,
@@ -99,9 +130,9 @@ class SeededDataModule(LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The run's seed, so that a resumed run goes on with it."""
+        """Returns the run's seed, so that a resumed run goes on with it."""
         return {"run": self.run_seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over that seed."""
+        """Takes over the run's seed from a checkpoint."""
         self._run = state_dict["run"]

@@ -1,7 +1,7 @@
-"""Stratified parts of a data set.
+"""Stratified splits of a data set.
 
-Invariant: which rows are chosen depends on the rows' ids, their strata and the seed alone, not on the rows' order, a
-library's random generator or the platform.
+Invariant: which rows are chosen depends only on the rows' ids, their strata and the seed. It does not depend on the
+order of the rows, on a library's random generator or on the platform.
 """
 
 from __future__ import annotations
@@ -10,32 +10,37 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 
+from gpart.errors import GPartError
+
 Row = tuple[int, int | str]
-"""A row's stratum and its id, which is unlike every other row's."""
+"""A row's stratum (usually its class) and its id, which no other row has."""
 
 
 def check_held_out(held_out: float) -> None:
     """Checks the setting, before any row is read.
 
     Raises:
-        ValueError: if it is no part.
+        GPartError: if it is not between 0 and 1.
     """
     if not 0 < held_out < 1:
-        raise ValueError(f"held_out is a part of the training set, above 0 and below 1, got {held_out}")
+        raise GPartError(f"held_out is a part of the training set, above 0 and below 1, got {held_out}")
 
 
 def hold_out(rows: Sequence[Row], part: float, seed: int) -> tuple[list[int], list[int]]:
-    """Positions of the rows that stay and of those held out, each in the rows' order.
+    """Splits rows in two: those that stay, and those that are held out.
 
-    ``round(part * len(rows))`` rows are held out, at least 1, each stratum in its proportion.
+    ``round(part * len(rows))`` rows are held out, but at least 1. The strata keep their proportions.
 
     Args:
-        rows: (stratum, id) of each row.
-        part: what is held out, above 0 and below 1.
-        seed: what the choice comes from.
+        rows: the (stratum, id) of each row.
+        part: the fraction that is held out, above 0 and below 1.
+        seed: the seed of the choice.
+
+    Returns:
+        The positions of the rows that stay, and of those held out, each in ascending order.
 
     Raises:
-        ValueError: if nothing would stay.
+        GPartError: if no row would stay.
 
     Example:
         >>> stay, held = hold_out([(i % 2, i) for i in range(20)], 0.2, seed=0)
@@ -44,17 +49,21 @@ def hold_out(rows: Sequence[Row], part: float, seed: int) -> tuple[list[int], li
     """
     size = max(1, round(part * len(rows)))
     if size >= len(rows):
-        raise ValueError(f"held_out={part} of {len(rows)} rows leaves none to train on")
+        raise GPartError(f"held_out={part} of {len(rows)} rows leaves none to train on")
     held = chosen(rows, range(len(rows)), size, seed)
     out = set(held)
     return [at for at in range(len(rows)) if at not in out], held
 
 
 def chosen(rows: Sequence[Row], among: range | list[int], size: int, seed: int) -> list[int]:
-    """``size`` of the positions ``among``, each stratum in its proportion, in the rows' order; of a smaller size, a part.
+    """Chooses ``size`` of the positions ``among``, so that the strata keep their proportions.
 
-    Each stratum's rows are put in the order of SHA-256 over seed and id; row k (from 0) of a stratum of n is due at
-    (k + 1/2) / n, and those due first are chosen.
+    A smaller size chooses a subset of what a larger one chooses. The rule: the rows of each stratum are sorted by the
+    SHA-256 of seed and id. Row k (counted from 0) of a stratum of n rows has the rank (k + 1/2) / n, and the rows with
+    the lowest ranks are chosen.
+
+    Returns:
+        The chosen positions, in ascending order.
     """
     strata = defaultdict(list)
     for at in among:
@@ -71,17 +80,21 @@ def _rank(identity: int | str, seed: int) -> str:
 
 
 def split_names(found: Sequence[str], place: str) -> dict[str, list[str] | None]:
-    """Which of a data set's own splits are trained on and which is the test.
+    """Says which of a data set's own splits are trained on, and which one is the test split.
 
-    The test is ``test``, and then a validation split is trained on too, since the part that chooses the checkpoint is
-    held out by our own rule; without ``test``, the validation split is the test; without either there is none.
+    If there is a ``test`` split, it is the test split, and a validation split is trained on too: the rows that select
+    the checkpoint are held out from the training rows by our own rule. Without ``test``, the validation split is the
+    test split. Without either, there is no test split.
 
     Args:
-        found: the splits' names.
-        place: the data set, for messages.
+        found: the names of the data set's splits.
+        place: the data set's name, for messages.
+
+    Returns:
+        Lists of split names under ``train`` and ``test``; None where there is no test split.
 
     Raises:
-        ValueError: if there is no ``train``.
+        GPartError: if there is no ``train`` split.
 
     Example:
         >>> split_names(["train", "validation", "test"], "a data set")
@@ -90,7 +103,7 @@ def split_names(found: Sequence[str], place: str) -> dict[str, list[str] | None]
         {'train': ['train'], 'test': None}
     """
     if "train" not in found:
-        raise ValueError(f"{place} has no split 'train'; it has {list(found)}")
+        raise GPartError(f"{place} has no split 'train'; it has {list(found)}")
     validation = [name for name in ("validation", "val") if name in found]
     if "test" in found:
         return {"train": ["train", *validation], "test": ["test"]}

@@ -1,6 +1,6 @@
-"""What the text DataModules share: the tokenizer, the padding of a batch, the loader.
+"""What the DataModules for text share: the tokenizer, the padding of a batch, the data loader.
 
-Invariant: a tokenizer that does the same to every text has the same fingerprint in every process.
+Invariant: tokenizers that do the same to every text have the same fingerprint, in every process.
 """
 
 from __future__ import annotations
@@ -19,50 +19,54 @@ from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedToken
 from gpart.assets.fetching import gguf, loading
 from gpart.datamodules.common.epoch_sampler import Key
 from gpart.datamodules.common.seeded import SeededDataModule
+from gpart.errors import GPartError
 
 Example = dict[str, Any]
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """A model's tokenizer, able to pad.
+    """Loads a model's tokenizer, and gives it a padding token if it has none.
 
     Args:
         model: a name on the hub, a folder, a GGUF file, or ``packaged:NAME``.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it cannot be read, or has neither a padding token nor an end token to pad with.
+        GPartFileError: if there is no such model, or it has no tokenizer.
+        GPartError: if the tokenizer can't be read, or has neither a padding token nor an end token to pad with.
     """
     with loading(model) as name:
         place, file = gguf(name)
         tokenizer = AutoTokenizer.from_pretrained(place, **file)
     if tokenizer.pad_token is None:  # decoders' tokenizers; the attention mask hides what is padded
         if tokenizer.eos_token is None:
-            raise ValueError(f"the tokenizer of {model} has neither a pad nor an end token")
+            raise GPartError(f"the tokenizer of {model} has neither a pad nor an end token")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the tokenizer does to a text: its whole definition where it has one, else its class, name and vocabulary."""
+    """A hash of what the tokenizer does to a text.
+
+    It is taken over the tokenizer's whole definition if it has a fast backend, else over its class and vocabulary.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         whole = f"{type(tokenizer)}{sorted(tokenizer.get_vocab().items())}"
     else:
         parts = json.loads(backend.to_str())
-        # Set by each call, and so another after the first one.
+        # Truncation and padding are set by each call, so that they differ before and after the first one.
         whole = json.dumps({name: part for name, part in parts.items() if name not in ("truncation", "padding")})
     return hashlib.sha256(f"{whole}{tokenizer.padding_side}{tokenizer.truncation_side}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Collate:
-    """Pads a batch to its longest sentence. An object of its own: spawned workers pickle it without the datamodule.
+    """Pads a batch to its longest text. It is a class of its own, so that workers can pickle it without the DataModule.
 
     Args:
-        pad: Transformers' collator for what the tokenizer made.
+        pad: Transformers' collator for the tokenizer's output.
         lists: columns that stay lists, such as row ids and texts.
-        labels: whether the batch holds ``labels``, as a tensor; whole numbers become int64, others float32.
+        labels: whether the batch holds ``labels``, as a tensor: int64 for whole numbers, else float32.
     """
 
     pad: DataCollatorWithPadding
@@ -70,7 +74,7 @@ class Collate:
     labels: bool = True
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:
-        """The batch: what the tokenizer made, padded, then labels and lists."""
+        """Returns the batch: the padded output of the tokenizer, then the labels and the lists."""
         aside = ("labels", "text", "idx")
         batch = dict(self.pad([{key: value for key, value in one.items() if key not in aside} for one in examples]))
         if self.labels:
@@ -80,7 +84,7 @@ class Collate:
 
 @dataclass(frozen=True, eq=False)
 class Keyed(Dataset[Any]):
-    """Takes the keys of an :class:`EpochSampler`, of which a text needs the position only."""
+    """Examples that are indexed by the keys of an :class:`EpochSampler`. Only a key's position is used."""
 
     examples: Any
 
@@ -88,31 +92,31 @@ class Keyed(Dataset[Any]):
         return len(self.examples)
 
     def __getitem__(self, key: Key | int) -> Any:
-        # Lightning's overfit_batches replaces the sampler by one that knows no epoch.
+        # Lightning's overfit_batches replaces our sampler by one whose keys are plain positions.
         return self.examples[key if isinstance(key, int) else key[1]]
 
 
-def part_loader(
+def split_loader(
     module: SeededDataModule,
     parts: Mapping[str, Any],
     part: str,
     pad: DataCollatorWithPadding | None,
     lists: tuple[str, ...] = (),
 ) -> StatefulDataLoader:
-    """A loader that can be resumed within an epoch.
+    """Makes a data loader for one split. It can be resumed within an epoch.
 
     Args:
-        module: whose ``batch_size`` and ``num_workers`` hold, and whose order the part ``train`` has.
-        parts: lists, or Datasets of ``datasets``, by name.
-        part: which one; ``predict`` has no labels.
-        pad: makes a batch of what the tokenizer made; None before setup.
+        module: the DataModule. Its ``batch_size`` and ``num_workers`` are used, and its sampler for ``train``.
+        parts: the splits by name, as lists or as Datasets of ``datasets``.
+        part: the name of the split. The batches of ``predict`` hold no labels.
+        pad: the collator for the tokenizer's output; None before setup.
         lists: columns that stay lists.
 
     Raises:
-        ValueError: if setup() has not made that part.
+        GPartError: if setup() has not made this split yet.
     """
     if pad is None or part not in parts:
-        raise ValueError(f"no part {part!r} among {sorted(parts)}: setup() has not run for this stage")
+        raise GPartError(f"no part {part!r} among {sorted(parts)}: setup() has not run for this stage")
     sampler = module.sampler(len(parts[part])) if part == "train" else None
     collate = Collate(pad, lists, labels=part != "predict")
     return module.loader(Keyed(parts[part]), collate, module.hparams["batch_size"], sampler)

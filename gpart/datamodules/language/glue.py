@@ -1,37 +1,44 @@
-"""GLUE's tasks, from the hub or a local folder, with a part of the training set held out.
+"""GLUE's tasks, from the hub or a local folder, with a fraction of the training set held out.
 
-Invariant: a training row is either trained on or held out to choose the checkpoint, by its id and the seed alone; the
-validation set is only ever scored.
+Invariant: a training row is either trained on or held out to select the checkpoint. Only its id and the seed decide
+which. GLUE's validation set is used for nothing but the final score.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from gpart.datamodules.common.seeded import SeededDataModule
+from gpart.datamodules.common.seeded import SeededDataModule, check_loading
 from gpart.datamodules.common.splits import check_held_out, chosen, hold_out
-from gpart.datamodules.common.text import load_tokenizer, part_loader, tokenizer_fingerprint
+from gpart.datamodules.common.text import load_tokenizer, split_loader, tokenizer_fingerprint
+from gpart.errors import GPartError, GPartFileError
 
 
 @dataclass(frozen=True)
 class GLUETask:
-    """One task: its text columns, its classes in the order of their numbers (none: a regression), its splits."""
+    """What one of GLUE's tasks consists of."""
 
     columns: tuple[str, ...]
+    """The text columns: one, or two for a pair of texts."""
     labels: tuple[str, ...]
+    """The classes' names, in the order of their numbers. It is empty for a regression."""
     score_split: str = "validation"
+    """The split that gives the score."""
     predict_split: str = "test"
+    """The split without public labels."""
 
+
+TaskName = Literal["cola", "sst2", "mrpc", "stsb", "qnli", "rte", "wnli", "qqp", "mnli"]
 
 _NLI = ("entailment", "not_entailment")
 
-TASKS = {
+TASKS: dict[TaskName, GLUETask] = {
     "cola": GLUETask(("sentence",), ("unacceptable", "acceptable")),
     "sst2": GLUETask(("sentence",), ("negative", "positive")),
     "mrpc": GLUETask(("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
@@ -44,37 +51,45 @@ TASKS = {
         ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), "validation_matched", "test_matched"
     ),
 }
-"""The tasks by GLUE's names, as https://huggingface.co/datasets/nyu-mll/glue has them."""
+"""The tasks by their names in https://huggingface.co/datasets/nyu-mll/glue."""
 
 
 class GLUEDataModule(SeededDataModule):
     """One GLUE task for any Hugging Face encoder.
 
-    ``fit`` trains on the training set without the part held out; ``validate``, and the choice of the checkpoint, use
-    that part; ``test`` scores on GLUE's validation set, whose labels are public; ``predict`` labels its test set. This
-    is the paper's protocol (section 5.1). Batches hold what the tokenizer makes, ``labels``, and the rows' ids as a
-    list under ``idx``. Texts are tokenised once; later runs find them in the cache of ``datasets``.
+    The splits are those of the paper's protocol (section 5.1):
+
+    - ``fit`` trains on GLUE's training set, without the rows that are held out.
+    - ``validate`` uses the rows held out. They also select the checkpoint.
+    - ``test`` scores on GLUE's validation set, whose labels are public.
+    - ``predict`` labels GLUE's test set.
+
+    A batch holds the tokenizer's output, ``labels``, and under ``idx`` a list of the rows' ids. Texts are tokenised
+    once; later runs find them in the cache of ``datasets``.
 
     Args:
-        task: cola, sst2, mrpc, stsb, qnli, rte, mnli, qqp or wnli.
-        model: whose tokenizer: a name on the hub, a folder, or ``packaged:NAME``.
-        path: where the data is: a name on the hub, or a folder in its layout.
-        batch_size: examples a step and device.
-        max_length: tokens after which an example is cut, the longer text of a pair first.
-        held_out: the part of the training set held out, stratified by class (by rounded score for a regression).
-        train_size: train on this many of the others only, stratified; a smaller number is a part of a larger one.
-        seed: what both choices come from; with the seed of ``seed_everything``, if there is one, also the order.
-        num_workers: the loaders' processes.
-        score_split: the split that ``test`` scores; default the task's, for mnli ``validation_matched``.
-        predict_split: the split that ``predict`` labels; default the task's, for mnli ``test_matched``.
+        task: the task's name.
+        model: the model whose tokenizer is used: a name on the hub, a folder, or ``packaged:NAME``.
+        path: the data: a name on the hub, or a folder with the same layout.
+        batch_size: examples per step and device.
+        max_length: the number of tokens at which an example is cut. Of a pair, the longer text is cut first.
+        held_out: the fraction of the training set that is held out, stratified by class (by the rounded score for a
+            regression).
+        train_size: train on this many of the remaining rows only, stratified. A smaller number takes a subset of what a
+            larger one takes.
+        seed: the seed of both choices. Together with the seed of ``seed_everything``, if it is called, it also gives
+            the order of the training rows.
+        num_workers: the number of worker processes of each data loader.
+        score_split: the split that ``test`` scores; the default is the task's (for mnli ``validation_matched``).
+        predict_split: the split that ``predict`` labels; the default is the task's (for mnli ``test_matched``).
 
     Raises:
-        ValueError: if a setting is out of its range.
+        GPartError: if a setting is out of its range.
     """
 
     def __init__(
         self,
-        task: str,
+        task: TaskName,
         model: str = "packaged:minilm",
         path: str = "nyu-mll/glue",
         batch_size: int = 32,
@@ -87,10 +102,11 @@ class GLUEDataModule(SeededDataModule):
         predict_split: str | None = None,
     ) -> None:
         super().__init__()
-        if task not in TASKS:
-            raise ValueError(f"task {task!r} is none of GLUE's: {', '.join(TASKS)}")
+        if task not in get_args(TaskName):
+            raise GPartError(f"task {task!r} is none of GLUE's: {', '.join(get_args(TaskName))}")
         check_held_out(held_out)
-        # Plain types: a checkpoint holds these, and torch.load(weights_only=True) refuses a Path.
+        check_loading(num_workers, batch_size=batch_size, max_length=max_length)
+        # Plain types, since a checkpoint holds the hyperparameters and torch.load(weights_only=True) refuses a Path.
         model, path = str(model), str(path)
         self.save_hyperparameters()
         self.task = TASKS[task]
@@ -98,18 +114,21 @@ class GLUEDataModule(SeededDataModule):
         self._pad: DataCollatorWithPadding | None = None
 
     def prepare_data(self) -> None:
-        """Fetches model and data and tokenises every split, on one process only; setup finds all of it in the cache."""
+        """Downloads the model and the data and tokenises every split. Only one process does this.
+
+        The other processes then find the result in the cache.
+        """
         tokenizer = load_tokenizer(self.hparams["model"])
         for split in self._load().values():
             self._encode(split, tokenizer)
 
     def setup(self, stage: str) -> None:
-        """Parts what the stage needs and is not there yet.
+        """Makes the splits that the stage needs, unless they are there already.
 
         Raises:
-            FileNotFoundError: if there is no data at ``path``.
-            ValueError: if a split that the stage needs is missing, its classes are not GLUE's, or ``train_size`` is
-                more than there is.
+            GPartFileError: if there is no data at ``path``.
+            GPartError: if a split that the stage needs is missing, its columns or classes are not GLUE's, or
+                ``train_size`` is larger than the number of rows.
         """
         needed = {
             "fit": ("train", "val"),
@@ -128,7 +147,7 @@ class GLUEDataModule(SeededDataModule):
             size = self.hparams["train_size"]
             if size is not None:
                 if not 1 <= size <= len(rest):
-                    raise ValueError(f"train_size must be from 1 to the {len(rest)} rows not held out, got {size}")
+                    raise GPartError(f"train_size must be from 1 to the {len(rest)} rows not held out, got {size}")
                 rest = chosen(self._strata(data), rest, size, self.hparams["seed"])
             self.parts["train"], self.parts["val"] = data.select(rest), data.select(held)
         for part, default in (("test", self.task.score_split), ("predict", self.task.predict_split)):
@@ -137,11 +156,11 @@ class GLUEDataModule(SeededDataModule):
                 self.parts[part] = self._encode(self._split(splits, name), tokenizer)
 
     def train_dataloader(self) -> StatefulDataLoader:
-        """The training set without the part held out, in random order."""
+        """The training set without the rows held out, in random order."""
         return self._loader("train")
 
     def val_dataloader(self) -> StatefulDataLoader:
-        """The part held out, which chooses the checkpoint."""
+        """The rows held out, which select the checkpoint."""
         return self._loader("val")
 
     def test_dataloader(self) -> StatefulDataLoader:
@@ -149,7 +168,7 @@ class GLUEDataModule(SeededDataModule):
         return self._loader("test")
 
     def predict_dataloader(self) -> StatefulDataLoader:
-        """GLUE's test set; batches hold no labels."""
+        """GLUE's test set. Its batches hold no labels."""
         return self._loader("predict")
 
     def _load(self) -> DatasetDict:
@@ -157,17 +176,23 @@ class GLUEDataModule(SeededDataModule):
         try:
             data = load_dataset(path, task)
         except (OSError, ValueError) as error:
-            raise FileNotFoundError(f"no GLUE task {task!r} at {path!r}, on the hub or as a folder: {error}") from error
+            raise GPartFileError(f"no GLUE task {task!r} at {path!r}, on the hub or as a folder: {error}") from error
         return cast("DatasetDict", data)
 
     def _split(self, splits: DatasetDict, name: str) -> Dataset:
         if name not in splits:
-            raise ValueError(
+            raise GPartError(
                 f"{self.hparams['path']} has no split {name!r} of {self.hparams['task']}; it has {list(splits)}"
+            )
+        columns, needed = splits[name].column_names, [*self.task.columns, "label"]
+        if not set(needed) <= set(columns):
+            raise GPartError(
+                f"{self.hparams['path']}: split {name!r} of {self.hparams['task']} has the columns {columns}; expected"
+                f" {needed}"
             )
         names = splits[name].features["label"]
         if isinstance(names, ClassLabel) and tuple(names.names) != self.task.labels:
-            raise ValueError(
+            raise GPartError(
                 f"{self.hparams['path']}: the classes of {self.hparams['task']} are {names.names}, GLUE's are"
                 f" {list(self.task.labels)}"
             )
@@ -182,8 +207,8 @@ class GLUEDataModule(SeededDataModule):
             encoded = dict(tokenizer(*texts, truncation="longest_first", max_length=length))
             return {**encoded, "labels": rows["label"], "idx": rows.get("idx", numbers)}
 
-        # A name of our own: a tokenizer changes its own state when it is first used, so that the name that map() would
-        # make from it differs from run to run, and nothing would ever be found in the cache.
+        # We name the result ourselves. A tokenizer changes its own state when it is first used. The name that map()
+        # derives from that state would differ from run to run, and nothing would ever be found in the cache.
         key = f"{split._fingerprint} {tokenizer_fingerprint(tokenizer)} {self.task.columns} {length} 1"
         return split.map(
             encode,
@@ -195,8 +220,8 @@ class GLUEDataModule(SeededDataModule):
         )
 
     def _strata(self, data: Dataset) -> list[tuple[int, int]]:
-        """Stratum and id of each row."""
+        """The stratum and the id of each row."""
         return [(round(label), idx) for label, idx in zip(data["labels"], data["idx"], strict=True)]
 
     def _loader(self, part: str) -> StatefulDataLoader:
-        return part_loader(self, self.parts, part, self._pad, ("idx",))
+        return split_loader(self, self.parts, part, self._pad, ("idx",))

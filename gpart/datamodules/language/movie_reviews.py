@@ -1,7 +1,7 @@
 """The quick start's data: movie-review sentences with human scores, as two classes.
 
-Invariant: which part a sentence belongs to depends on the file's content and the seed alone, never on a library's
-random generator; the parts never overlap, and equal texts (but for case and white space) share a part.
+Invariant: which split a sentence belongs to depends only on the file's content and the seed, never on a library's
+random generator. The splits do not overlap, and texts that differ only in case or white space are in the same split.
 """
 
 from __future__ import annotations
@@ -16,30 +16,37 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from gpart.assets.fetching import fetch, resolve
-from gpart.datamodules.common.seeded import SeededDataModule
-from gpart.datamodules.common.text import Example, load_tokenizer, part_loader
+from gpart.datamodules.common.seeded import SeededDataModule, check_loading
+from gpart.datamodules.common.text import Example, load_tokenizer, split_loader
+from gpart.errors import GPartError, GPartFileError
 
 FILE = "movieReviewSnippets_GroundTruth.txt"
 
 Row = tuple[str, int]
-"""A text and its class: 0 negative, 1 positive."""
+"""A text and its class: 0 is negative, 1 is positive."""
 
 
 class MovieReviewDataModule(SeededDataModule):
-    """10,568 sentences of film reviews; the class is the sign of the mean of about twenty people's scores.
+    """10,568 sentences of film reviews. Each was scored by about twenty people; its class is the sign of the mean.
 
     Source: C.J. Hutto and E. Gilbert, "VADER", ICWSM 2014, shipped in the package vaderSentiment. Sentences scored 0
-    have no sign and are left out (37 of 10,605). Train, val and test are 80, 10 and 10 % of each class.
+    have no sign and are left out (37 of 10,605). The splits train, val and test are 80, 10 and 10 % of each class.
 
     Args:
-        model: whose tokenizer: a name on the hub, a folder, or ``packaged:NAME``.
-        path: a file of your own in the same layout, instead: a line is id, score, text, separated by tabs, in UTF-8.
-        batch_size: sentences a step and device.
-        max_length: tokens after which a sentence is cut.
-        train_size: train on this many only, in the classes' proportion; a smaller number is a part of a larger one.
-        seed: what the parts come from; with the seed of ``seed_everything``, if there is one, also the order.
-        num_workers: the loaders' processes.
-        sentences: what ``predict`` labels; default the test part.
+        model: the model whose tokenizer is used: a name on the hub, a folder, or ``packaged:NAME``.
+        path: your own file in the same layout, instead of the packaged data. Each line holds an id, a score and a text,
+            separated by tabs, in UTF-8.
+        batch_size: sentences per step and device.
+        max_length: the number of tokens at which a sentence is cut.
+        train_size: train on this many sentences only, with the classes in proportion. A smaller number takes a subset
+            of what a larger one takes.
+        seed: the seed of the splits. Together with the seed of ``seed_everything``, if it is called, it also gives the
+            order of the training rows.
+        num_workers: the number of worker processes of each data loader.
+        sentences: the sentences that ``predict`` labels; the default is the test split.
+
+    Raises:
+        GPartError: if a setting is out of its range.
     """
 
     num_labels = 2
@@ -59,8 +66,9 @@ class MovieReviewDataModule(SeededDataModule):
     ) -> None:
         super().__init__()
         if sentences is not None and (isinstance(sentences, str) or not sentences):
-            raise ValueError(f"sentences must be a list of at least one text, got {sentences!r}")
-        # Plain types: a checkpoint holds these, and torch.load(weights_only=True) refuses a Path.
+            raise GPartError(f"sentences must be a list of at least one text, got {sentences!r}")
+        check_loading(num_workers, batch_size=batch_size, max_length=max_length)
+        # Plain types, since a checkpoint holds the hyperparameters and torch.load(weights_only=True) refuses a Path.
         model, path = str(model), None if path is None else str(path)
         sentences = None if sentences is None else list(sentences)
         self.save_hyperparameters()
@@ -68,7 +76,7 @@ class MovieReviewDataModule(SeededDataModule):
         self._pad: DataCollatorWithPadding | None = None
 
     def prepare_data(self) -> None:
-        """Fetches the packaged data and model, where they are used; on one process only."""
+        """Downloads the packaged data and model, if they are used. Only one process does this."""
         if self.hparams["path"] is None and not self._needs_no_file(
             self.trainer is not None and self.trainer.predicting
         ):
@@ -76,11 +84,12 @@ class MovieReviewDataModule(SeededDataModule):
         resolve(self.hparams["model"])
 
     def setup(self, stage: str) -> None:
-        """Reads, parts and tokenises what the stage needs and is not there yet.
+        """Reads the data and makes and tokenises the splits that the stage needs, unless they are there already.
 
         Raises:
-            FileNotFoundError: if ``path`` is not there.
-            ValueError: if a line is malformed, a class has too few sentences, or ``train_size`` is more than there is.
+            GPartFileError: if there is no file at ``path``.
+            GPartError: if a line is malformed, a class has too few sentences, or ``train_size`` is larger than the
+                number of training sentences.
         """
         tokenizer = self._tokenizer()
         if self.hparams["sentences"] is not None and "predict" not in self.parts:
@@ -95,19 +104,19 @@ class MovieReviewDataModule(SeededDataModule):
         self.parts.setdefault("predict", self.parts["test"])
 
     def train_dataloader(self) -> StatefulDataLoader:
-        """The training part, in random order."""
+        """The training split, in random order."""
         return self._loader("train")
 
     def val_dataloader(self) -> StatefulDataLoader:
-        """The part that chooses the checkpoint."""
+        """The validation split, which selects the checkpoint."""
         return self._loader("val")
 
     def test_dataloader(self) -> StatefulDataLoader:
-        """The part that scores."""
+        """The test split, which gives the score."""
         return self._loader("test")
 
     def predict_dataloader(self) -> StatefulDataLoader:
-        """The sentences asked for, or the test part; batches hold the texts under ``text`` and no labels."""
+        """The given ``sentences``, or the test split. Batches hold the texts under ``text``, and no labels."""
         return self._loader("predict")
 
     def _needs_no_file(self, predicting: bool) -> bool:
@@ -127,43 +136,47 @@ class MovieReviewDataModule(SeededDataModule):
         ]
 
     def _loader(self, part: str) -> StatefulDataLoader:
-        return part_loader(self, self.parts, part, self._pad, ("text",) if part == "predict" else ())
+        return split_loader(self, self.parts, part, self._pad, ("text",) if part == "predict" else ())
 
 
 def read(path: Path) -> list[Row]:
-    """Texts and classes of a file in the layout of the packaged one; sentences scored 0 are left out.
+    """Reads the texts and classes of a file with the layout of the packaged one. Sentences scored 0 are left out.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if a line is not id, score and text in UTF-8, or nothing is left.
+        GPartFileError: if there is no such file.
+        GPartError: if a line is not an id, a score and a text in UTF-8, or no sentence is left.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no file of scored sentences at {path}")
+        raise GPartFileError(f"no file of scored sentences at {path}")
     rows, zeros = [], 0
-    # Lines end at line feeds only: str.splitlines would also cut at characters that occur within a text.
+    # Only a line feed ends a line. str.splitlines would also cut at other characters, which occur within a text.
     lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n").split(b"\n")
     for number, line in enumerate(lines if lines != [b""] else [], start=1):
         try:
             _, score, text = line.decode().rstrip("\r").split("\t")
             value = float(score)
-        except ValueError:  # a UnicodeDecodeError is one
-            raise ValueError(f"{path}, line {number}: expected id, score, text by tabs, got {line[:80]!r}") from None
+        except ValueError:  # from decode, the unpacking or float
+            raise GPartError(f"{path}, line {number}: expected id, score, text by tabs, got {line[:80]!r}") from None
         if not math.isfinite(value) or not text.strip():
-            raise ValueError(f"{path}, line {number}: expected a finite score and a text, got {line[:80]!r}")
+            raise GPartError(f"{path}, line {number}: expected a finite score and a text, got {line[:80]!r}")
         if value == 0:
             zeros += 1
         else:
             rows.append((text.strip(), int(value > 0)))
     if not rows:
-        raise ValueError(f"{path} holds 0 sentences with a score other than 0, and {zeros} with 0")
+        raise GPartError(f"{path} holds 0 sentences with a score other than 0, and {zeros} with 0")
     return rows
 
 
 def split(rows: list[Row], seed: int) -> dict[str, list[Row]]:
-    """Train, val and test: 80, 10 and 10 % of each class, in the order of a hash of seed and text.
+    """Splits the rows into train, val and test: 80, 10 and 10 % of each class.
 
-    Within each class the distinct texts are sorted by SHA-256 of seed and text: a tenth, rounded down, is val, the
-    next tenth test, the rest train. A repeated text goes where its first line goes, whatever its other scores say.
+    Within each class, the distinct texts are sorted by the SHA-256 of seed and text. The first tenth (rounded down) is
+    val, the next tenth is test, and the rest is train. A text that is repeated counts for the class of its first line,
+    and all its lines are in the same split.
+
+    Raises:
+        GPartError: if a class has fewer than 10 different texts.
 
     Example:
         >>> parts = split([(f"sentence {i}", i % 2) for i in range(100)], seed=0)
@@ -179,7 +192,7 @@ def split(rows: list[Row], seed: int) -> dict[str, list[Row]]:
         own = sorted(digest for digest, group in same.items() if group[0][1] == label)
         tenth = len(own) // 10
         if not tenth:
-            raise ValueError(f"class {name!r} has {len(own)} different sentences, and parts of 80/10/10 % need 10")
+            raise GPartError(f"class {name!r} has {len(own)} different sentences, and parts of 80/10/10 % need 10")
         digests["val"] += own[:tenth]
         digests["test"] += own[tenth : 2 * tenth]
         digests["train"] += own[2 * tenth :]
@@ -187,16 +200,16 @@ def split(rows: list[Row], seed: int) -> dict[str, list[Row]]:
 
 
 def first(rows: list[Row], size: int | None) -> list[Row]:
-    """The first ``size`` rows with the classes in the proportion of all.
+    """Returns the first ``size`` rows, chosen so that the classes have the same proportion as in all rows.
 
     Raises:
-        ValueError: if there are fewer, or ``size`` is below 1, with both numbers.
+        GPartError: if there are fewer rows, or ``size`` is below 1.
     """
     if size is None:
         return rows
     if not 1 <= size <= len(rows):
-        raise ValueError(f"train_size must be from 1 to the {len(rows)} training sentences, got {size}")
-    # Rounded half up in integers, so that a larger size holds a smaller one: round() goes to even.
+        raise GPartError(f"train_size must be from 1 to the {len(rows)} training sentences, got {size}")
+    # Rounded half up, in integers, so that a larger size contains a smaller one. Python's round() goes to even.
     positive = (2 * size * sum(label for _, label in rows) + len(rows)) // (2 * len(rows))
     left = {1: positive, 0: size - positive}
     chosen = []

@@ -1,7 +1,7 @@
-"""Questions and answers as tokens: columns, prompts, what is learnt of an example.
+"""Turns questions and answers into tokens: which columns hold them, how a question is put, which tokens are learnt.
 
-Invariant: prompt and response are tokenised apart and joined, so that the prompt in training is bit for bit the prompt
-from which answers are generated; the first token of an example is the prompt's, and no token of the prompt is learnt.
+Invariant: the prompt and the response are tokenised separately and then joined. So the prompt has the same tokens in
+training as in generation. An example starts with its prompt, and no token of the prompt is a target of the loss.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ import torch
 from datasets import Dataset
 
 from gpart.datamodules.common.text import load_tokenizer, tokenizer_fingerprint
+from gpart.errors import GPartError
 
 PAIRS = (("query", "response"), ("question", "answer"), ("problem", "solution"))
-"""Columns of MetaMathQA, GSM8K and MATH."""
+"""The columns of question and answer in MetaMathQA, GSM8K and MATH."""
 
 IGNORED = -100
-"""The label that no loss is computed on."""
+"""The label of a token that is no target of the loss."""
 
 DATE = "26 Jul 2024"
-"""What Llama's templates take for today; they would write each day's own into every prompt."""
+"""The date that chat templates are given. Llama's would otherwise write the current date into every prompt."""
 
 
 class Encoded(TypedDict):
-    """An example: its tokens, how many of them are the prompt's, and its row's number."""
+    """An example: its tokens, the number of tokens in its prompt, and the number of its row."""
 
     input_ids: list[int]
     prompt: int
@@ -37,13 +38,13 @@ class Encoded(TypedDict):
 
 @dataclass(frozen=True)
 class Report:
-    """What became of the training data's rows.
+    """How many rows of the training data were used, cut or left out.
 
     Args:
-        rows: how many there are.
-        empty: left out, since the question or the answer is empty.
-        dropped: left out, since the prompt alone takes ``max_length`` tokens: there is nothing to learn.
-        truncated: cut at ``max_length``, and so without their end token: the model does not learn to stop there.
+        rows: the number of rows in the data.
+        empty: rows left out because the question or the answer is empty.
+        dropped: rows left out because the prompt alone has ``max_length`` tokens, so that there is nothing to learn.
+        truncated: rows cut at ``max_length``. They have no end token, so that the model does not learn to stop there.
     """
 
     rows: int
@@ -52,7 +53,7 @@ class Report:
     truncated: int
 
     def __str__(self) -> str:
-        """One line."""
+        """The report in one line."""
         return (
             f"of {self.rows} rows {self.truncated} are cut at max_length and have no end token, {self.dropped} are left"
             f" out whose prompt alone is that long, {self.empty} are left out without question or answer"
@@ -60,28 +61,28 @@ class Report:
 
 
 def text_columns(data: Dataset, place: str) -> tuple[str, str]:
-    """The columns of question and answer.
+    """Finds the columns of question and answer.
 
     Args:
-        data: a Dataset.
-        place: where it is from, for messages.
+        data: the data set.
+        place: its name, for messages.
 
     Raises:
-        ValueError: if there is no such pair, or it holds no text.
+        GPartError: if there is no pair of ``PAIRS``, or its columns do not hold strings.
     """
     names = data.column_names
     for pair in PAIRS:
         if set(pair) <= set(names):
             for name in pair:
                 if (kind := getattr(data.features[name], "dtype", "no text")) not in ("string", "large_string"):
-                    raise ValueError(f"{place}: the column {name!r} holds {kind}, expected strings")
+                    raise GPartError(f"{place}: the column {name!r} holds {kind}, expected strings")
             return pair
     wanted = " or ".join(str(pair) for pair in PAIRS)
-    raise ValueError(f"{place} has the columns {names}; expected {wanted}")
+    raise GPartError(f"{place} has the columns {names}; expected {wanted}")
 
 
 def labels_of(example: Encoded) -> list[int]:
-    """The tokens, with -100 in place of the prompt's.
+    """Returns an example's labels: its tokens, with -100 in place of those of the prompt.
 
     >>> labels_of({"input_ids": [7, 8, 9], "prompt": 2, "idx": 0})
     [-100, -100, 9]
@@ -90,56 +91,56 @@ def labels_of(example: Encoded) -> list[int]:
 
 
 class Conversations:
-    """How one model is asked and answers.
+    """Makes the tokens of prompts and responses for one model.
 
     Args:
-        model: whose tokenizer: a name on the hub, a folder, or ``packaged:NAME``.
-        prompt: the text with ``{question}`` in it; not used with a chat template.
-        chat: whether the tokenizer's chat template makes the prompt, the question being the user's turn.
+        model: the model whose tokenizer is used: a name on the hub, a folder, or ``packaged:NAME``.
+        prompt: a text with ``{question}`` in it. It is not used with a chat template.
+        chat: whether the tokenizer's chat template makes the prompt. The question is then the user's turn.
 
     Raises:
-        FileNotFoundError: if there is no such model.
-        ValueError: if its tokenizer has no end token, or no chat template where that is asked for.
+        GPartFileError: if there is no such model.
+        GPartError: if its tokenizer has no end token; or if ``chat`` is True and it has no chat template.
     """
 
     def __init__(self, model: str, prompt: str, chat: bool = False) -> None:
         self.model, self.prompt, self.chat = model, prompt, chat
         self.tokenizer = load_tokenizer(model)
         if self.tokenizer.eos_token_id is None:
-            raise ValueError(
+            raise GPartError(
                 f"the tokenizer of {model} has no end-of-text token, by which an answer ends; its special tokens are"
                 f" {self.tokenizer.special_tokens_map}"
             )
         if chat and not self.tokenizer.chat_template:
-            raise ValueError(f"chat_template=True, but the tokenizer of {model} has no chat template")
+            raise GPartError(f"chat_template=True, but the tokenizer of {model} has no chat template")
         self.eos: int = self.tokenizer.eos_token_id
         self.pad: int = self.tokenizer.pad_token_id
 
     @property
     def key(self) -> str:
-        """What this does to any text, for caches."""
+        """A text that differs wherever the tokens of some example would differ. It is used as a key for caches."""
         chat = ""
         if self.chat:
-            # What the template makes of one conversation, too: some write the day's date into it.
+            # A sample is part of the key, since some templates write the current date into a conversation.
             sample = self._chats([[{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]])
             chat = f"{self.tokenizer.chat_template} {sample}"
         return f"{tokenizer_fingerprint(self.tokenizer)} {self.eos} {self.prompt!r} {chat}"
 
     def prompts(self, questions: Sequence[str]) -> list[list[int]]:
-        """The tokens of each prompt, with those that the tokenizer puts before a text."""
+        """Returns the tokens of each prompt, including the special tokens that the tokenizer puts before a text."""
         if self.chat:
             texts = self._chats([[{"role": "user", "content": question}] for question in questions], prompt=True)
             return self._tokens(texts)
-        # Not format(): formulas are full of braces.
+        # replace() and not format(), since formulas are full of braces.
         found = self._tokens([self.prompt.replace("{question}", text) for text in questions], special=True)
-        # Some tokenizers end every text; behind an end, nothing would follow.
+        # Some tokenizers put an end token behind every text. The model would generate nothing after it.
         return [ids[:-1] if ids[-1:] == [self.eos] else ids for ids in found]
 
     def responses(self, questions: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
-        """The tokens of each answer, with the end token.
+        """Returns the tokens of each answer, including the end token.
 
         Raises:
-            ValueError: if the chat template does not put the prompt before the answer.
+            GPartError: if the chat template does not put the prompt in front of the answer.
         """
         if self.chat:
             users = [{"role": "user", "content": question} for question in questions]
@@ -148,7 +149,7 @@ class Conversations:
             wholes = self._chats([[user, turn] for user, turn in zip(users, turns, strict=True)])
             for start, whole in zip(starts, wholes, strict=True):
                 if not whole.startswith(start):
-                    raise ValueError(
+                    raise GPartError(
                         f"the chat template of {self.model} does not put the prompt before the answer: the prompt is"
                         f" {start!r}, the whole {whole!r}"
                     )
@@ -157,15 +158,26 @@ class Conversations:
         return [ids if self.chat and self.eos in ids else [*ids, self.eos] for ids in found]
 
     def encode(self, data: Dataset, place: str, max_length: int) -> tuple[Dataset, Report]:
-        """The examples that something can be learnt from, and what became of the others.
+        """Tokenises the rows of a data set, and leaves out those from which nothing can be learnt.
 
-        Tokenised once; later runs find it in the cache of ``datasets``.
+        Rows are tokenised once; later runs find the result in the cache of ``datasets``.
+
+        Args:
+            data: the data set.
+            place: its name, for messages.
+            max_length: the number of tokens at which an example is cut.
+
+        Returns:
+            The examples, and a report of the rows that were cut or left out.
+
+        Raises:
+            GPartError: if there are no columns of question and answer, or the chat template does not fit.
         """
         columns = text_columns(data, place)
 
         def encode(rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
             texts = [[text or "" for text in rows[name]] for name in columns]
-            # An empty text is asked for as one letter, and its row left out: a template may refuse it.
+            # A chat template may refuse an empty text. It gets one letter instead, and the row is left out below.
             blank = [not (question.strip() and answer.strip()) for question, answer in zip(*texts, strict=True)]
             questions, answers = (["x" if out else text for text, out in zip(own, blank, strict=True)] for own in texts)
             prompts, responses = self.prompts(questions), self.responses(questions, answers)
@@ -187,7 +199,8 @@ class Conversations:
                 "fate": fates,
             }
 
-        # A name of our own, as for GLUE: map() would make another one from the tokenizer's state in every run.
+        # We name the result ourselves, as for GLUE: the name that map() derives from the tokenizer's state would differ
+        # in every run.
         key = f"{data._fingerprint} {self.key} {columns} {max_length} 1"
         rows = data.map(
             encode,
@@ -211,14 +224,14 @@ class Conversations:
         return list(chats)
 
     def _tokens(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
-        # Not verbose: a text longer than the model's own limit is cut by max_length.
+        # verbose=False: no warning of texts that are longer than the model's own limit, since max_length cuts them.
         found: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
         return found
 
 
 @dataclass(frozen=True)
 class LossCollate:
-    """Pads examples on the right. An object of its own: spawned workers pickle it without the datamodule.
+    """Pads examples on the right. It is a class of its own, so that workers can pickle it without the DataModule.
 
     Args:
         pad: the padding token's id.
@@ -227,7 +240,7 @@ class LossCollate:
     pad: int
 
     def __call__(self, examples: list[Encoded]) -> dict[str, torch.Tensor]:
-        """The batch: ``input_ids``, ``attention_mask``, ``labels``."""
+        """Returns the batch: ``input_ids``, ``attention_mask`` and ``labels``, each of shape (batch, tokens)."""
         longest = max(len(one["input_ids"]) for one in examples)
         rest = [longest - len(one["input_ids"]) for one in examples]
         pairs = list(zip(examples, rest, strict=True))

@@ -1,7 +1,7 @@
-"""Batches of examples of like length, so that little of a batch is padding.
+"""Batches of examples of similar length, so that little of a batch is padding.
 
-Invariant: the order is a function of (run's seed, epoch, examples in a step on all ranks); the ranks' k-th batches are
-parts of one and the same group.
+Invariant: the order is a function of (run's seed, epoch, number of examples in a step on all ranks). In each step, the
+examples of all ranks have similar lengths.
 """
 
 from __future__ import annotations
@@ -13,19 +13,23 @@ import torch
 from gpart.datamodules.common.epoch_sampler import EpochSampler
 
 MEGABATCH = 50
-"""Steps among whose examples those of like length are put together: enough to find them, and still a random order."""
+"""The number of steps whose examples are sorted by length together. It is large enough to find examples of similar
+length, and small enough to keep the order random."""
 
 
 class LengthGroupedSampler(EpochSampler):
-    """Shuffles, sorts by length within stretches of 50 steps, cuts those into steps and shuffles the steps.
+    """Yields the examples so that those of one step have similar lengths.
+
+    It shuffles all examples, sorts them by length within stretches of 50 steps, cuts the result into steps, and
+    shuffles the steps.
 
     Args:
-        lengths: each example's.
-        batch_size: examples a step and rank.
-        seed: the run's.
-        epoch: the first epoch, from 0.
-        ranks: how many processes share the examples.
-        rank: which of them this is.
+        lengths: the length of each example.
+        batch_size: examples per step and rank.
+        seed: the run's seed.
+        epoch: the first epoch, counted from 0.
+        ranks: the number of processes that share the examples.
+        rank: the number of this process.
 
     Example:
         >>> sampler = LengthGroupedSampler([5, 1, 4, 2, 6, 3], batch_size=2, seed="0")
@@ -41,12 +45,12 @@ class LengthGroupedSampler(EpochSampler):
         self.lengths, self.step = lengths, batch_size * ranks
 
     def whole(self, epoch: int) -> list[int]:
-        """All ranks' positions in an epoch. Dealt out one by one, each step's go to the ranks' batches of that step."""
+        """The positions of all ranks in an epoch. The ranks take them in turn, and so share each step's examples."""
         shuffled, stretch = super().whole(epoch), MEGABATCH * self.step
         order: list[int] = []
         for start in range(0, len(shuffled), stretch):
             order += sorted(shuffled[start : start + stretch], key=lambda at: -self.lengths[at])
         full = len(order) // self.step
         steps = torch.randperm(full, generator=self.generator(epoch, "steps")).tolist()
-        # A last step with fewer examples stays the last: elsewhere it would shift the borders of all that follow.
+        # A last step with fewer examples stays last. Anywhere else it would shift the borders of all later steps.
         return [at for step in [*steps, full] for at in order[step * self.step : (step + 1) * self.step]]

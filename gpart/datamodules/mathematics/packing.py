@@ -1,7 +1,8 @@
-"""Several examples in one row, which the model treats as if each were alone.
+"""Packing: several examples share one row, and the model treats each as if it were alone.
 
-Invariant: no example is split; every example's ``position_ids`` begin at 0, and from that Transformers makes the mask
-that lets none attend to another; the first label of each is -100, so that none is predicted from another's end.
+Invariant: no example is split. The ``position_ids`` of every example begin at 0; from that, Transformers makes the mask
+that keeps an example from attending to another one. The first label of every example is -100, so that no token is
+predicted from the end of another example.
 """
 
 from __future__ import annotations
@@ -15,21 +16,25 @@ import torch
 from torch.utils.data import Dataset
 
 from gpart.datamodules.mathematics.conversations import IGNORED, Encoded, labels_of
+from gpart.errors import GPartError
 
 
 def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Positions of the examples that share a row: first-fit decreasing, those of equal length in their order.
+    """Assigns examples to rows, by first-fit decreasing.
 
-    Examples of one length are placed together: each row takes as many as fit before the next row is looked at, which is
-    what first fit does with them one by one. A row more costs some vector operations per length only, so that the whole
-    work is at most in proportion to the tokens.
+    Examples of equal length keep their order. They are placed together: each row takes as many of them as fit before
+    the next row is looked at. The result is that of first fit with one example at a time. This way, each length takes a
+    few vector operations over the rows, so that the work grows at most in proportion to the number of tokens.
 
     Args:
-        lengths: each example's, at least 1.
-        room: tokens in a row.
+        lengths: the length of each example, at least 1.
+        room: the number of tokens in a row.
+
+    Returns:
+        For each row, the positions of its examples.
 
     Raises:
-        ValueError: if an example is empty or longer than a row.
+        GPartError: if an example is empty or longer than a row.
 
     Example:
         >>> pack([3, 5, 2, 2, 8], room=8)
@@ -38,7 +43,7 @@ def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
     groups: dict[int, list[int]] = defaultdict(list)
     for at, length in enumerate(lengths):
         if not 1 <= length <= room:
-            raise ValueError(f"example {at} has {length} tokens, and a row has room for 1 to {room}")
+            raise GPartError(f"example {at} has {length} tokens, and a row has room for 1 to {room}")
         groups[length].append(at)
     rows: list[list[int]] = []
     free = torch.empty(0, dtype=torch.int64)
@@ -60,11 +65,11 @@ def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 @dataclass(frozen=True, eq=False)
 class Packs(Dataset[list[Encoded]]):
-    """The examples of each row.
+    """A data set of rows: each item is the list of the examples in one row.
 
     Args:
         examples: a Dataset of ``datasets`` or a list.
-        rows: their positions, by row.
+        rows: the positions of the examples in each row.
     """
 
     examples: Any
@@ -79,11 +84,11 @@ class Packs(Dataset[list[Encoded]]):
 
 @dataclass(frozen=True)
 class PackedCollate:
-    """Joins each row's examples. An object of its own: spawned workers pickle it without the datamodule.
+    """Joins the examples of each row. It is a class of its own, so that workers can pickle it without the DataModule.
 
-    The batch holds ``use_cache`` (False), ``input_ids``, ``labels`` and ``position_ids``, and no ``attention_mask``:
-    only with neither a mask nor a cache does Transformers look for borders in the positions. Its models make a cache
-    unless they are told not to, and then attend across the borders without a word.
+    The batch holds ``use_cache`` (False), ``input_ids``, ``labels`` and ``position_ids``, but no ``attention_mask``.
+    Transformers looks for the examples' borders in the positions only if there is neither a mask nor a cache. By
+    default, its models make a cache, and would then silently attend across the borders.
 
     Args:
         pad: the padding token's id.
@@ -92,7 +97,7 @@ class PackedCollate:
     pad: int
 
     def __call__(self, rows: list[list[Encoded]]) -> dict[str, Any]:
-        """The batch, each row filled up to the longest by padding that is an example more."""
+        """Returns the batch. A row is filled up to the longest one by padding, which counts as one more example."""
         longest = max(sum(len(one["input_ids"]) for one in row) for row in rows)
         ids: list[list[int]] = []
         labels: list[list[int]] = []
@@ -103,7 +108,7 @@ class PackedCollate:
             ids.append([token for one in row for token in one["input_ids"]] + [self.pad] * rest)
             labels.append([label for one in row for label in labels_of(one)] + [IGNORED] * rest)
             positions.append([at for length in lengths for at in range(length)])
-        # First in the batch: Lightning takes the batch's size from the first value that has one.
+        # use_cache comes first: behind a tensor, it would make Lightning warn that the batch's size is ambiguous.
         return {
             "use_cache": False,
             "input_ids": torch.tensor(ids),

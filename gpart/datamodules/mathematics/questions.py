@@ -1,7 +1,7 @@
 """Questions to generate answers from: left-padded batches, shared among ranks.
 
-Invariant: every rank has the same number of batches, and of all that the ranks are given, what is not marked as repeated
-is each question exactly once.
+Invariant: every rank has the same number of batches. Over all ranks together, each question occurs exactly once that is
+not marked as repeated.
 """
 
 from __future__ import annotations
@@ -14,24 +14,28 @@ import torch
 from torch.utils.data import Dataset, DistributedSampler
 
 Turn = tuple[int, bool]
-"""A question's position, and whether it is a repetition that only fills up a rank's share."""
+"""A question's position, and whether it is a repetition that only fills up the share of a rank."""
 
 
 class Question(TypedDict):
-    """A prompt, its row's number in its source, its text, its solution (None where there is none), its source."""
+    """A question with its prompt."""
 
     input_ids: list[int]
+    """The tokens of the prompt."""
     idx: int
+    """The number of its row in its data set."""
     question: str
     reference: str | None
+    """The whole solution; None if there is none."""
     benchmark: str
+    """The name of the benchmark that it is from."""
 
 
 class Questions(Dataset[dict[str, Any]]):
-    """Questions in the order of their length, the longest first, so that little of a batch is padding.
+    """Questions sorted by the length of their prompts, the longest first, so that little of a batch is padding.
 
     Args:
-        questions: in any order.
+        questions: the questions, in any order.
     """
 
     def __init__(self, questions: Sequence[Question]) -> None:
@@ -41,20 +45,20 @@ class Questions(Dataset[dict[str, Any]]):
         return len(self.questions)
 
     def __getitem__(self, turn: Turn | int) -> dict[str, Any]:
-        # Lightning's overfit_batches replaces the sampler by one of plain positions.
+        # Lightning's overfit_batches replaces our sampler by one that yields plain positions.
         at, repeated = (turn, False) if isinstance(turn, int) else turn
         return {**self.questions[at], "repeated": repeated}
 
 
 class QuestionSampler(DistributedSampler[Turn]):
-    """A rank's share of the questions, in their order; the shares are made equal by repeating the last question.
+    """Yields a rank's share of the questions, in order. The last question is repeated, so that all shares are equal.
 
-    It is a DistributedSampler, also on one rank, so that Lightning leaves it in place.
+    It is a DistributedSampler, even on one rank, so that Lightning leaves it in place.
 
     Args:
-        length: how many questions there are.
-        ranks: how many processes share them.
-        rank: which of them this is.
+        length: the number of questions.
+        ranks: the number of processes that share them.
+        rank: the number of this process.
 
     Example:
         >>> [list(QuestionSampler(3, ranks=2, rank=rank)) for rank in range(2)]
@@ -62,7 +66,8 @@ class QuestionSampler(DistributedSampler[Turn]):
     """
 
     def __init__(self, length: int, ranks: int = 1, rank: int = 0) -> None:
-        super().__init__(range(length), num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]  # it has a length
+        places: Any = range(length)  # declared as a Dataset, but only its length is used
+        super().__init__(places, num_replicas=ranks, rank=rank, shuffle=False)
         self.length = length
 
     def __iter__(self) -> Iterator[Turn]:
@@ -72,7 +77,7 @@ class QuestionSampler(DistributedSampler[Turn]):
 
 @dataclass(frozen=True)
 class QuestionCollate:
-    """Pads prompts on the left. An object of its own: spawned workers pickle it without the datamodule.
+    """Pads prompts on the left. It is a class of its own, so that workers can pickle it without the DataModule.
 
     Args:
         pad: the padding token's id.
@@ -81,7 +86,10 @@ class QuestionCollate:
     pad: int
 
     def __call__(self, questions: list[dict[str, Any]]) -> dict[str, Any]:
-        """The batch: ``input_ids``, ``attention_mask``, and the rest as lists; no ``reference`` where there is none."""
+        """Returns the batch: ``input_ids``, ``attention_mask``, and lists of everything else.
+
+        The list ``reference`` is left out if a question has none.
+        """
         longest = max(len(one["input_ids"]) for one in questions)
         rest = [longest - len(one["input_ids"]) for one in questions]
         names = ["idx", "question", "benchmark", "repeated"]

@@ -1,7 +1,7 @@
-"""A user's own pictures, a folder for each class.
+"""A user's own pictures, in one folder for each class.
 
-Invariant: the classes are those of the training folder, numbered by their names in order; every picture is in one of
-them.
+Invariant: the classes are the folders of the training split, numbered in the order of their names. Every picture
+belongs to one of them.
 """
 
 from __future__ import annotations
@@ -15,36 +15,37 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from gpart.datamodules.common.splits import split_names
 from gpart.datamodules.vision.pictures import Pictures
 from gpart.datamodules.vision.reading import FromFiles, path_name
+from gpart.errors import GPartError, GPartFileError
 
 
 def read_folders(path: Path, part: str) -> tuple[Pictures, bool]:
-    """Lists ``path/train/CLASS/*`` and ``path/test/CLASS/*``, or ``path/CLASS/*``.
+    """Lists the pictures ``path/train/CLASS/*`` and ``path/test/CLASS/*``, or ``path/CLASS/*``.
 
     Args:
         path: the folder.
-        part: ``train`` or ``test``.
+        part: the split, ``train`` or ``test``.
 
     Returns:
-        The pictures, and whether the test part is still to be cut from them.
+        The pictures, and whether the folder has no test split, so that one is still to be cut from them.
 
     Raises:
-        FileNotFoundError: if the folder is not there.
-        ValueError: if it holds no class folder, a class folder holds no picture, or a class is not in the training set.
+        GPartFileError: if there is no such folder.
+        GPartError: if it holds no class folder, a class folder holds no picture, or a class has no training folder.
     """
     if not path.is_dir():
-        raise FileNotFoundError(f"no folder of pictures at {path}")
-    # A class may be called "train": a part's folder holds folders.
+        raise GPartFileError(f"no folder of pictures at {path}")
+    # A class may be called "train" too. The folder of a split holds folders, that of a class holds pictures.
     inner = [folder for folder in _folders(path) if folder.name in ("train", "test", "val", "validation")]
     split = any(folder.name == "train" and _folders(folder) for folder in inner)
     names = split_names([folder.name for folder in inner], str(path)) if split else {"train": [""], "test": None}
     classes = [folder.name for folder in _folders(path / names["train"][0])] if names["train"] else []
     if not classes:
-        raise ValueError(f"{path / 'train' if split else path} holds 0 folders of classes")
+        raise GPartError(f"{path / 'train' if split else path} holds 0 folders of classes")
     paths, labels = [], []
     for name in names[part] or names["train"] or []:
         for folder in _folders(path / name):
             if folder.name not in classes:
-                raise ValueError(f"the class {folder} is none of the {len(classes)} training classes: {classes[:20]}")
+                raise GPartError(f"the class {folder} is none of the {len(classes)} training classes: {classes[:20]}")
             own = _pictures(folder)
             paths += own
             labels += [classes.index(folder.name)] * len(own)
@@ -58,12 +59,12 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """A class's files, also those in folders of its own."""
+    """Returns the picture files of a class, including those in its subfolders."""
     found = [Path(where, name) for where, _, names in os.walk(folder, followlinks=True) for name in names]
     files = sorted(file for file in found if not file.name.startswith("."))
     pictures = [file for file in files if file.suffix.lower() in IMG_EXTENSIONS]
     if not pictures:
-        raise ValueError(f"the class folder {folder} holds 0 pictures ({', '.join(IMG_EXTENSIONS)})")
+        raise GPartError(f"the class folder {folder} holds 0 pictures ({', '.join(IMG_EXTENSIONS)})")
     if len(pictures) < len(files):
         others = [file for file in files if file not in set(pictures)]
         rank_zero_warn(f"{len(others)} files are left out, which are no pictures by their endings: {others[0]} ...")

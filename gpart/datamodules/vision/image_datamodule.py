@@ -1,7 +1,8 @@
-"""Image classification: the paper's eight tasks, folders of one's own, any image data set of the hub.
+"""Image classification: the paper's eight tasks, your own folders, or any image data set on the hub.
 
-Invariant: a training row is either trained on or held out to choose the checkpoint, by its name and the seed alone; the
-test part is only ever scored. What a training picture looks like depends on (seed, epoch, row) alone.
+Invariant: a training row is either trained on or held out to select the checkpoint. Only its name and the seed decide
+which. The test split is used for nothing but the final score. The random crop of a training picture depends only on
+(seed, epoch, row).
 """
 
 from __future__ import annotations
@@ -13,61 +14,74 @@ from typing import Any
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from gpart.datamodules.common.epoch_sampler import EpochSampler
-from gpart.datamodules.common.seeded import SeededDataModule
+from gpart.datamodules.common.seeded import SeededDataModule, check_loading
 from gpart.datamodules.common.splits import check_held_out, chosen, hold_out
 from gpart.datamodules.vision.pictures import Collate, Images
 from gpart.datamodules.vision.reading import evaluation_transform, training_transform
 from gpart.datamodules.vision.settings import Normalisation, load_settings
-from gpart.datamodules.vision.sources import Source
+from gpart.datamodules.vision.sources import DatasetName, Source
+from gpart.errors import GPartError
 
 
 class ImageDataModule(SeededDataModule):
     """An image-classification data set for any model of Transformers or timm.
 
-    ``fit`` trains on the training set without the part held out; ``validate``, and the choice of the checkpoint, use
-    that part; ``test`` scores the data set's test split, and ``predict`` labels its pictures. Training pictures are
-    random crops, at random mirrored; all others are resized and their centre is cut out. Size, mean, standard deviation
-    and interpolation are the model's own. Batches hold ``pixel_values`` (batch, 3, height, width) in float32,
-    ``labels`` (not for predict), the rows' numbers in their source as a list under ``idx``, and their files, such as
-    ``cat/1.jpg``, or splits and numbers, such as ``train[17]``, as a list under ``file``.
+    - ``fit`` trains on the training split, without the rows that are held out.
+    - ``validate`` uses the rows held out. They also select the checkpoint.
+    - ``test`` scores the test split.
+    - ``predict`` labels the pictures of the test split.
 
-    The data sets, and what is trained on / scored:
+    Training pictures are random crops, which are mirrored at random. All other pictures are resized, and their centre
+    is cut out. Size, mean, standard deviation and interpolation are those of the model. A batch holds ``pixel_values``
+    (batch, 3, height, width) in float32, ``labels`` (but not for ``predict``), and two lists: ``idx``, the rows'
+    numbers in their source, and ``file``, their files, such as ``cat/1.jpg``, or their splits and numbers, such as
+    ``train[17]``.
 
-    - ``oxford-pets``: trainval / test; ``cifar10``, ``cifar100``: train / test; ``fgvc-aircraft``: trainval / test, by
-      variant; ``dtd``: train and val of partition 1 / its test; torchvision downloads and verifies these.
-    - ``eurosat``: torchvision's has no split: a fifth of each class, by a hash of the files' names, is the test part, the
-      same for every ``seed``.
-    - ``stanford-cars``: train / test of ``tanganke/stanford_cars``; ``resisc45``: train and validation / test of
-      ``timm/resisc45``; through ``datasets``.
-    - ``imagefolder``: your own, ``path/train/CLASS/*`` and ``path/test/CLASS/*``, or ``path/CLASS/*``, from which a fifth
-      is cut as for EuroSAT.
-    - ``hub``: any data set with an image column and a column of classes, or a folder in the hub's layout. Also for
-      folders: a ``validation`` split is trained on where there is a test split, and else is the test part.
+    These are the data sets, each with what is trained on and what is scored:
+
+    - ``oxford-pets`` and ``fgvc-aircraft`` (by variant): trainval, and test. ``cifar10`` and ``cifar100``: train, and
+      test. ``dtd``: train and val of partition 1, and its test. torchvision downloads and verifies these.
+    - ``eurosat``: torchvision's data set has no splits. A fifth of each class is the test split, chosen by a hash of
+    the
+      files' names. It is the same for every ``seed``.
+    - ``stanford-cars``: train, and test, of ``tanganke/stanford_cars``. ``resisc45``: train and validation, and test,
+    of
+      ``timm/resisc45``. Both are read with ``datasets``.
+    - ``imagefolder``: your own pictures in ``path/train/CLASS/*`` and ``path/test/CLASS/*``; or in ``path/CLASS/*``,
+      from which a fifth is cut as for EuroSAT.
+    - ``hub``: any data set on the hub, or folder with the same layout, that has an image column and a column of
+    classes.
+
+    Data sets of the last two kinds may have a ``validation`` split. It is trained on if there is a test split; else it
+    is the test split.
 
     Args:
-        dataset: oxford-pets, stanford-cars, cifar10, cifar100, dtd, eurosat, fgvc-aircraft, resisc45, imagefolder or hub.
-        model: whose pictures: a name on the hub, a folder, ``packaged:NAME``, or ``timm:NAME``.
-        root: the folder of torchvision's downloads.
-        path: of ``imagefolder`` (also ``packaged:NAME``) and ``hub``; or a copy of ``stanford-cars`` or ``resisc45``.
-        batch_size: pictures a step and device.
-        held_out: the part of the training set held out, stratified by class.
-        train_size: train on this many of the others only, stratified; a smaller number is a part of a larger one.
-        seed: what both choices come from. With the seed of ``seed_everything``, if there is one, it also gives the order
-            and the random crops.
-        num_workers: the loaders' processes.
-        crop_scale: the smallest and the largest share of a picture's area that a training crop takes; where a class
-            shows in a small spot, 0.08 would often cut it away.
-        hflip: the probability that a training picture is mirrored; 0 where left and right differ, as in handwriting.
-        image_size: height and width for the model, in pixels; default the model's own.
-        label_column: ``hub``: the column of classes, where there are several.
+        dataset: the data set's name.
+        model: the model that gets the pictures: a name on the hub, a folder, ``packaged:NAME``, or ``timm:NAME``.
+        root: the folder for torchvision's downloads.
+        path: the data of ``imagefolder`` (also ``packaged:NAME``) or ``hub``, or a copy of ``stanford-cars`` or
+            ``resisc45``.
+        batch_size: pictures per step and device.
+        held_out: the fraction of the training split that is held out, stratified by class.
+        train_size: train on this many of the remaining rows only, stratified. A smaller number takes a subset of what a
+            larger one takes.
+        seed: the seed of both choices. Together with the seed of ``seed_everything``, if it is called, it also gives
+            the order of the training rows and the random crops.
+        num_workers: the number of worker processes of each data loader.
+        crop_scale: the smallest and the largest share of a picture's area that a training crop takes. If a class shows
+            in a small spot only, a share of 0.08 would often cut it away.
+        hflip: the probability that a training picture is mirrored. Set it to 0 where left and right differ, as in
+            handwriting.
+        image_size: the height and width of the model's input, in pixels; the default is the model's own.
+        label_column: for ``hub``, the column of classes, if there are several.
 
     Raises:
-        ValueError: if a setting is out of its range.
+        GPartError: if a setting is out of its range.
     """
 
     def __init__(
         self,
-        dataset: str,
+        dataset: DatasetName,
         model: str,
         root: str = "data",
         path: str | None = None,
@@ -83,13 +97,14 @@ class ImageDataModule(SeededDataModule):
     ) -> None:
         super().__init__()
         check_held_out(held_out)
+        check_loading(num_workers, batch_size=batch_size)
         if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-            raise ValueError(f"crop_scale is two shares, above 0, rising, up to 1, got {tuple(crop_scale)}")
+            raise GPartError(f"crop_scale is two shares, above 0, rising, up to 1, got {tuple(crop_scale)}")
         if not 0 <= hflip <= 1:
-            raise ValueError(f"hflip is a probability, from 0 to 1, got {hflip}")
+            raise GPartError(f"hflip is a probability, from 0 to 1, got {hflip}")
         if image_size is not None and image_size < 1:
-            raise ValueError(f"image_size is a number of pixels, at least 1, got {image_size}")
-        # Plain types: a checkpoint holds these, and torch.load(weights_only=True) refuses a Path.
+            raise GPartError(f"image_size is a number of pixels, at least 1, got {image_size}")
+        # Plain types, since a checkpoint holds the hyperparameters and torch.load(weights_only=True) refuses a Path.
         model, root, path = str(model), str(root), None if path is None else str(path)
         crop_scale = [float(share) for share in crop_scale]
         self.source = Source(dataset, root, path, label_column)
@@ -103,29 +118,29 @@ class ImageDataModule(SeededDataModule):
         """The classes' names, in the order of their numbers.
 
         Raises:
-            ValueError: if setup() has not run.
+            GPartError: if setup() has not run.
         """
         if not self.classes:
-            raise ValueError(f"the classes of {self.hparams['dataset']} are not known yet: setup() has not run")
+            raise GPartError(f"the classes of {self.hparams['dataset']} are not known yet: setup() has not run")
         return self.classes
 
     @property
     def num_labels(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return len(self.labels)
 
     def prepare_data(self) -> None:
-        """Fetches the data and the model's settings, on one process only."""
+        """Downloads the data and the model's settings. Only one process does this."""
         load_settings(self.hparams["model"])
         self.source.prepare()
 
     def setup(self, stage: str) -> None:
-        """Parts what the stage needs and is not there yet.
+        """Makes the splits that the stage needs, unless they are there already.
 
         Raises:
-            FileNotFoundError: if data or model are not there.
-            ValueError: if the data is not as it should be, ``train_size`` is more than there is, or the number of
-                classes is not the LightningModule's ``num_labels``.
+            GPartFileError: if the data or the model are not there.
+            GPartError: if the data is damaged or lacks what is needed, ``train_size`` is larger than the number of
+                rows, or the number of classes differs from the LightningModule's ``num_labels``.
         """
         stage = str(getattr(stage, "value", stage))
         part = "train" if stage in ("fit", "validate") else "test"
@@ -137,26 +152,26 @@ class ImageDataModule(SeededDataModule):
         self._check_head()
 
     def train_dataloader(self) -> StatefulDataLoader:
-        """The training set without the part held out, in random order."""
-        images = self._part("train")
+        """The training split without the rows held out, in random order."""
+        images = self._split("train")
         return self._loader(images, sampler=self.sampler(len(images)))
 
     def val_dataloader(self) -> StatefulDataLoader:
-        """The part held out, which chooses the checkpoint."""
-        return self._loader(self._part("val"))
+        """The rows held out, which select the checkpoint."""
+        return self._loader(self._split("val"))
 
     def test_dataloader(self) -> StatefulDataLoader:
         """The test split, which gives the score."""
-        return self._loader(self._part("test"))
+        return self._loader(self._split("test"))
 
     def predict_dataloader(self) -> StatefulDataLoader:
-        """The test split; batches hold no labels."""
-        return self._loader(self._part("test"), labels=False)
+        """The test split. Its batches hold no labels."""
+        return self._loader(self._split("test"), labels=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over the run's seed, also for the crops."""
+        """Takes over the run's seed from a checkpoint, also for the random crops."""
         super().load_state_dict(state_dict)
-        if "train" in self.parts:  # setup came first
+        if "train" in self.parts:  # setup() ran before
             self.parts["train"] = replace(self.parts["train"], seed=self.run_seed)
 
     def _read(self, part: str, settings: Normalisation) -> None:
@@ -170,7 +185,7 @@ class ImageDataModule(SeededDataModule):
         rest = [rows[at] for at in places]
         if size is not None:
             if not 1 <= size <= len(rest):
-                raise ValueError(f"train_size must be from 1 to the {len(rest)} rows not held out, got {size}")
+                raise GPartError(f"train_size must be from 1 to the {len(rest)} rows not held out, got {size}")
             rest = chosen(ids, rest, size, seed)
         transform = training_transform(settings, self.hparams["crop_scale"], self.hparams["hflip"])
         self.parts["train"] = Images(pictures, rest, transform, self.run_seed)
@@ -180,13 +195,13 @@ class ImageDataModule(SeededDataModule):
         module = None if self.trainer is None else self.trainer.lightning_module
         head = None if module is None else module.hparams.get("num_labels")
         if head is not None and head != self.num_labels:
-            raise ValueError(
+            raise GPartError(
                 f"{self.hparams['dataset']} has {self.num_labels} classes, and the model's head num_labels={head}"
             )
 
-    def _part(self, name: str) -> Images:
+    def _split(self, name: str) -> Images:
         if name not in self.parts:
-            raise ValueError(f"no part {name!r} among {sorted(self.parts)}: setup() has not run for this stage")
+            raise GPartError(f"no part {name!r} among {sorted(self.parts)}: setup() has not run for this stage")
         return self.parts[name]
 
     def _loader(self, images: Images, labels: bool = True, sampler: EpochSampler | None = None) -> StatefulDataLoader:

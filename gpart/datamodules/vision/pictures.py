@@ -1,6 +1,6 @@
-"""Pictures with their classes, as every source gives them, and the part of them that a loader reads.
+"""Pictures with their classes, as every source gives them, and the data set of some of them that a loader reads.
 
-Invariant: a row's number and name are those in its source, whatever part of it is used.
+Invariant: a row's number and name are those in its source, whichever rows of the source are used.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ class Pictures:
     """All pictures of a source."""
 
     read: Reader
-    """Gives a row's picture."""
+    """Reads the picture of a row."""
     labels: list[int]
-    """Each row's class."""
+    """The class of each row."""
     names: list[str]
-    """Each row's file below ``place``, or its split and number; unlike every other row's."""
+    """The name of each row: its file below ``place``, or its split and number. No two rows have the same name."""
     classes: tuple[str, ...]
     """The classes' names, in the order of their numbers."""
     place: str
     """The folder, or the data set's name."""
 
     def rows(self) -> list[Row]:
-        """Class and name of each row."""
+        """The class and the name of each row."""
         return list(zip(self.labels, self.names, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
 class Images(Dataset[Item]):
-    """Some of the pictures, transformed.
+    """A data set of some of the pictures, transformed.
 
     Args:
-        pictures: all of them.
-        chosen: the rows that are in.
-        transform: makes the model's input of an RGB picture.
-        seed: for a random transform, the run's seed.
+        pictures: all pictures.
+        chosen: the rows that are used.
+        transform: turns an RGB picture into the model's input.
+        seed: the run's seed if the transform is random, else None.
     """
 
     pictures: Pictures
@@ -62,7 +62,7 @@ class Images(Dataset[Item]):
         return len(self.chosen)
 
     def __getitem__(self, key: Key | int) -> Item:
-        # Lightning's overfit_batches replaces the sampler by one that knows no epoch.
+        # Lightning's overfit_batches replaces our sampler by one whose keys are plain positions.
         epoch, at = (0, key) if isinstance(key, int) else key
         row, own = self.chosen[at], self.pictures
         image = read_rgb(own.read, row, f"{own.names[row]} (row {row} of {own.place})")
@@ -72,7 +72,7 @@ class Images(Dataset[Item]):
 
 @dataclass(frozen=True)
 class Collate:
-    """Stacks a batch. An object of its own: spawned workers pickle it without the datamodule.
+    """Stacks a batch. It is a class of its own, so that workers can pickle it without the DataModule.
 
     Args:
         labels: whether the batch holds ``labels``.
@@ -81,7 +81,7 @@ class Collate:
     labels: bool = True
 
     def __call__(self, items: list[Item]) -> dict[str, Any]:
-        """``pixel_values`` stacked, ``labels`` as int64, ``idx`` and ``file`` as lists."""
+        """Returns the batch: ``pixel_values`` stacked, ``labels`` as int64, and the lists ``idx`` and ``file``."""
         batch: dict[str, Any] = {"pixel_values": torch.stack([item["pixel_values"] for item in items])}
         if self.labels:
             batch["labels"] = torch.tensor([item["labels"] for item in items])

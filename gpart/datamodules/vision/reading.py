@@ -1,7 +1,8 @@
-"""From a file, an array or a table's cell to an RGB picture, and to what the model takes.
+"""Reads RGB pictures from files, an array or a table, and transforms them into the model's input.
 
-Invariant: the picture of a row is a function of (seed, epoch, row): random transforms draw from a generator started with
-their hash, so that neither the number of workers or ranks nor a resumption changes it, and no other generator moves.
+Invariant: the transformed picture is a function of (seed, epoch, row). Random transforms draw from a generator that is
+seeded with a hash of these three. So the number of workers or ranks does not change a picture, nor does resuming a run,
+and the state of every other random generator stays as it is.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from gpart.datamodules.vision.settings import Normalisation
+from gpart.errors import GPartError
 
-# What Pillow raises for a damaged file; UnidentifiedImageError and "image file is truncated" are OSErrors.
+# What Pillow raises for a damaged file. UnidentifiedImageError and "image file is truncated" are OSErrors.
 _DAMAGED = (
     OSError,
     SyntaxError,
@@ -35,11 +37,11 @@ _DAMAGED = (
 )
 
 
-class UnreadableImageError(ValueError):
-    """A picture that can't be read; the message is one line, also when it comes out of a worker process."""
+class UnreadableImageError(GPartError):
+    """A picture can't be read. The message is a single line, even when the error comes from a worker process."""
 
     def __init__(self, message: str) -> None:
-        # A DataLoader raises a worker's error again with the whole traceback as its message.
+        # A DataLoader raises a worker's error again, with the whole traceback as its message. We keep its last line.
         super().__init__(message.rstrip().rpartition(f"{type(self).__name__}: ")[2])
 
 
@@ -50,91 +52,92 @@ class FromFiles:
     paths: list[str]
 
     def __call__(self, row: int) -> Image.Image:
-        """The picture of a row, as it is stored."""
+        """Opens the picture of a row."""
         return Image.open(self.paths[row])
 
 
 @dataclass(frozen=True, eq=False)
 class FromArray:
-    """Reads an array of shape (rows, height, width, 3), of bytes."""
+    """Reads an array of shape (rows, height, width, 3), of type uint8."""
 
     data: np.ndarray[Any, Any]
 
     def __call__(self, row: int) -> Image.Image:
-        """The picture of a row."""
+        """Makes the picture of a row."""
         return Image.fromarray(self.data[row])
 
 
 @dataclass(frozen=True, eq=False)
 class FromTable:
-    """Reads a column of a ``datasets`` table whose images are not decoded, in its rows' order."""
+    """Reads a column of images, which are not decoded yet, in a table of ``datasets``."""
 
     data: Any
     column: str
 
     def __call__(self, row: int) -> Image.Image:
-        """The picture of a row, as it is stored."""
+        """Opens the picture of a row."""
         cell = self.data[row][self.column]
         if cell is None:
-            raise ValueError("there is no picture in this row")
+            raise GPartError("there is no picture in this row")
         if cell["bytes"] is not None:
             return Image.open(io.BytesIO(cell["bytes"]))
         return Image.open(cell["path"])
 
 
 Reader = Callable[[int], Image.Image]
-"""Gives a row's picture as it is stored; an object of its own, so that spawned workers can pickle it."""
+"""Reads the picture of a row as it is stored. The readers are classes, so that workers can pickle them."""
 
 
 def read_rgb(read: Reader, row: int, name: str) -> Image.Image:
-    """A row's picture in RGB, turned upright as its EXIF data says.
+    """Reads a row's picture, converts it to RGB and turns it upright as its EXIF data says.
 
-    Greyscale is repeated, palettes are looked up, CMYK is converted as Pillow does. 16-bit greyscale is scaled to 8 bits
-    (Pillow itself would clip it). An alpha channel is dropped, as Pillow's ``convert`` does: the colours stored under
-    transparent pixels show.
+    Greyscale is repeated in all three channels, the colours of a palette are looked up, and CMYK is converted as Pillow
+    does. 16-bit greyscale is scaled to 8 bits (Pillow itself would clip it). An alpha channel is dropped, as Pillow's
+    ``convert`` does, so that the colours stored under transparent pixels become visible.
 
     Args:
-        read: gives the picture as it is stored.
-        row: which one.
-        name: what messages call it.
+        read: reads a picture as it is stored.
+        row: the row.
+        name: the picture's name, for messages.
 
     Raises:
-        UnreadableImageError: if it is not there, damaged, no picture, or one of floating-point numbers.
+        UnreadableImageError: if there is no picture, it is damaged, or its pixels are floating-point numbers.
     """
     try:
         with read(row) as image:
             image.load()
             if image.mode == "F":
-                raise ValueError("pixels are floating-point numbers, whose range is not known")
+                raise GPartError("pixels are floating-point numbers, whose range is not known")
             return _rgb(_upright(image))
     except _DAMAGED as error:
-        # One line: the class takes the last one of a worker's traceback.
+        # On one line, since UnreadableImageError keeps only the last line of a worker's traceback.
         raise UnreadableImageError(f"can't read the picture {name}: {' '.join(str(error).split())}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except _DAMAGED:  # a damaged EXIF block spoils no pixel
+    except _DAMAGED:  # the EXIF block is damaged, but not the pixels
         return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits, which Pillow also holds as 32
+    if image.mode.startswith("I"):  # 16 bits; Pillow may hold them as 32
         values = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
         return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
-    if image.mode == "P":  # by way of RGBA: Pillow warns of transparent palettes else
+    if image.mode == "P":  # first to RGBA: otherwise Pillow warns about transparent palettes
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
 def training_transform(settings: Normalisation, scale: Sequence[float] = (0.08, 1.0), hflip: float = 0.5) -> v2.Compose:
-    """A random part of the picture, at random mirrored.
+    """The transform for training: a random crop, which is mirrored at random.
 
     Args:
-        settings: the model's.
-        scale: the smallest and the largest share of the picture's area, RandomResizedCrop's default.
-        hflip: the probability of mirroring, RandomHorizontalFlip's default.
+        settings: the model's settings.
+        scale: the smallest and the largest share of the picture's area that a crop takes. The default is that of
+            RandomResizedCrop.
+        hflip: the probability of mirroring. The default is that of RandomHorizontalFlip.
     """
     mode = v2.InterpolationMode(settings.interpolation)
     return v2.Compose(
@@ -147,7 +150,7 @@ def training_transform(settings: Normalisation, scale: Sequence[float] = (0.08, 
 
 
 def evaluation_transform(settings: Normalisation) -> v2.Compose:
-    """The centre of the picture, its shorter side resized before."""
+    """The transform for evaluation: the shorter side is resized, then the centre is cut out."""
     mode = v2.InterpolationMode(settings.interpolation)
     return v2.Compose(
         [
@@ -168,23 +171,23 @@ def _to_tensor(settings: Normalisation) -> list[v2.Transform]:
 
 
 def draw(transform: Callable[[Image.Image], Tensor], image: Image.Image, seed: str, epoch: int, row: int) -> Tensor:
-    """Runs a random transform as (seed, epoch, row) say.
+    """Runs a random transform with a generator that is seeded from (seed, epoch, row).
 
     Args:
-        transform: draws from torch's global generator of the CPU, as those of torchvision.transforms.v2 do.
-        image: what it is run on.
-        seed: the run's.
-        epoch: from 0.
-        row: the row's number, whatever its place in the batch.
+        transform: the transform. It draws from torch's global CPU generator, as those of torchvision.transforms.v2 do.
+        image: the picture that it is run on.
+        seed: the run's seed.
+        epoch: the epoch, counted from 0.
+        row: the row's number in its source, whatever its place in the batch.
     """
     digest = hashlib.sha256(f"{seed}:{epoch}:{row}".encode()).digest()
-    # torch's CPU generator is started by 32 bits. Only that one: torch.manual_seed would also set the GPU's, from which
-    # dropout draws, and forking those would start CUDA in the workers.
+    # torch's CPU generator takes a seed of 32 bits. Only this generator is seeded: torch.manual_seed would also seed
+    # the GPU's, which dropout draws from, and forking that one would start CUDA in the workers.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int.from_bytes(digest[:4], "big"))
         return transform(image)
 
 
 def path_name(path: str | Path, root: str | Path) -> str:
-    """A file's name below a folder, with forward slashes on every platform: part of no path of this machine."""
+    """Returns a file's path relative to a folder, with forward slashes. It is the same on every machine."""
     return Path(path).relative_to(root).as_posix()

@@ -1,8 +1,8 @@
-"""Where pictures, their classes and their split come from: torchvision, the hub or folders.
+"""Loads pictures, their classes and their splits, from torchvision, the hub or folders.
 
-Invariant: a data set's split is its own; where it has none, a test part is cut by the names of its pictures alone, the
-same in every run, whatever the seed. A folder that torchvision has downloaded is complete: it is filled elsewhere and
-moved there.
+Invariant: if a data set has a test split, that one is used. Else a test split is cut by the names of the pictures
+alone; it is the same in every run, whatever the seed. A folder that torchvision has downloaded is complete: it is
+filled elsewhere and then moved to its place.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from filelock import FileLock
 from torchvision import datasets
@@ -23,12 +23,13 @@ from gpart.datamodules.vision.folders import read_folders
 from gpart.datamodules.vision.pictures import Pictures
 from gpart.datamodules.vision.reading import FromArray, FromFiles, path_name
 from gpart.datamodules.vision.tables import read_tables
+from gpart.errors import GPartError, GPartFileError
 
-TEST_PART = 0.2
-"""What is cut off for the test where a data set has no split."""
+TEST_FRACTION = 0.2
+"""The fraction of the pictures that becomes the test split, if a data set has none."""
 
 Loader = Callable[[str, str, bool], Pictures]
-"""From a root folder, ``train`` or ``test``, and whether to download."""
+"""Loads pictures, given a root folder, the split (``train`` or ``test``), and whether to download."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class Torchvision:
     """A data set that torchvision downloads and verifies."""
 
     folder: str
-    """Where it lies below the root folder."""
+    """Its folder below the root folder."""
     load: Loader
+    """Loads its pictures."""
 
 
 def _files(data: Any, paths: Sequence[str | Path], labels: list[int], base: str | Path) -> Pictures:
@@ -45,7 +47,8 @@ def _files(data: Any, paths: Sequence[str | Path], labels: list[int], base: str 
     return Pictures(FromFiles(files), labels, [path_name(path, base) for path in files], tuple(data.classes), str(base))
 
 
-# torchvision's own attributes, some not public: its only other way to a picture's class is to read the picture.
+# The functions below read attributes of torchvision's data sets, some of which are not public. torchvision has no other
+# way to a picture's class than to read the picture.
 
 
 def _pets(root: str, part: str, download: bool) -> Pictures:
@@ -65,7 +68,7 @@ def _textures(root: str, part: str, download: bool) -> Pictures:
     return _files(parts[0], paths, [label for data in parts for label in data._labels], parts[0].root)
 
 
-def _eurosat(root: str, part: str, download: bool) -> Pictures:  # noqa: ARG001  # it has no parts
+def _eurosat(root: str, part: str, download: bool) -> Pictures:  # noqa: ARG001  # it has no splits
     data = datasets.EuroSAT(root, download=download)
     paths, labels = zip(*data.samples, strict=True)
     return _files(data, paths, list(labels), data._data_folder)
@@ -80,6 +83,19 @@ def _cifar(kind: Any) -> Loader:
     return load
 
 
+DatasetName = Literal[
+    "oxford-pets",
+    "cifar10",
+    "cifar100",
+    "dtd",
+    "eurosat",
+    "fgvc-aircraft",
+    "stanford-cars",
+    "resisc45",
+    "imagefolder",
+    "hub",
+]
+
 TORCHVISION = {
     "oxford-pets": Torchvision("oxford-iiit-pet", _pets),
     "cifar10": Torchvision("cifar-10-batches-py", _cifar(datasets.CIFAR10)),
@@ -90,42 +106,42 @@ TORCHVISION = {
 }
 HUB = {"stanford-cars": "tanganke/stanford_cars", "resisc45": "timm/resisc45"}
 OWN = ("imagefolder", "hub")
-DATASETS = (*TORCHVISION, *HUB, *OWN)
-"""What can be asked for."""
 
-# That repository also holds seven damaged copies of the test set, which nobody should have to download.
+# This repository also holds seven corrupted copies of the test set, which nobody should have to download.
 _ONLY = {"stanford-cars": {"train": "data/train-*.parquet", "test": "data/test-*.parquet"}}
+# torchvision's data sets without a test split.
 _WHOLE = ("eurosat",)
 
 
 @dataclass(frozen=True)
 class Source:
-    """One data set and where it is."""
+    """A data set and its location."""
 
-    dataset: str
-    """One of DATASETS."""
+    dataset: DatasetName
+    """The data set's name."""
     root: str
     """The folder for torchvision's downloads."""
     path: str | None = None
-    """Of a user's own data, or instead of the hub's name."""
+    """The location of a user's own data, or of a copy of one of the hub's data sets."""
     label_column: str | None = None
-    """Of a table with several columns of classes."""
+    """The column of classes, in a table with several such columns."""
 
     def __post_init__(self) -> None:
-        if self.dataset not in DATASETS:
-            raise ValueError(f"dataset {self.dataset!r} is none of {', '.join(DATASETS)}")
+        if self.dataset not in get_args(DatasetName):
+            raise GPartError(f"dataset {self.dataset!r} is none of {', '.join(get_args(DatasetName))}")
         if self.dataset in OWN and self.path is None:
-            raise ValueError(f"dataset {self.dataset!r} needs a path, got path=None")
+            raise GPartError(f"dataset {self.dataset!r} needs a path, got path=None")
         if self.dataset in TORCHVISION and self.path is not None:
-            raise ValueError(
-                f"dataset {self.dataset!r} lies in root={self.root!r}, where torchvision puts it; got path={self.path!r}"
+            raise GPartError(
+                f"dataset {self.dataset!r} lies in root={self.root!r}, where torchvision puts it; got"
+                f" path={self.path!r}"
             )
 
     def prepare(self) -> None:
-        """Downloads what is not there yet.
+        """Downloads the data set if it is not there yet.
 
         Raises:
-            FileNotFoundError: if it is neither there nor can be downloaded.
+            GPartFileError: if it is not there and can't be downloaded.
         """
         if self.dataset in TORCHVISION:
             _download(self.dataset, Path(self.root).expanduser())
@@ -135,11 +151,17 @@ class Source:
             resolve(self.path)
 
     def load(self, part: str) -> tuple[Pictures, list[int]]:
-        """The pictures that ``train`` or ``test`` is among, and which of them it is.
+        """Loads one split.
+
+        Args:
+            part: the split, ``train`` or ``test``.
+
+        Returns:
+            Pictures, and the numbers of those rows that belong to the split.
 
         Raises:
-            FileNotFoundError: if the data is not there.
-            ValueError: if it is not as it should be.
+            GPartFileError: if the data is not there.
+            GPartError: if it is damaged, or lacks what is needed.
         """
         if self.dataset in TORCHVISION:
             pictures, whole = self._torchvision(part), self.dataset in _WHOLE
@@ -152,18 +174,18 @@ class Source:
             pictures, whole = read_tables(place, part, _ONLY.get(self.dataset), self.label_column)
         if not whole:
             return pictures, list(range(len(pictures.labels)))
-        train, test = hold_out(pictures.rows(), TEST_PART, seed=0)
+        train, test = hold_out(pictures.rows(), TEST_FRACTION, seed=0)
         return pictures, train if part == "train" else test
 
     def _torchvision(self, part: str) -> Pictures:
         entry, root = TORCHVISION[self.dataset], Path(self.root).expanduser()
         folder = root / entry.folder
         if not folder.is_dir():
-            raise FileNotFoundError(f"{self.dataset} is not at {folder}; prepare_data() downloads it")
+            raise GPartFileError(f"{self.dataset} is not at {folder}; prepare_data() downloads it")
         try:
             return entry.load(str(root), part, False)
         except (RuntimeError, OSError) as error:
-            raise ValueError(
+            raise GPartError(
                 f"{self.dataset} at {folder} is damaged or incomplete; remove that folder to download it again: {error}"
             ) from error
 
@@ -177,13 +199,13 @@ def _download(name: str, root: Path) -> None:
     with FileLock(root / f".{entry.folder}.lock"):
         if folder.is_dir():  # another process was faster
             return
-        # Whoever holds the lock is alone: older working folders belong to processes that were killed.
+        # We hold the lock, so that no other process is at work: a working folder here was left by a killed one.
         work = root / f".{entry.folder}.tmp"
         shutil.rmtree(work, ignore_errors=True)
         try:
             entry.load(str(work), "train", True)
             os.replace(work / entry.folder, folder)
         except (RuntimeError, OSError) as error:
-            raise FileNotFoundError(f"{name} is not at {folder} and could not be downloaded: {error}") from error
+            raise GPartFileError(f"{name} is not at {folder} and could not be downloaded: {error}") from error
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -16,7 +16,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from gpart.datamodules import GLUEDataModule
 from gpart.datamodules.common.splits import chosen, hold_out
 from gpart.datamodules.language import glue
-from gpart.datamodules.language.glue import TASKS
+from gpart.datamodules.language.glue import TASKS, TaskName
+from gpart.errors import GPartError, GPartFileError
 from gpart.lightning_modules import SequenceClassifier
 
 
@@ -142,8 +143,23 @@ def test_another_order_of_labels_is_refused(data: Any, glue_folder: Path, tmp_pa
     shutil.copytree(glue_folder, other)
     for path in (other / "wnli").iterdir():
         shutil.copy(path, other / "rte" / path.name)
-    with pytest.raises(ValueError, match=r"are \['not_entailment', 'entailment'\], GLUE's are \['entailment'"):
+    with pytest.raises(GPartError, match=r"are \['not_entailment', 'entailment'\], GLUE's are \['entailment'"):
         data(path=str(other)).setup("fit")
+
+
+def test_a_text_column_of_another_name_is_refused(data: Any, glue_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "columns"
+    shutil.copytree(glue_folder, other)
+    for path in (other / "qnli").iterdir():  # its columns are question and sentence
+        shutil.copy(path, other / "rte" / path.name)
+    said = r"split 'train' of rte has the columns \['question', .*\]; expected \['sentence1', 'sentence2', 'label'\]"
+    with pytest.raises(GPartError, match=said):
+        data(path=str(other)).setup("fit")
+
+
+def test_the_choices_in_the_help_are_the_tasks() -> None:
+    assert get_args(TaskName) == tuple(TASKS)
+    assert get_type_hints(GLUEDataModule.__init__)["task"] == TaskName
 
 
 def test_padding_is_by_batch_and_cutting_by_max_length(data: Any) -> None:
@@ -323,21 +339,24 @@ def test_a_missing_split_matters_only_where_it_is_needed(
     own.prepare_data()
     own.setup("fit")
     own.setup("test")
-    with pytest.raises(ValueError, match=r"has no split 'test' of rte; it has \['train', 'validation'\]"):
+    with pytest.raises(GPartError, match=r"has no split 'test' of rte; it has \['train', 'validation'\]"):
         own.setup("predict")
 
 
 @pytest.mark.parametrize(
     ("more", "error", "said"),
     [
-        ({"task": "sst5"}, ValueError, "'sst5' is none of GLUE's: cola, sst2"),
-        ({"held_out": 0.0}, ValueError, "got 0.0"),
-        ({"held_out": 1.0}, ValueError, "got 1.0"),
-        ({"held_out": 0.999}, ValueError, "held_out=0.999 of 80 rows"),
-        ({"train_size": 73}, ValueError, "from 1 to the 72 rows not held out, got 73"),
-        ({"train_size": 0}, ValueError, "from 1 to the 72 rows not held out, got 0"),
-        ({"path": "nosuch/folder"}, FileNotFoundError, "no GLUE task 'rte' at 'nosuch/folder'"),
-        ({"score_split": "validation_matched"}, ValueError, "no split 'validation_matched' of rte"),
+        ({"task": "sst5"}, GPartError, "'sst5' is none of GLUE's: cola, sst2"),
+        ({"held_out": 0.0}, GPartError, "got 0.0"),
+        ({"held_out": 1.0}, GPartError, "got 1.0"),
+        ({"held_out": 0.999}, GPartError, "held_out=0.999 of 80 rows"),
+        ({"train_size": 73}, GPartError, "from 1 to the 72 rows not held out, got 73"),
+        ({"train_size": 0}, GPartError, "from 1 to the 72 rows not held out, got 0"),
+        ({"path": "nosuch/folder"}, GPartFileError, "no GLUE task 'rte' at 'nosuch/folder'"),
+        ({"score_split": "validation_matched"}, GPartError, "no split 'validation_matched' of rte"),
+        ({"batch_size": 0}, GPartError, "batch_size must be at least 1, got 0"),
+        ({"max_length": 0}, GPartError, "max_length must be at least 1, got 0"),
+        ({"num_workers": -1}, GPartError, "num_workers must be at least 0, got -1"),
     ],
 )
 def test_what_is_wrong_is_named(data: Any, more: dict[str, Any], error: type[Exception], said: str) -> None:
@@ -351,16 +370,16 @@ def test_what_is_wrong_is_named(data: Any, more: dict[str, Any], error: type[Exc
 
 
 def test_a_model_that_is_not_there_is_named(data: Any, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="model 'nosuch/model' can't be loaded, as a folder or from the hub"):
+    with pytest.raises(GPartFileError, match="model 'nosuch/model' can't be loaded, as a folder or from the hub"):
         data(model="nosuch/model").setup("fit")
-    with pytest.raises(ValueError, match=f"model '{tmp_path}' can't be loaded"):
+    with pytest.raises(GPartError, match=f"model '{tmp_path}' can't be loaded"):
         data(model=str(tmp_path)).setup("fit")
-    with pytest.raises(FileNotFoundError, match="model 'nosuch/model' can't be loaded"):
+    with pytest.raises(GPartFileError, match="model 'nosuch/model' can't be loaded"):
         SequenceClassifier(model="nosuch/model").configure_model()
 
 
 def test_a_loader_before_setup_is_named(data: Any) -> None:
-    with pytest.raises(ValueError, match="no part 'train' among"):
+    with pytest.raises(GPartError, match="no part 'train' among"):
         data().train_dataloader()
 
 

@@ -18,6 +18,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from gpart.datamodules.language import movie_reviews
 from gpart.datamodules.language.movie_reviews import MovieReviewDataModule, first, read, split
+from gpart.errors import GPartError, GPartFileError
 
 WORDS = [f"word{number}" for number in range(40)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -139,7 +140,7 @@ def test_smaller_training_sets_lie_within_larger_ones() -> None:
 
 @pytest.mark.parametrize("size", [0, -5, 241])
 def test_train_size_out_of_range(reviews: str, tokenizer: str, size: int) -> None:
-    with pytest.raises(ValueError, match=rf"240.*{size}"):
+    with pytest.raises(GPartError, match=rf"240.*{size}"):
         ready(reviews, tokenizer, train_size=size)
 
 
@@ -159,14 +160,14 @@ def test_train_size_out_of_range(reviews: str, tokenizer: str, size: int) -> Non
 def test_malformed_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "bad.txt"
     path.write_text(f"1\t1.0\ta text\n{line}\n3\t-1.0\tanother\n")
-    with pytest.raises(ValueError, match=r"bad\.txt, line 2"):
+    with pytest.raises(GPartError, match=r"bad\.txt, line 2"):
         read(path)
 
 
 def test_line_of_another_encoding_is_named(tmp_path: Path) -> None:
     path = tmp_path / "latin.txt"
     path.write_bytes("1\t1.0\tfine\n2\t1.0\tTouché\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin\.txt, line 2"):
+    with pytest.raises(GPartError, match=r"latin\.txt, line 2"):
         read(path)
 
 
@@ -180,18 +181,18 @@ def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
 def test_file_without_a_sentence(tmp_path: Path, content: str) -> None:
     path = tmp_path / "none.txt"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"none\.txt holds 0 sentences"):
+    with pytest.raises(GPartError, match=r"none\.txt holds 0 sentences"):
         read(path)
 
 
 def test_missing_file(tmp_path: Path, tokenizer: str) -> None:
-    with pytest.raises(FileNotFoundError, match=r"absent\.txt"):
+    with pytest.raises(GPartFileError, match=r"absent\.txt"):
         ready(str(tmp_path / "absent.txt"), tokenizer)
 
 
 def test_class_too_small_to_be_parted(tmp_path: Path, tokenizer: str) -> None:
     path = write(tmp_path / "few.txt", [(1.0, sentence(number)) for number in range(30)] + [(-1.0, "word9")])
-    with pytest.raises(ValueError, match="'negative' has 1 "):
+    with pytest.raises(GPartError, match="'negative' has 1 "):
         ready(path, tokenizer)
 
 
@@ -266,8 +267,14 @@ def test_setup_reads_once(reviews: str, tokenizer: str, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("sentences", ["one text", []])
 def test_sentences_that_are_no_list_of_texts(sentences: Any) -> None:
-    with pytest.raises(ValueError, match="sentences"):
+    with pytest.raises(GPartError, match="sentences"):
         MovieReviewDataModule(sentences=sentences)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("batch_size", 0), ("max_length", 0), ("num_workers", -1)])
+def test_a_setting_out_of_range_is_named(setting: str, value: int) -> None:
+    with pytest.raises(GPartError, match=f"{setting} must be at least {value + 1}, got {value}"):
+        MovieReviewDataModule(**{setting: value})
 
 
 def test_hyperparameters_are_plain(reviews: str, tokenizer: str, tmp_path: Path) -> None:
@@ -302,7 +309,7 @@ def test_packaged_names_are_fetched(reviews: str, tokenizer: str, monkeypatch: p
 
 
 def test_loader_before_setup() -> None:
-    with pytest.raises(ValueError, match=r"setup\(\)"):
+    with pytest.raises(GPartError, match=r"setup\(\)"):
         MovieReviewDataModule().train_dataloader()
 
 
@@ -313,7 +320,7 @@ def test_tokenizer_without_a_pad_token(reviews: str, tokenizer: str, tmp_path: P
     data = ready(reviews, str(tmp_path / "decoder"))
     batch = next(iter(data.val_dataloader()))
     assert set(batch["input_ids"][batch["attention_mask"] == 0].tolist()) == {SPECIAL.index("[SEP]")}
-    with pytest.raises(ValueError, match="pad"):
+    with pytest.raises(GPartError, match="pad"):
         ready(reviews, str(tmp_path / "neither"))
 
 

@@ -11,6 +11,7 @@ from gpart.datamodules import MathDataModule
 from gpart.datamodules.mathematics import generated
 from gpart.datamodules.mathematics.generated import generate
 from gpart.datamodules.mathematics.sources import load_split
+from gpart.errors import GPartError
 from gpart.lightning_modules.mathematics.answers import exact_match, extract_answer
 
 NAME = "reasoning-gym:gsm_symbolic"
@@ -34,18 +35,18 @@ def test_rows_are_the_same_each_time_and_end_in_an_answer() -> None:
 
 
 def test_what_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"'reasoning-gym:sudoku': the tasks with worked answers are .*gsm_symbolic"):
+    with pytest.raises(GPartError, match=r"'reasoning-gym:sudoku': the tasks with worked answers are .*gsm_symbolic"):
         generate("reasoning-gym:sudoku", "train")
-    with pytest.raises(ValueError, match=r"has no split 'validation'; it has \['train', 'test'\]"):
+    with pytest.raises(GPartError, match=r"has no split 'validation'; it has \['train', 'test'\]"):
         generate(NAME, "validation")
-    with pytest.raises(ValueError, match="has no configurations, got 'main'"):
+    with pytest.raises(GPartError, match="has no configurations, got 'main'"):
         load_split(NAME, "main", "train")
     real = importlib.util.find_spec
     monkeypatch.setattr(
         "gpart.datamodules.mathematics.generated.find_spec",
         lambda name: None if name == "reasoning_gym" else real(name),
     )
-    with pytest.raises(ValueError, match=r"needs the package reasoning-gym: pip install 'gpart-lightning\[math\]'"):
+    with pytest.raises(GPartError, match=r"needs the package reasoning-gym: pip install 'gpart-lightning\[math\]'"):
         generate(NAME, "train")
 
 

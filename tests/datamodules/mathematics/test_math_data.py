@@ -8,7 +8,7 @@ import shutil
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -19,6 +19,9 @@ from transformers import AutoTokenizer
 from gpart.datamodules import MathDataModule
 from gpart.datamodules.mathematics import conversations
 from gpart.datamodules.mathematics.conversations import Conversations, Report
+from gpart.datamodules.mathematics.generated import TASKS
+from gpart.datamodules.mathematics.sources import BENCHMARKS, Benchmark
+from gpart.errors import GPartError, GPartFileError
 
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 
@@ -159,7 +162,7 @@ def test_what_is_too_long_is_cut_without_an_end_or_left_out(
         " that long, 60 are left out without question or answer"
         for cut in (0, 20, 20)
     ]
-    with pytest.raises(ValueError, match=r"leaves no row for train: of 80 rows 0 are cut .* 20 are left out whose"):
+    with pytest.raises(GPartError, match=r"leaves no row for train: of 80 rows 0 are cut .* 20 are left out whose"):
         encoded(len(prompt))
 
 
@@ -212,7 +215,7 @@ def test_a_template_that_changes_the_prompt_afterwards_is_refused(math_folders: 
     template = math_folders.CHAT.replace("{{ bos_token }}", "{{ messages|length }} turns")
     own = Conversations(str(math_folders.tokenizer(tmp_path, template=template)), "", chat=True)
     with pytest.raises(
-        ValueError, match=r"the chat template of .* does not put the prompt before .*'1 turns.*'2 turns"
+        GPartError, match=r"the chat template of .* does not put the prompt before .*'1 turns.*'2 turns"
     ):
         own.responses(["What is 1?"], ["1."])
 
@@ -448,31 +451,31 @@ def test_gsm8k_and_own_files_are_trained_on_too(data: Any, folders: dict[str, st
 def test_a_damaged_file_is_named(data: Any, tmp_path: Path, own_cache: Path) -> None:
     path = tmp_path / "damaged.jsonl"
     path.write_text('{"query": "1?", "response": "1."}\n{"query": "2?", "resp')
-    with pytest.raises(ValueError, match=r"damaged\.jsonl' can't be read: "):
+    with pytest.raises(GPartError, match=r"damaged\.jsonl' can't be read: "):
         data(train=str(path)).setup("fit")
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"empty\.jsonl' can't be read: it is empty"):
+    with pytest.raises(GPartError, match=r"empty\.jsonl' can't be read: it is empty"):
         data(train=str(tmp_path / "empty.jsonl")).setup("fit")
     (tmp_path / "none.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"none\.json' can't be read: "):
+    with pytest.raises(GPartError, match=r"none\.json' can't be read: "):
         data(train=str(tmp_path / "none.json")).setup("fit")
 
 
 def test_missing_columns_and_splits_are_named(data: Any, math_folders: Any, tmp_path: Path) -> None:
     path = jsonl(tmp_path / "own.jsonl", [{"query": "1?", "answer": "1."}] * 9)
-    with pytest.raises(ValueError, match=r"own.jsonl has the columns \['query', 'answer'\]; expected \('query', 'resp"):
+    with pytest.raises(GPartError, match=r"own.jsonl has the columns \['query', 'answer'\]; expected \('query', 'resp"):
         data(train=path).setup("fit")
     path = jsonl(tmp_path / "numbers.jsonl", [{"question": "1?", "answer": 1}] * 9)
-    with pytest.raises(ValueError, match="the column 'answer' holds int64, expected strings"):
+    with pytest.raises(GPartError, match="the column 'answer' holds int64, expected strings"):
         data(train=path).setup("fit")
     folder = str(math_folders.gsm8k(tmp_path / "gsm8k", {"train": 12}))
-    with pytest.raises(ValueError, match=r"gsm8k' \(configuration 'main'\) has no split 'test'; it has \['train'\]"):
+    with pytest.raises(GPartError, match=r"gsm8k' \(configuration 'main'\) has no split 'test'; it has \['train'\]"):
         data(gsm8k=folder).setup("test")
-    with pytest.raises(FileNotFoundError, match="no data set 'nosuch/data', on the hub or as a folder"):
+    with pytest.raises(GPartFileError, match="no data set 'nosuch/data', on the hub or as a folder"):
         data(train="nosuch/data").setup("fit")
-    with pytest.raises(FileNotFoundError, match=r"no file 'nosuch\.jsonl'"):
+    with pytest.raises(GPartFileError, match=r"no file 'nosuch\.jsonl'"):
         data(train="nosuch.jsonl").setup("fit")
-    with pytest.raises(ValueError, match=r"'.*own\.jsonl' has no configurations, got 'main'"):
+    with pytest.raises(GPartError, match=r"'.*own\.jsonl' has no configurations, got 'main'"):
         data(train=str(tmp_path / "own.jsonl"), train_config="main").setup("fit")
 
 
@@ -497,6 +500,10 @@ def test_missing_columns_and_splits_are_named(data: Any, math_folders: Any, tmp_
         ({"questions": ["What is 1?", " "]}, "none empty, got"),
         ({"questions": []}, r"none empty, got \[\]"),
         ({"chat_template": True}, "chat_template=True, but the tokenizer of .* has no chat template"),
+        ({"batch_size": 0}, "^batch_size must be at least 1, got 0"),
+        ({"eval_batch_size": 0}, "eval_batch_size must be at least 1, got 0"),
+        ({"max_length": 0}, "max_length must be at least 1, got 0"),
+        ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
     ],
 )
 def test_what_is_wrong_is_named(data: Any, more: dict[str, Any], said: str) -> None:
@@ -505,15 +512,20 @@ def test_what_is_wrong_is_named(data: Any, more: dict[str, Any], said: str) -> N
         own.setup("fit")
         own.setup("test")
 
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(GPartError, match=said):
         whole()
+
+
+def test_the_choices_in_the_help_are_the_benchmarks() -> None:
+    assert get_args(Benchmark) == tuple(BENCHMARKS) == ("gsm8k", "math", *TASKS)
+    assert get_type_hints(MathDataModule.__init__)["benchmarks"] == list[Benchmark]
 
 
 def test_a_tokenizer_without_an_end_is_refused(
     data: Any, math_folders: Any, tiny_encoder: Path, tmp_path: Path
 ) -> None:
     for folder in (tiny_encoder, math_folders.tokenizer(tmp_path, eos=False)):
-        with pytest.raises(ValueError, match=f"the tokenizer of {folder} has no end-of-text token.*special tokens are"):
+        with pytest.raises(GPartError, match=f"the tokenizer of {folder} has no end-of-text token.*special tokens are"):
             data(model=str(folder)).setup("fit")
 
 
@@ -538,9 +550,9 @@ def test_another_tokenizer_or_template_is_another_result(
 
 
 def test_a_loader_before_setup_is_named(data: Any) -> None:
-    with pytest.raises(ValueError, match="no part 'train' among"):
+    with pytest.raises(GPartError, match="no part 'train' among"):
         data().train_dataloader()
-    with pytest.raises(ValueError, match=r"no questions \['gsm8k'\] among"):
+    with pytest.raises(GPartError, match=r"no questions \['gsm8k'\] among"):
         data().test_dataloader()
 
 

@@ -21,6 +21,7 @@ from transformers import (
 
 from gpart.datamodules.mathematics.conversations import labels_of
 from gpart.datamodules.mathematics.packing import PackedCollate, Packs, pack
+from gpart.errors import GPartError
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ def test_the_rows_are_those_of_first_fit_decreasing(count: int, longest: int, ro
 
 @pytest.mark.parametrize(("lengths", "said"), [([3, 9], "example 1 has 9 tokens.*1 to 8"), ([0], "example 0 has 0")])
 def test_what_fits_in_no_row_is_refused(lengths: list[int], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(GPartError, match=said):
         pack(lengths, 8)
 
 

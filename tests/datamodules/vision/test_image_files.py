@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 from urllib.error import URLError
 
 import numpy as np
@@ -19,6 +19,8 @@ from torchvision import datasets
 from gpart.cli.main import _meant_for_users
 from gpart.datamodules import ImageDataModule
 from gpart.datamodules.vision.reading import FromFiles, UnreadableImageError, read_rgb
+from gpart.datamodules.vision.sources import HUB, OWN, TORCHVISION, DatasetName
+from gpart.errors import GPartError, GPartFileError
 
 
 @pytest.fixture
@@ -134,7 +136,7 @@ def test_a_damaged_picture_is_named_in_one_line(kind: str, workers: int, data: A
     (own_folder / "test" / "dog" / "dog_102.png").write_bytes(DAMAGED[kind])
     own = data(path=str(own_folder), num_workers=workers)
     own.setup("test")
-    with pytest.raises(ValueError, match=r"can't read the picture test/dog/dog_102.png") as caught:
+    with pytest.raises(GPartError, match=r"can't read the picture test/dog/dog_102.png") as caught:
         list(own.test_dataloader())
     message = str(caught.value)
     assert message.startswith(f"can't read the picture test/dog/dog_102.png (row 6 of {own_folder}): ")
@@ -188,7 +190,7 @@ def test_a_tables_damaged_cell_is_named(data: Any, tmp_path: Path, own_cache: Pa
 def test_an_empty_class_folder_is_refused(data: Any, own_folder: Path) -> None:
     (own_folder / "train" / "bird").mkdir()
     (own_folder / "train" / "bird" / "notes.txt").write_text("to do")
-    with pytest.raises(ValueError, match=re.escape(f"the class folder {own_folder}/train/bird holds 0 pictures")):
+    with pytest.raises(GPartError, match=re.escape(f"the class folder {own_folder}/train/bird holds 0 pictures")):
         data(path=str(own_folder)).setup("fit")
 
 
@@ -196,7 +198,7 @@ def test_a_class_without_training_pictures_is_refused(data: Any, own_folder: Pat
     image_folders.class_folders(own_folder / "test", ["bird"], 2)
     own = data(path=str(own_folder))
     own.setup("fit")
-    with pytest.raises(ValueError, match=r"test/bird is none of the 2 training classes: \['cat', 'dog'\]"):
+    with pytest.raises(GPartError, match=r"test/bird is none of the 2 training classes: \['cat', 'dog'\]"):
         own.setup("test")
 
 
@@ -229,12 +231,12 @@ def test_a_folder_without_classes_is_refused(
     for name, content in more.items():
         (tmp_path / name).mkdir() if content is not None else image_folders.save(tmp_path / name)
     expected = "class folder .*train holds 0 pictures" if more.get("train") == [] else "holds 0 folders of classes"
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises(GPartError, match=expected):
         data(path=str(tmp_path)).setup("fit")
 
 
 def test_a_folder_that_is_not_there_is_named(data: Any, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no folder of pictures at .*nowhere"):
+    with pytest.raises(GPartFileError, match=r"no folder of pictures at .*nowhere"):
         data(path=str(tmp_path / "nowhere")).setup("fit")
 
 
@@ -282,7 +284,7 @@ def table(tmp_path: Path, own_cache: Path) -> Any:
     ],
 )
 def test_a_table_needs_one_image_and_one_class(columns: dict[str, str], said: str, table: Any, data: Any) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(GPartError, match=said):
         data("hub", path=table(columns)).setup("fit")
 
 
@@ -292,7 +294,7 @@ def test_the_column_of_classes_can_be_chosen(table: Any, data: Any) -> None:
     own.setup("fit")
     assert len(own.parts["train"]) == 18
     with pytest.raises(
-        ValueError, match=r"label_column='medium' is none of its columns of classes, \['fine', 'coarse'\]"
+        GPartError, match=r"label_column='medium' is none of its columns of classes, \['fine', 'coarse'\]"
     ):
         data("hub", path=place, label_column="medium").setup("fit")
 
@@ -303,12 +305,12 @@ def test_a_row_without_a_class_is_refused(table: Any, data: Any) -> None:
     table({"image": "image", "label": "class"}, splits=("train",))
     own = data("hub", path=place)
     own.setup("fit")
-    with pytest.raises(ValueError, match="row 0 of split 'test' has no class, but -1"):
+    with pytest.raises(GPartError, match="row 0 of split 'test' has no class, but -1"):
         own.setup("test")
 
 
 def test_a_table_without_a_training_split_is_refused(table: Any, data: Any) -> None:
-    with pytest.raises(ValueError, match=r"has no split 'train'; it has \['test'\]"):
+    with pytest.raises(GPartError, match=r"has no split 'train'; it has \['test'\]"):
         data("hub", path=table({"image": "image", "label": "class"}, splits=("test",))).setup("fit")
 
 
@@ -345,7 +347,7 @@ def test_the_hubs_names_are_the_defaults(data: Any, monkeypatch: pytest.MonkeyPa
 
 
 def test_no_data_set_on_the_hub_is_named(data: Any) -> None:
-    with pytest.raises(FileNotFoundError, match="no data set at 'nobody/nothing'"):
+    with pytest.raises(GPartFileError, match="no data set at 'nobody/nothing'"):
         data("hub", path="nobody/nothing").setup("fit")
 
 
@@ -366,12 +368,10 @@ def test_a_data_set_is_downloaded_once_and_only_whole(
 
     monkeypatch.setattr(datasets.FGVCAircraft, "_download", download)
     own = data("fgvc-aircraft", root=str(tmp_path / "root"))
-    with pytest.raises(
-        FileNotFoundError, match=r"fgvc-aircraft is not at .*could not be downloaded.*connection was lost"
-    ):
+    with pytest.raises(GPartFileError, match=r"fgvc-aircraft is not at .*could not be downloaded.*connection was lost"):
         own.prepare_data()
     assert not (tmp_path / "root" / "fgvc-aircraft-2013b").exists()
-    with pytest.raises(FileNotFoundError, match=r"fgvc-aircraft is not at .*fgvc-aircraft-2013b; prepare_data"):
+    with pytest.raises(GPartFileError, match=r"fgvc-aircraft is not at .*fgvc-aircraft-2013b; prepare_data"):
         own.setup("fit")
     own.prepare_data()
     own.prepare_data()
@@ -405,7 +405,7 @@ def test_a_damaged_batch_of_cifar_is_not_unpickled(
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     monkeypatch.setattr("torchvision.datasets.cifar.pickle.load", lambda *a, **k: pytest.fail("it was unpickled"))
     with pytest.raises(
-        ValueError, match=r"cifar10 at .*cifar-10-batches-py is damaged or incomplete; remove that folder"
+        GPartError, match=r"cifar10 at .*cifar-10-batches-py is damaged or incomplete; remove that folder"
     ):
         data("cifar10", root=str(tmp_path)).setup("fit")
 
@@ -414,7 +414,7 @@ def test_a_damaged_batch_of_cifar_is_not_unpickled(
 def test_an_incomplete_folder_is_named(gone: str, data: Any, tmp_path: Path, image_folders: Any) -> None:
     image_folders.oxford_pets(tmp_path)
     os.rename(tmp_path / "oxford-iiit-pet" / gone, tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"oxford-pets at .*oxford-iiit-pet is damaged or incomplete"):
+    with pytest.raises(GPartError, match=r"oxford-pets at .*oxford-iiit-pet is damaged or incomplete"):
         data("oxford-pets", root=str(tmp_path)).setup("fit")
 
 
@@ -424,17 +424,20 @@ def test_an_incomplete_folder_is_named(gone: str, data: Any, tmp_path: Path, ima
 @pytest.mark.parametrize(
     ("more", "error", "said"),
     [
-        ({"dataset": "mnist"}, ValueError, "'mnist' is none of oxford-pets, .*imagefolder, hub"),
-        ({"dataset": "imagefolder", "path": None}, ValueError, "'imagefolder' needs a path, got path=None"),
-        ({"dataset": "hub", "path": None}, ValueError, "'hub' needs a path"),
-        ({"dataset": "dtd"}, ValueError, "lies in root='data', where torchvision puts it; got path="),
-        ({"held_out": 0.0}, ValueError, "got 0.0"),
-        ({"held_out": 1.0}, ValueError, "got 1.0"),
-        ({"held_out": 0.99}, ValueError, "held_out=0.99 of 16 rows"),
-        ({"train_size": 15}, ValueError, "from 1 to the 14 rows not held out, got 15"),
-        ({"train_size": 0}, ValueError, "from 1 to the 14 rows not held out, got 0"),
-        ({"image_size": 0}, ValueError, "at least 1, got 0"),
-        ({"model": "nobody/nothing"}, FileNotFoundError, "no image processor of 'nobody/nothing'"),
+        ({"dataset": "mnist"}, GPartError, "'mnist' is none of oxford-pets, .*imagefolder, hub"),
+        ({"dataset": "imagefolder", "path": None}, GPartError, "'imagefolder' needs a path, got path=None"),
+        ({"dataset": "hub", "path": None}, GPartError, "'hub' needs a path"),
+        ({"dataset": "dtd"}, GPartError, "lies in root='data', where torchvision puts it; got path="),
+        ({"held_out": 0.0}, GPartError, "got 0.0"),
+        ({"held_out": 1.0}, GPartError, "got 1.0"),
+        ({"held_out": 0.99}, GPartError, "held_out=0.99 of 16 rows"),
+        ({"train_size": 15}, GPartError, "from 1 to the 14 rows not held out, got 15"),
+        ({"train_size": 0}, GPartError, "from 1 to the 14 rows not held out, got 0"),
+        ({"image_size": 0}, GPartError, "at least 1, got 0"),
+        ({"model": "nobody/nothing"}, GPartFileError, "no image processor of 'nobody/nothing'"),
+        ({"model": "packaged:nothing"}, GPartError, "^no packaged asset is called 'nothing'"),
+        ({"batch_size": 0}, GPartError, "batch_size must be at least 1, got 0"),
+        ({"num_workers": -1}, GPartError, "num_workers must be at least 0, got -1"),
     ],
 )
 def test_what_is_wrong_is_named(
@@ -442,6 +445,11 @@ def test_what_is_wrong_is_named(
 ) -> None:
     with pytest.raises(error, match=said):
         data(**{"path": str(own_folder), **more}).setup("fit")
+
+
+def test_the_choices_in_the_help_are_the_data_sets() -> None:
+    assert sorted(get_args(DatasetName)) == sorted([*TORCHVISION, *HUB, *OWN])
+    assert get_type_hints(ImageDataModule.__init__)["dataset"] == DatasetName
 
 
 def test_an_image_size_of_ones_own(data: Any, own_folder: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, BitImageProcessor, ConvNextImagePro
 
 from gpart.datamodules.vision.reading import evaluation_transform
 from gpart.datamodules.vision.settings import Normalisation, load_settings, of_processor
+from gpart.errors import GPartError, GPartFileError
 
 PLAIN = {
     "size": {"height": 224, "width": 224},
@@ -72,7 +73,7 @@ def test_a_processor_that_does_not_normalise() -> None:
     ],
 )
 def test_what_a_processor_lacks_is_named(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(GPartError, match=said):
         of_processor({**PLAIN, **values}, "a model")
 
 
@@ -129,13 +130,28 @@ def test_a_folder_that_timm_has_saved(prefix: str, flat: bool, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["no_such_model", "vit_tiny_patch16_224.no_such_tag", "hf-hub:nobody/nothing"])
 def test_no_model_of_timm_is_named(name: str) -> None:
-    with pytest.raises(FileNotFoundError, match=f"timm has no model '{name}'"):
+    with pytest.raises(GPartFileError, match=f"timm has no model '{name}'"):
         load_settings(f"timm:{name}")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("{not", "timm's config of model .* can't be read: Expecting property name"),
+        ("[]", "can't be read: its config.json holds list, expected an object"),
+        ('{"pretrained_cfg": {"interpolation": "none"}}', "has interpolation='none'; known are .*'bilinear'"),
+    ],
+)
+def test_a_damaged_config_of_timm_is_named(config: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(GPartError, match=said) as caught:
+        load_settings(f"timm:{tmp_path}")
+    assert not isinstance(caught.value, GPartFileError)  # it is there
 
 
 def test_a_model_of_another_number_of_channels_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"input_size": [1, 28, 28]}}))
-    with pytest.raises(ValueError, match=r"input_size=\[1, 28, 28\]; pictures have 3"):
+    with pytest.raises(GPartError, match=r"input_size=\[1, 28, 28\]; pictures have 3"):
         load_settings(f"timm:{tmp_path}")
 
 

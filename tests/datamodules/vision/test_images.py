@@ -22,6 +22,7 @@ from gpart.datamodules import ImageDataModule
 from gpart.datamodules.common.epoch_sampler import EpochSampler
 from gpart.datamodules.vision.reading import draw, evaluation_transform, training_transform
 from gpart.datamodules.vision.settings import Normalisation
+from gpart.errors import GPartError
 
 DATASETS = [
     *("oxford-pets", "stanford-cars", "cifar10", "cifar100", "dtd", "eurosat", "fgvc-aircraft", "resisc45"),
@@ -392,7 +393,7 @@ def test_the_share_that_a_crop_takes_is_a_setting(image_folders: Any) -> None:
 
 @pytest.mark.parametrize("scale", [(0.0, 1.0), (0.5, 0.4), (0.5, 1.1)])
 def test_a_crop_scale_out_of_range_is_refused(scale: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match=rf"crop_scale is two shares.*got \({scale[0]}, {scale[1]}\)"):
+    with pytest.raises(GPartError, match=rf"crop_scale is two shares.*got \({scale[0]}, {scale[1]}\)"):
         ImageDataModule("imagefolder", "model", path="nowhere", crop_scale=scale)
 
 
@@ -418,7 +419,7 @@ def test_how_often_a_picture_is_mirrored_is_a_setting(tmp_path: Path, hflip: flo
 
 @pytest.mark.parametrize("hflip", [-0.1, 1.5])
 def test_a_probability_of_mirroring_out_of_range_is_refused(hflip: float) -> None:
-    with pytest.raises(ValueError, match=f"hflip is a probability.*got {hflip}"):
+    with pytest.raises(GPartError, match=f"hflip is a probability.*got {hflip}"):
         ImageDataModule("imagefolder", "model", path="nowhere", hflip=hflip)
 
 
@@ -619,7 +620,7 @@ def test_spawned_workers_can_be_given_everything(dataset: str, data: Any) -> Non
 
 def test_a_head_of_another_size_is_refused_with_both_numbers(data: Any, tmp_path: Path) -> None:
     for stage in ("fit", "test", "predict"):
-        with pytest.raises(ValueError, match="imagefolder has 2 classes, and the model's head num_labels=3"):
+        with pytest.raises(GPartError, match="imagefolder has 2 classes, and the model's head num_labels=3"):
             getattr(quiet(tmp_path), stage)(Recorder(num_labels=3), datamodule=data())
     quiet(tmp_path, max_epochs=1).fit(Recorder(num_labels=2), datamodule=data())
 
@@ -638,7 +639,7 @@ def test_hyperparameters_are_plain_and_restore_it(data: Any, tmp_path: Path, tin
 
 def test_what_is_asked_too_early_is_named(data: Any) -> None:
     own = data()
-    with pytest.raises(ValueError, match="no part 'train' among"):
+    with pytest.raises(GPartError, match="no part 'train' among"):
         own.train_dataloader()
-    with pytest.raises(ValueError, match="setup\\(\\) has not run"):
+    with pytest.raises(GPartError, match="setup\\(\\) has not run"):
         own.num_labels
