@@ -1,4 +1,4 @@
-"""LightningModules for the paper's tasks. They know nothing of any adapter: the method's callback makes the difference."""
+"""LightningModules for the paper's tasks. They know nothing of any adapter: a callback adds the method."""
 
 from gpart.lightning_modules.language.sequence_classifier import SequenceClassifier
 from gpart.lightning_modules.mathematics.causal_lm import CausalLM

@@ -1,26 +1,33 @@
-"""Activation checkpointing by one call, for networks of Transformers and of timm."""
+"""Activation checkpointing for networks of Transformers and of timm."""
 
 from __future__ import annotations
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from gpart.errors import GPartError
+
 
 def checkpoint_activations(network: nn.Module) -> None:
-    """Recomputes activations in the backward pass, for less memory.
+    """Makes the network recompute its activations in the backward pass, which takes less memory.
 
-    Never re-entrant (timm's default): the embeddings are frozen, and a re-entrant region needs an input that requires
-    a gradient.
+    Transformers is told not to use re-entrant checkpoints, and timm does not use them by default. The embeddings are
+    frozen, and a re-entrant checkpoint needs an input that requires a gradient.
 
     Raises:
-        ValueError: if the network cannot.
+        GPartError: if the network does not support it.
     """
     if isinstance(network, PreTrainedModel):
-        network.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]  # its error is a ValueError
+        try:
+            network.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            raise GPartError(
+                f"gradient_checkpointing=True, but {type(network).__name__} does not support it: {error}"
+            ) from error
         return
     try:
         network.set_grad_checkpointing(True)  # type: ignore[operator]  # timm's
-    except (AttributeError, AssertionError) as error:  # some of timm's models assert, some lack it
-        raise ValueError(
+    except (AttributeError, AssertionError) as error:  # some of timm's models lack the method, others assert
+        raise GPartError(
             f"gradient_checkpointing=True, but timm's {type(network).__name__} does not support it: {error}"
         ) from error

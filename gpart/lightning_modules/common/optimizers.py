@@ -1,8 +1,8 @@
-"""AdamW with a learning rate and a weight decay for the head and for the rest, and Transformers' schedules."""
+"""AdamW with separate settings for the head and for all other parameters, and Transformers' schedules."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -12,39 +12,47 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-"""Our names and Transformers'."""
+from gpart.errors import GPartError
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+SCHEDULES: dict[Schedule, str] = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+"""Transformers' name of each schedule."""
 
 
-def check_schedule(schedule: str, warmup_ratio: float) -> None:
+def check_schedule(schedule: Schedule, warmup_ratio: float) -> None:
     """Checks the two settings, before anything is built.
 
     Raises:
-        ValueError: if there is no such schedule, or the warm-up is no part of the steps.
+        GPartError: if there is no such schedule, or ``warmup_ratio`` is not from 0 to 1.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {list(SCHEDULES)}, got {schedule!r}")
+    if schedule not in get_args(Schedule):
+        raise GPartError(f"schedule must be one of {list(get_args(Schedule))}, got {schedule!r}")
     if not 0 <= warmup_ratio <= 1:
-        raise ValueError(f"warmup_ratio must be from 0 to 1, got {warmup_ratio}")
+        raise GPartError(f"warmup_ratio must be from 0 to 1, got {warmup_ratio}")
 
 
 def adamw_by_steps(module: LightningModule, network: nn.Module, head: str | None) -> OptimizerLRScheduler:
-    """What ``configure_optimizers`` returns: AdamW with groups for the head and the rest, and a schedule by steps.
+    """Makes the optimizer and the scheduler that ``configure_optimizers`` returns.
+
+    The optimizer is AdamW with parameter groups for the head and for all other parameters. The scheduler steps after
+    each optimizer step.
 
     Args:
-        module: trained by a trainer; its hyperparameters ``lr``, ``head_lr``, ``weight_decay``, ``head_weight_decay``
-            (the head's are None or absent for those of the rest), ``schedule`` and ``warmup_ratio`` are used.
-        network: its network.
-        head: the head's name in the network; None if it has none of its own.
+        module: the LightningModule, with its trainer. It has the hyperparameters ``lr``, ``weight_decay``, ``schedule``
+            and ``warmup_ratio``. It may have ``head_lr`` and ``head_weight_decay``; if they are missing or None, the
+            head shares the other two.
+        network: the module's network.
+        head: the head's name in the network; None if it has no settings of its own.
 
     Raises:
-        ValueError: if there is no such head, or nothing requires a gradient.
+        GPartError: if there is no such head, or no parameter requires a gradient.
     """
     try:
         head_module = nn.Module() if head is None else network.get_submodule(head)
     except AttributeError:
         children = [child for child, _ in network.named_children()]
-        raise ValueError(f"head={head!r} is no submodule of {type(network).__name__}, which has {children}") from None
+        raise GPartError(f"head={head!r} is no submodule of {type(network).__name__}, which has {children}") from None
     settings: dict[str, Any] = dict(module.hparams)
     lr, decay = settings["lr"], settings["weight_decay"]
     head_lr, head_decay = settings.get("head_lr"), settings.get("head_weight_decay")
@@ -64,25 +72,25 @@ def adamw_by_steps(module: LightningModule, network: nn.Module, head: str | None
 def adamw(
     module: nn.Module, head: nn.Module, lr: float, head_lr: float, weight_decay: float, head_weight_decay: float
 ) -> AdamW:
-    """AdamW on every parameter that requires a gradient now.
+    """Makes an AdamW for every parameter that requires a gradient now.
 
-    Biases and the parameters of normalisation layers are not decayed, as in Transformers' Trainer
-    (``get_decay_parameter_names``); an adapter's vectors are.
+    Biases and the parameters of normalisation layers have no weight decay, as in Transformers' Trainer
+    (``get_decay_parameter_names``). An adapter's vectors have it.
 
     Args:
-        module: whose parameters are trained.
-        head: the module that has its own learning rate and weight decay.
-        lr: of all but the head.
-        head_lr: of the head.
-        weight_decay: of all but the head.
-        head_weight_decay: of the head.
+        module: the module whose parameters are trained.
+        head: the submodule that has its own learning rate and weight decay.
+        lr: the learning rate of all parameters outside the head.
+        head_lr: the learning rate of the head.
+        weight_decay: the weight decay of all parameters outside the head.
+        head_weight_decay: the weight decay of the head.
 
     Raises:
-        ValueError: if nothing requires a gradient.
+        GPartError: if no parameter requires a gradient.
     """
     trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
     if not trained:
-        raise ValueError(f"no parameter of {type(module).__name__} requires a gradient: there is nothing to train")
+        raise GPartError(f"no parameter of {type(module).__name__} requires a gradient: there is nothing to train")
     in_head = {id(value) for value in head.parameters()}
     undecayed = _undecayed(module)
     groups = []
@@ -95,8 +103,11 @@ def adamw(
     return torch.optim.AdamW([group for group in groups if group["params"]])
 
 
-def scheduler(optimizer: Optimizer, name: str, warmup_ratio: float, steps: int) -> LambdaLR:
-    """A warm-up from 0 over ``round(warmup_ratio * steps)`` steps, then the schedule by that name, to 0 at ``steps``."""
+def scheduler(optimizer: Optimizer, name: Schedule, warmup_ratio: float, steps: int) -> LambdaLR:
+    """Makes a scheduler: a warm-up from 0 over ``round(warmup_ratio * steps)`` steps, and then the schedule.
+
+    The schedules ``linear`` and ``cosine`` end with 0 at ``steps``.
+    """
     schedule: LambdaLR = get_scheduler(
         SCHEDULES[name], optimizer, num_warmup_steps=round(warmup_ratio * steps), num_training_steps=steps
     )

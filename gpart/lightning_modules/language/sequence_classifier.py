@@ -11,9 +11,10 @@ from torchmetrics import MetricCollection
 from transformers import AutoModelForSequenceClassification
 
 from gpart.assets.fetching import loading
+from gpart.errors import GPartError
 from gpart.lightning_modules.common.activations import checkpoint_activations
-from gpart.lightning_modules.common.metrics import metric_collection
-from gpart.lightning_modules.common.optimizers import adamw_by_steps, check_schedule
+from gpart.lightning_modules.common.metrics import MetricName, metric_collection
+from gpart.lightning_modules.common.optimizers import Schedule, adamw_by_steps, check_schedule
 
 Batch = dict[str, Any]
 
@@ -21,47 +22,49 @@ Batch = dict[str, Any]
 class SequenceClassifier(LightningModule):
     """A pretrained encoder with a classification or regression head, trained by AdamW.
 
-    The head has a learning rate and a weight decay of its own; everything else that requires a gradient when the
-    optimizer is made shares the others. So full fine-tuning, a linear probe and an adapter all train by this same code.
-    Validation logs ``val/loss`` and ``val/NAME`` for each metric, ``test`` the same under ``test/``.
+    The head has its own learning rate and weight decay. All other parameters that require a gradient when the optimizer
+    is made share ``lr`` and ``weight_decay``. So full fine-tuning, a linear probe and an adapter are trained by the
+    same code. Validation logs ``val/loss``, and ``val/NAME`` for each metric. The test logs ``test/NAME`` for each
+    metric.
 
     Args:
         model: a model's name on the hub, a folder, or ``packaged:NAME``.
-        num_labels: number of classes; 1 is a regression by mean squared error.
-        metrics: of accuracy, f1, matthews (classes), pearson, spearman (regression); default accuracy, or both of
-            the regression's.
-        lr: learning rate of all but the head.
-        head_lr: learning rate of the head; default ``lr``.
-        head: name of the head's module in the model.
-        weight_decay: AdamW's, on all that is trained but biases and normalisation layers, as in Transformers' Trainer.
-        head_weight_decay: the head's; default ``weight_decay``.
-        warmup_ratio: part of the steps in which the learning rate rises from 0.
-        schedule: ``"linear"``, ``"cosine"`` or ``"constant"`` after that, Transformers' names.
-        labels: the classes' names, for predictions; default their numbers.
-        gradient_checkpointing: recompute activations in the backward pass, for less memory (not re-entrant).
+        num_labels: the number of classes; 1 is a regression with the mean squared error.
+        metrics: the metrics: accuracy, f1 and matthews are for classes, pearson and spearman for a regression. The
+            default is accuracy, or both metrics for a regression.
+        lr: the learning rate of all parameters outside the head.
+        head_lr: the learning rate of the head; the default is ``lr``.
+        head: the name of the head's module in the model.
+        weight_decay: AdamW's weight decay of all parameters outside the head. As in Transformers' Trainer, biases and
+            normalisation layers have none.
+        head_weight_decay: the weight decay of the head; the default is ``weight_decay``.
+        warmup_ratio: the fraction of the steps in which the learning rate rises from 0.
+        schedule: the schedule of the learning rate after the warm-up.
+        labels: the classes' names, for predictions; the default is their numbers.
+        gradient_checkpointing: recompute activations in the backward pass, which takes less memory (not re-entrant).
 
     Raises:
-        ValueError: if a setting is out of its range or the metrics do not fit the number of labels.
+        GPartError: if a setting is out of its range or the metrics do not fit the number of labels.
     """
 
     def __init__(
         self,
         model: str = "packaged:minilm",
         num_labels: int = 2,
-        metrics: list[str] | None = None,
+        metrics: list[MetricName] | None = None,
         lr: float = 5e-3,
         head_lr: float | None = None,
         head: str = "classifier",
         weight_decay: float = 0.01,
         head_weight_decay: float | None = None,
         warmup_ratio: float = 0.06,
-        schedule: str = "linear",
+        schedule: Schedule = "linear",
         labels: list[str] | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if labels is not None and len(labels) != num_labels:
-            raise ValueError(f"labels names {len(labels)} classes, num_labels is {num_labels}: {labels}")
+            raise GPartError(f"labels names {len(labels)} classes, num_labels is {num_labels}: {labels}")
         check_schedule(schedule, warmup_ratio)
         self.save_hyperparameters()
         self.model: nn.Module | None = None
@@ -69,38 +72,49 @@ class SequenceClassifier(LightningModule):
         self.test_metrics = metric_collection(metrics, num_labels, "test/")
 
     def configure_model(self) -> None:
-        """Loads the pretrained network, once; its head is new, and random, where the checkpoint has none."""
+        """Loads the pretrained network, once. If the checkpoint has no head, the head is new and random.
+
+        Raises:
+            GPartFileError: if the model is not there.
+            GPartError: if it can't be read, or its weights do not fit ``num_labels``.
+        """
         if self.model is not None:
             return
-        with loading(self.hparams["model"]) as name:
-            model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=self.hparams["num_labels"])
+        place, num_labels = self.hparams["model"], self.hparams["num_labels"]
+        with loading(place) as name:
+            try:
+                model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=num_labels)
+            except RuntimeError as error:
+                if "ignore_mismatched_sizes" not in str(error):
+                    raise
+                raise GPartError(f"num_labels={num_labels} does not fit its weights: {error}") from error
         if self.hparams["gradient_checkpointing"]:
             checkpoint_activations(model)
-        # from_pretrained returns it in eval mode: without this, dropout would be off for some methods and not others.
+        # from_pretrained returns it in eval mode. Without train(), dropout would be off for some methods only.
         self.model = model.train()
 
     def forward(self, batch: Batch) -> Any:
-        """The network's output for a batch; ``logits`` has shape (batch, num_labels), ``loss`` is there with labels."""
+        """The network's output: ``logits`` of shape (batch, num_labels), and ``loss`` if the batch has labels."""
         return self._network()(**{key: value for key, value in batch.items() if isinstance(value, Tensor)})
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The cross-entropy of a batch, or the mean squared error."""
+        """Returns the cross-entropy of a batch, or the mean squared error."""
         loss = cast("Tensor", self(batch).loss)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss and metrics on the part that chooses the checkpoint."""
+        """Logs the loss and the metrics on the validation split, which selects the checkpoint."""
         output = self(batch)
         self.log("val/loss", output.loss, batch_size=len(batch["labels"]), sync_dist=True)
         self._measure(self.val_metrics, output.logits, batch["labels"])
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """The metrics on the part that scores."""
+        """Logs the metrics on the test split, which gives the score."""
         self._measure(self.test_metrics, self(batch).logits, batch["labels"])
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Any]]:
-        """Each example's label and its probability, or its score, with its id and text where the batch has them."""
+        """Returns each example's label and probability, or its score; and its id and text if the batch has them."""
         logits = self(batch).logits.float()
         columns: dict[str, list[Any]] = {name: batch[name] for name in ("idx", "text") if name in batch}
         if self.hparams["num_labels"] == 1:
@@ -112,15 +126,15 @@ class SequenceClassifier(LightningModule):
         return columns
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with groups for the head and for the rest; the schedule goes by steps."""
+        """Returns AdamW, with groups for the head and for all other parameters, and the scheduler."""
         return adamw_by_steps(self, self._network(), self.hparams["head"])
 
     def _network(self) -> nn.Module:
         if self.model is None:
-            raise ValueError("the network is not built yet: call configure_model() first")
+            raise GPartError("the network is not built yet: call configure_model() first")
         return self.model
 
     def _measure(self, metrics: MetricCollection, logits: Tensor, labels: Tensor) -> None:
-        # Half-precision predictions would tie, and Spearman's ranks depend on ties.
+        # In half precision, different scores could become equal, and Spearman's ranks depend on ties.
         metrics.update(logits.float().squeeze(-1), labels)
         self.log_dict(metrics, prog_bar=True, batch_size=len(labels))

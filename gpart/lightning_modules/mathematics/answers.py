@@ -1,6 +1,6 @@
-r"""Final answers of mathematical solutions: where they stand, and whether they equal the reference's.
+r"""The final answers of mathematical solutions: finds them in a text, and compares them with the reference's.
 
-For GSM8K (``#### 18``), MetaMathQA (``The answer is: 18``) and MATH (``\boxed{18}``).
+It reads the forms of GSM8K (``#### 18``), MetaMathQA (``The answer is: 18``) and MATH (``\boxed{18}``).
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ import math
 import re
 from typing import Any
 
+from gpart.errors import GPartError
 from gpart.lightning_modules.mathematics.latex_strings import LONGEST, number, same
 
-# ##### is a heading of another level, and \boxedfoo another command.
+# Five hash signs are a heading of another level, and \boxedfoo is another command: neither is a marker.
 _MARKER = re.compile(r"(?<!#)####(?=\s|\Z)|\bthe answer is\b:?|\\(?:boxed|fbox)(?![A-Za-z])[ \t]*", re.IGNORECASE)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_BARE_END = re.compile(r"\$|\\\)|\\\]|\n")  # Hendrycks et al. read \boxed 5$ up to the dollar
+_BARE_END = re.compile(r"\$|\\\)|\\\]|\n")  # Hendrycks et al. read \boxed 5$ up to the dollar sign
 
 
 def _box(text: str, start: int) -> str | None:
-    r"""What a ``\boxed`` holds whose braces start here; None if they do not end."""
+    r"""Returns the content of a ``\boxed`` whose braces start here; None if the braces do not end."""
     if not text.startswith("{", start):
         return _BARE_END.split(text[start:], maxsplit=1)[0]
     depth = 0
     for brace in _BRACE.finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)  # \{ and \} are no group
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)  # \{ and \} do not open or close a group
         if depth == 0:
             return text[start + 1 : brace.start()]
     return None
@@ -50,12 +51,13 @@ def _stripped(text: str) -> str:
 
 
 def extract_answer(text: str) -> str | None:
-    r"""The final answer of a solution, or None: what follows the last marker in the text, by the strict rule.
+    r"""Returns the final answer of a solution: what follows the last marker in the text. It returns None without one.
 
-    The markers are ``####`` followed by a blank, ``The answer is`` with or without a colon, in any case, and ``\boxed``
-    or ``\fbox``. The first two are followed by the answer up to the end of the line, a box holds it in balanced braces
-    (``\boxed 5`` up to a dollar sign or the end of the line). Blanks, full stops at the end, surrounding dollar signs,
-    ``\( \)``, ``\[ \]`` and ``**`` are no part of it. An empty answer, or a last box that does not end, is none.
+    The markers are ``####`` followed by a blank; ``The answer is``, with or without a colon, in upper or lower case;
+    and ``\boxed`` or ``\fbox``. After the first two, the answer reaches to the end of the line. A box holds the answer
+    in balanced braces (``\boxed 5`` reaches to a dollar sign or the end of the line). Blanks, full stops at the end,
+    and surrounding dollar signs, ``\( \)``, ``\[ \]`` and ``**`` are removed. An empty answer counts as none, and so
+    does a last box that does not end.
 
     Example:
         >>> extract_answer("She makes 9 * 2 = $18 a day.\n#### 18\nThe answer is: 18")
@@ -66,7 +68,7 @@ def extract_answer(text: str) -> str | None:
         True
     """
     last = None
-    for last in _MARKER.finditer(text):  # noqa: B007  (the last one is what is looked for)
+    for last in _MARKER.finditer(text):  # noqa: B007  # only the last one is needed
         pass
     if last is None:
         return None
@@ -77,7 +79,7 @@ def extract_answer(text: str) -> str | None:
 def _of_reference(reference: str) -> str:
     answer = extract_answer(reference)
     if answer is None:
-        raise ValueError(
+        raise GPartError(
             "a reference must hold its final answer after '#### ' or 'The answer is:', or in \\boxed{...}; "
             f"got {reference!r}"
         )
@@ -85,22 +87,25 @@ def _of_reference(reference: str) -> str:
 
 
 def exact_match(output: str, reference: str) -> bool:
-    r"""Whether the final answers of both texts are there and are equal.
+    r"""Returns whether both texts have a final answer, and these are equal.
 
-    As exact numbers if both are numbers, else as strings after MATH's normalisation; see ``latex_strings``.
+    Answers are compared as exact numbers if both are numbers, else as strings after MATH's normalisation; see
+    ``latex_strings``.
 
     Args:
         output: a generated solution.
-        reference: the data set's solution.
+        reference: the solution in the data set.
 
     Raises:
-        ValueError: if the reference has no final answer.
+        GPartError: if the reference has no final answer.
 
     Example:
         >>> exact_match(r"It costs $\boxed{\$1{,}000}$.", "#### 1000")
         True
-        >>> exact_match("The answer is: 0.5", r"\boxed{\dfrac{1}{2}}"), exact_match("It is 0.5", r"\boxed{\dfrac{1}{2}}")
-        (True, False)
+        >>> exact_match("The answer is: 0.5", r"\boxed{\dfrac{1}{2}}")
+        True
+        >>> exact_match("It is 0.5", r"\boxed{\dfrac{1}{2}}")
+        False
     """
     wanted = _of_reference(reference)
     answer = extract_answer(output)
@@ -108,25 +113,25 @@ def exact_match(output: str, reference: str) -> bool:
 
 
 def check_verifier() -> None:
-    """Refuses where ``verified_match`` could not run.
+    """Checks that ``verified_match`` can run.
 
     Raises:
-        ValueError: if math-verify, or the parser that it needs, cannot be imported.
+        GPartError: if math-verify, or the parser that it needs, can't be imported.
     """
     try:
-        import math_verify  # noqa: F401
+        import math_verify  # noqa: F401, PLC0415  # an optional dependency
     except ImportError as error:
-        raise ValueError(
+        raise GPartError(
             f"verifying answers needs math-verify (pip install 'gpart-lightning[math]'); importing it failed: {error}"
         ) from error
 
 
-_TAIL = 2000  # characters of an output that are parsed
-_DEEPEST = 25  # brackets in brackets; the parser's time grows steeply with them (900 deep: above 20 seconds)
+_TAIL = 2000  # only this many characters at the end of an output are parsed
+_DEEPEST = 25  # nested brackets; the parser's time grows steeply with their depth (900 deep: above 20 seconds)
 _LARGEST = 4000  # digits; Python itself refuses to print more than 4,300
-_EXPANDED = 20  # the largest power of a sum: comparing may expand it
-_NODES = 200  # of a parsed expression; comparing may simplify it
-# What the parser itself would compute: powers of powers of numbers, large exponents, factorials and binomials.
+_EXPANDED = 20  # the largest exponent of a sum, since a comparison may expand it
+_NODES = 200  # the nodes of a parsed expression, since a comparison may simplify it
+# What the parser would compute by itself: powers of powers of numbers, large exponents, factorials and binomials.
 _EXPLOSIVE = re.compile(
     r"(?:\^|\*\*)\s*[-+]?[0-9]+\s*(?:\^|\*\*|!)"
     r"|(?:\^|\*\*)\s*[{(](?:[^})A-Za-z\\]|\\cdot|\\times)*(?:\^|\*\*|!)"
@@ -137,7 +142,7 @@ _EXPLOSIVE = re.compile(
     r"|[0-9]{5,}\s*\}?\s*\\choose"
 )
 _GROWING = {"factorial", "factorial2", "subfactorial", "binomial", "gamma", "exp"}
-_UNDONE = {"Integral", "Sum", "Product", "Limit", "Derivative"}  # comparing would carry them out
+_UNDONE = {"Integral", "Sum", "Product", "Limit", "Derivative"}  # a comparison would compute them
 
 
 def _too_deep(text: str) -> bool:
@@ -150,7 +155,7 @@ def _too_deep(text: str) -> bool:
 
 
 def _digits(node: Any) -> float:
-    """An upper bound of the digits that a parsed expression's value has; infinite where it must not be computed."""
+    """Returns an upper bound on the digits of a parsed expression's value; infinity if it must not be computed."""
     name = type(node).__name__
     if name in _UNDONE:
         return math.inf
@@ -172,7 +177,7 @@ def _digits(node: Any) -> float:
 
 
 def _costly(parsed: Any) -> bool:
-    from sympy import preorder_traversal
+    from sympy import preorder_traversal  # noqa: PLC0415  # comes with math-verify, an optional dependency
 
     if isinstance(parsed, str):
         return False
@@ -182,42 +187,47 @@ def _costly(parsed: Any) -> bool:
 
 
 def _parsed(text: str, answer: str = "") -> list[Any]:
-    """What math-verify reads in a text, with the answer's value if it is a number; nothing where that would explode."""
-    import math_verify
-    from sympy import Rational
+    """Returns math-verify's readings of a text, and the answer's value if it is a number.
+
+    The list is empty if reading or comparing the text could take too long.
+    """
+    import math_verify  # noqa: PLC0415  # an optional dependency
+    from sympy import Rational  # noqa: PLC0415  # comes with math-verify
 
     if _too_deep(text) or _EXPLOSIVE.search(text):
         return []
     readings = math_verify.parse(text, parsing_timeout=None)
-    if (value := number(answer)) is not None:  # the library reads no unit that it does not know
+    if (value := number(answer)) is not None:  # the library does not read a number with a unit that it does not know
         readings.append(Rational(value.numerator, value.denominator))
     return [] if any(map(_costly, readings)) else readings
 
 
 def verified_match(output: str, reference: str) -> bool:
-    r"""Whether math-verify holds the output's answer for equal to the reference's.
+    r"""Returns whether the output's answer equals the reference's, as the library math-verify judges.
 
-    The output's answer is what ``extract_answer`` finds; only without a marker the library looks for one in the last
-    2,000 characters, since it prefers any ``answer is`` in the reasoning to a later ``####``, and does not read LaTeX
-    without dollar signs.
+    The output's answer is the one that ``extract_answer`` finds. Only if there is no marker, the library looks for an
+    answer in the last 2,000 characters: it would prefer any ``answer is`` in the reasoning to a later ``####``, and it
+    does not read LaTeX without dollar signs.
 
-    The library's own time limit is a signal, which works in the main thread only and takes the handler from Lightning.
-    It is off; instead these count as no match: an answer above 1,000 characters, brackets 25 deep, a power whose exponent is a power (``9^{9^9}``), an
-    exponent of six digits, a factorial or binomial of as many, and a parsed answer with more than 200 parts, more than
-    4,000 digits, or a sum, integral or limit left to compute.
+    The library's own time limit is off: it uses a signal, which works in the main thread only and would replace
+    Lightning's handler. Instead, these count as no match: an answer of more than 1,000 characters; brackets nested more
+    than 25 deep; a power whose exponent is a power (``9^{9^9}``); an exponent of six or more digits, or a factorial of
+    such a number; a binomial of numbers with five or more digits; and a parsed answer with more than 200 nodes, more
+    than 4,000 digits, or a sum, integral or limit that is still to be computed.
 
     Args:
         output: a generated solution.
-        reference: the data set's solution.
+        reference: the solution in the data set.
 
     Raises:
-        ValueError: if the reference has no final answer, or math-verify cannot be imported.
+        GPartError: if the reference has no final answer, or math-verify can't be imported.
     """
     wanted = _of_reference(reference)
     check_verifier()
-    import math_verify
+    import math_verify  # noqa: PLC0415  # an optional dependency
 
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns of the time limit and of what it cannot read
+    # It would warn that there is no time limit, and of everything that it can't read.
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     answer = extract_answer(output)
     if max(len(answer or ""), len(wanted)) > LONGEST:
         return False

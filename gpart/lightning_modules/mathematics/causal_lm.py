@@ -1,7 +1,7 @@
-"""Causal language models that answer questions: trained on the answers' tokens, scored by what they generate.
+"""Causal language models that answer questions: trained on the tokens of answers, scored by what they generate.
 
-Invariant: a step's gradient is that of the mean loss over all target tokens of its micro-batches on all ranks, however
-these are cut. It knows nothing of the adapter.
+Invariant: the gradient of an optimizer step is that of the mean loss over all target tokens, in all its micro-batches
+and on all ranks. How the tokens are distributed over these makes no difference. The module knows nothing of an adapter.
 """
 
 from __future__ import annotations
@@ -15,51 +15,61 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
+from gpart.errors import GPartError
 from gpart.lightning_modules.common.activations import checkpoint_activations
-from gpart.lightning_modules.common.optimizers import adamw_by_steps, check_schedule
+from gpart.lightning_modules.common.optimizers import Schedule, adamw_by_steps, check_schedule
 from gpart.lightning_modules.mathematics.answers import check_verifier, extract_answer
 from gpart.lightning_modules.mathematics.generation import Generator, judge, write_rows
-from gpart.lightning_modules.mathematics.language_models import build, check_quantization
+from gpart.lightning_modules.mathematics.language_models import Quantization, build, check_quantization
 
 Batch = dict[str, Any]
 IGNORED = -100
-"""The label of a token that is no target, as Transformers has it."""
+"""The label of a token that is no target, as in Transformers."""
 _TOKENS = 256.0
-"""What a summed loss is divided by until the step's tokens are counted: near to a micro-batch's, for float16."""
+"""A summed loss is divided by this until the number of the step's tokens is known. It is close to the number of tokens
+in a micro-batch, so that the loss stays in the range of float16."""
 
 
 class CausalLM(LightningModule):
-    """A pretrained causal language model, trained by AdamW, that is asked questions at validation and test.
+    """A pretrained causal language model, trained by AdamW. At validation and test, it is asked questions.
 
-    A batch with ``labels`` gives a loss, the cross-entropy of each target token (-100 is none) given those before it:
+    A batch with ``labels`` gives a loss: the cross-entropy of each target token, given the tokens before it. The label
+    -100 marks a token that is no target.
 
-        loss = sum over target tokens of -log p(token | before) / number of target tokens
+        loss = sum over target tokens of -log p(token | tokens before) / number of target tokens
 
-    with sum and number taken over all micro-batches of an optimizer step, so that a token weighs the same in a short and
-    in a long answer. Validation logs ``val/loss`` and ``val/perplexity`` = exp(loss), by tokens likewise.
+    The sum and the number are taken over all micro-batches of an optimizer step, so that a token has the same weight in
+    a short and in a long answer. Validation logs ``val/loss``, which is averaged over tokens in the same way, and
+    ``val/perplexity`` = exp(loss).
 
-    A batch with ``question`` is generated from, greedily: ``BENCHMARK/exact_match`` is the share of outputs whose marked
-    final answer equals the reference's (:func:`~gpart.lightning_modules.mathematics.answers.exact_match`), ``verified_match`` what
-    the library math-verify says, ``tokens_per_second`` the tokens generated. Every output is a line of
-    ``generations/STAGE-BENCHMARK.jsonl`` in the logger's folder. Rows with ``repeated`` fill up a rank and do not count.
+    A batch with ``question`` is answered by greedy generation, which logs these scores under ``STAGE/BENCHMARK/``:
+
+    - ``exact_match``: the share of outputs whose marked final answer equals the reference's, see
+      :func:`~gpart.lightning_modules.mathematics.answers.exact_match`.
+    - ``verified_match``: the share of outputs that the library math-verify judges as equal to the reference.
+    - ``tokens_per_second``: the number of tokens generated per second.
+
+    Every output is a line of ``generations/STAGE-BENCHMARK.jsonl`` in the logger's folder. Rows with ``repeated`` only
+    fill up the share of a rank and do not count.
 
     Args:
-        model: a model's name on the hub, a folder, a GGUF file (its weights are unpacked), or ``packaged:NAME``. Weights
-            are float32, under ``bf16-true`` and ``16-true`` those.
-        lr: learning rate.
-        weight_decay: AdamW's, on all that is trained but biases and normalisation layers.
-        warmup_ratio: part of the steps in which the learning rate rises from 0.
-        schedule: ``"linear"``, ``"cosine"`` or ``"constant"`` after that.
-        max_new_tokens: how long an output may be.
-        stop: strings that end an output, beside the model's own end tokens; they are cut off.
-        verify: also ask math-verify (the extra ``math``).
-        gradient_checkpointing: recompute activations in the backward pass, for less memory (not re-entrant).
-        quantization: ``"int8"`` or ``"int4"``: torchao keeps the linear layers' weights in so many bits (the head's not);
-            int4 is for GPUs.
-        compile: run the network through ``torch.compile``, which needs a C++ compiler and minutes at first.
+        model: a model's name on the hub, a folder, a GGUF file (its weights are dequantised), or ``packaged:NAME``. The
+            weights are float32; with the precisions ``bf16-true`` and ``16-true`` they are bfloat16 or float16.
+        lr: the learning rate.
+        weight_decay: AdamW's weight decay. Biases and normalisation layers have none.
+        warmup_ratio: the fraction of the steps in which the learning rate rises from 0.
+        schedule: the schedule of the learning rate after the warm-up.
+        max_new_tokens: the largest number of tokens in an output.
+        stop: strings that end an output, besides the model's own end tokens. They are cut off.
+        verify: also score with math-verify (the extra ``math``).
+        gradient_checkpointing: recompute activations in the backward pass, which takes less memory (not re-entrant).
+        quantization: let torchao keep the weights of the linear layers, except the head, in 8 or 4 bits. ``int4`` is
+        for
+            GPUs.
+        compile: run the network through ``torch.compile``. This needs a C++ compiler, and takes minutes at first.
 
     Raises:
-        ValueError: if a setting is out of its range, or math-verify is asked for and missing.
+        GPartError: if a setting is out of its range, or a package that it needs is not installed.
     """
 
     def __init__(
@@ -68,65 +78,70 @@ class CausalLM(LightningModule):
         lr: float = 2e-4,
         weight_decay: float = 0.0,
         warmup_ratio: float = 0.03,
-        schedule: str = "cosine",
+        schedule: Schedule = "cosine",
         max_new_tokens: int = 512,
         stop: list[str] | None = None,
         verify: bool = True,
         gradient_checkpointing: bool = False,
-        quantization: str | None = None,
-        compile: bool = False,  # noqa: A002  # Lightning's and PEFT's word for it
+        quantization: Quantization | None = None,
+        compile: bool = False,  # noqa: A002  # the name that users know from torch.compile
     ) -> None:
         super().__init__()
         check_schedule(schedule, warmup_ratio)
         if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+            raise GPartError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         check_quantization(quantization)
         if verify:
             check_verifier()
         self.save_hyperparameters()
         self.model: nn.Module | None = None
         self.val_loss = MeanMetric()
-        self.scores = nn.ModuleDict()  # by stage, benchmark and kind; made when first seen
+        self.scores = nn.ModuleDict()  # by stage, benchmark and kind; each is made when it is first needed
         self._generator: Generator | None = None
         self._window: Tensor | None = None  # target tokens since the last optimizer step
         self._started: set[Path] = set()
 
     def configure_model(self) -> None:
-        """Loads the pretrained network, once, in the trainer's precision."""
+        """Loads the pretrained network, once, in the trainer's precision.
+
+        Raises:
+            GPartFileError: if the model is not there.
+            GPartError: if it can't be read, or a setting does not fit it.
+        """
         if self.model is None:
             model = build(self.hparams["model"], self.hparams["quantization"])
             if self.hparams["gradient_checkpointing"]:
                 checkpoint_activations(model)
             self.model = model.train()
             if self.hparams["compile"]:
-                self.model.compile()  # in place: names and keys stay; traced at the first call, adapter included
+                self.model.compile()  # in place, so that names stay; it is traced at the first call, with the adapter
 
     def forward(self, batch: Batch) -> Any:
-        """The network's output for a batch; ``logits`` has shape (batch, tokens, vocabulary)."""
+        """The network's output for a batch. ``logits`` has the shape (batch, tokens, vocabulary)."""
         names = ("input_ids", "attention_mask", "position_ids")
         return self._network()(**{name: batch[name] for name in names if name in batch}, use_cache=False)
 
     def summed_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The sum of the target tokens' losses, float32, and their number."""
+        """Returns the sum of the target tokens' losses, in float32, and the number of target tokens."""
         targets = batch["labels"][:, 1:]
         chosen = targets != IGNORED
-        # The targets' rows only: the whole in float32 is the largest tensor of a training step.
+        # Only the logits of target tokens: in float32, all of them would be the largest tensor of a training step.
         logits = self(batch).logits[:, :-1][chosen].float()
         return nn.functional.cross_entropy(logits, targets[chosen], reduction="sum"), chosen.sum()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The summed loss of a micro-batch, to be divided by the step's tokens when all are known."""
+        """Returns the summed loss of a micro-batch. The gradient is divided by the step's tokens in the end."""
         loss, tokens = self.summed_loss(batch)
         self._window = tokens if self._window is None else self._window + tokens
         self.log("train/loss", loss.detach() / tokens.clamp(min=1), prog_bar=True, batch_size=len(batch["labels"]))
         return loss / _TOKENS
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Turns the gradient of the summed losses into that of their mean over the step's target tokens."""
+        """Turns the gradient of the summed losses into that of the mean loss over the step's target tokens."""
         if self._window is None:
             return
         tokens = cast("Tensor", self.all_gather(self._window)).sum().clamp(min=1)
-        # Lightning has divided by the number of micro-batches, and the ranks' gradients are averaged.
+        # Lightning has divided the loss by the number of micro-batches, and the ranks' gradients have been averaged.
         factor = _TOKENS * self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -135,19 +150,19 @@ class CausalLM(LightningModule):
         self._window = None
 
     def on_train_epoch_start(self) -> None:
-        """An interrupted window's gradients are gone, and so are its tokens."""
+        """Forgets the tokens of micro-batches without an optimizer step, since their gradients are gone too."""
         self._window = None
 
     def on_validation_epoch_start(self) -> None:
-        """Starts the stage's files anew."""
+        """Makes the validation overwrite its files of generations."""
         self._started.clear()
 
     def on_test_epoch_start(self) -> None:
-        """Starts the stage's files anew."""
+        """Makes the test overwrite its files of generations."""
         self._started.clear()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """The loss by tokens, or the answers to questions."""
+        """Measures the loss, or generates and scores the answers to questions."""
         if "labels" not in batch:
             self._answer(batch, "val")
             return
@@ -156,31 +171,31 @@ class CausalLM(LightningModule):
         self.log("val/loss", self.val_loss, prog_bar=True, add_dataloader_idx=False, batch_size=len(batch["labels"]))
 
     def on_validation_epoch_end(self) -> None:
-        """The perplexity, exp of the loss by tokens."""
+        """Logs the perplexity, which is exp(loss)."""
         if self.val_loss.update_called:
             self.log("val/perplexity", self.val_loss.compute().exp(), sync_dist=True)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """The answers to questions."""
+        """Generates and scores the answers to questions."""
         self._answer(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
-        """Each question's output and the final answer marked in it."""
+        """Returns the output for each question, and the final answer marked in it."""
         outputs = self.generate(batch)
         columns: dict[str, list[Any]] = {name: batch[name] for name in ("idx", "question") if name in batch}
         return {**columns, "output": outputs, "answer": [extract_answer(output) for output in outputs]}
 
     def generate(self, batch: Batch) -> list[str]:
-        """The most likely continuation of each prompt, without the stop string that ended it."""
+        """Returns the greedy continuation of each prompt, without the stop string that ended it."""
         return self._generate(batch)[0]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW; the schedule goes by steps."""
+        """Returns AdamW and the scheduler."""
         return adamw_by_steps(self, self._network(), head=None)
 
     def _network(self) -> nn.Module:
         if self.model is None:
-            raise ValueError("the network is not built yet: call configure_model() first")
+            raise GPartError("the network is not built yet: call configure_model() first")
         return self.model
 
     def _generate(self, batch: Batch) -> tuple[list[str], int, float]:
@@ -208,7 +223,7 @@ class CausalLM(LightningModule):
                 prog_bar=kind == "exact_match",
                 add_dataloader_idx=False,
                 batch_size=1,
-                metric_attribute=f"scores.{name}",  # Lightning looks for metrics once, before this one was made
+                metric_attribute=f"scores.{name}",  # Lightning has searched for metrics before this one was made
             )
         self.log(
             f"{prefix}/tokens_per_second",

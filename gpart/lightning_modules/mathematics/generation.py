@@ -1,4 +1,4 @@
-"""Generation in batches, and the judgement of what was generated.
+"""Generates answers in batches, and scores them.
 
 Invariant: an output depends on its own prompt alone, not on the batch that it is in.
 """
@@ -24,12 +24,13 @@ class Generator:
     """Greedy generation with a model's own tokenizer.
 
     Args:
-        model: whose tokenizer: a name on the hub, a folder, a GGUF file, or ``packaged:NAME``.
-        max_new_tokens: how long an output may be.
-        stop: strings that end it.
+        model: the model whose tokenizer is used: a name on the hub, a folder, a GGUF file, or ``packaged:NAME``.
+        max_new_tokens: the largest number of tokens in an output.
+        stop: strings that end an output.
 
     Raises:
-        FileNotFoundError: if there is no tokenizer.
+        GPartFileError: if there is no such model, or it has no tokenizer.
+        GPartError: if the tokenizer can't be read.
     """
 
     def __init__(self, model: str, max_new_tokens: int, stop: tuple[str, ...]) -> None:
@@ -43,16 +44,17 @@ class Generator:
 
         Args:
             network: a Transformers model.
-            input_ids: padded on the left, shape (batch, tokens).
-            attention_mask: 0 where padded, same shape.
+            input_ids: the prompts, padded on the left, of shape (batch, tokens).
+            attention_mask: 0 for padding and 1 elsewhere, of the same shape.
 
         Returns:
-            The outputs without prompt, end token and stop string; the number of tokens generated; the seconds it took.
+            The outputs, without prompt, end token and stop string; the number of tokens generated; and the seconds that
+            it took.
         """
         start, prompt = time.perf_counter(), input_ids.shape[1]
         tokenizer = self.tokenizer
         stopping = {"stop_strings": list(self.stop), "tokenizer": tokenizer} if self.stop else {}
-        # Greedy, whatever sampling the model's own generation config asks for.
+        # Greedy, even if the model's own generation config asks for sampling.
         settings = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         with torch.no_grad():
             tokens = network.generate(  # type: ignore[operator]  # every causal model of Transformers has it
@@ -79,15 +81,23 @@ def _end_tokens(network: nn.Module, tokenizer: Any) -> set[int]:
 
 
 def _until_end(row: list[int], ends: set[int]) -> list[int]:
-    """The tokens before the first end token: what follows it is padding."""
+    """Returns the tokens before the first end token. What follows it is padding."""
     return next((row[:at] for at, token in enumerate(row) if token in ends), row)
 
 
 def judge(batch: dict[str, Any], outputs: list[str], verify: bool) -> list[Row]:
-    """One row for each question: what was asked, generated, extracted and wanted, and whether it is right.
+    """Scores outputs.
+
+    Args:
+        batch: the questions, with their references.
+        outputs: the generated solutions.
+        verify: whether math-verify scores them too.
+
+    Returns:
+        A row for each question: the question, the output, the answer in it, the right answer, and the scores.
 
     Raises:
-        ValueError: if a reference has no final answer.
+        GPartError: if a reference has no final answer.
     """
     rows = []
     for idx, question, reference, output in zip(
@@ -106,7 +116,7 @@ def judge(batch: dict[str, Any], outputs: list[str], verify: bool) -> list[Row]:
 
 
 def write_rows(path: Path, rows: list[Row], started: set[Path]) -> None:
-    """Appends rows as JSON lines; a file not yet in ``started`` is begun anew and joins it."""
+    """Appends rows to a file, as JSON lines. A file that is not in ``started`` is emptied first, and added there."""
     if path not in started:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("", encoding="utf-8")

@@ -1,10 +1,13 @@
-"""Final answers in LaTeX or plain words, brought to one form: an exact number, or else a normalised string.
+"""Brings final answers, in LaTeX or plain words, to one form: an exact number, or else a normalised string.
 
 The rules for strings are those of MATH's own scoring (Hendrycks et al., "Measuring Mathematical Problem Solving With
-the MATH Dataset", 2021; https://github.com/hendrycks/math, math_equivalence.py) written anew, with these differences:
-numbers are compared exactly instead of by their spelling, also inside tuples and intervals; two digits keep the blank
-between them (``1 2`` is not ``12``); row breaks of a matrix stay; a unit is dropped at the end only, and never a word
-that changes the value (``million``, ``p.m.``) or joins two answers (``and``, ``or``).
+the MATH Dataset", 2021; https://github.com/hendrycks/math, math_equivalence.py), written anew, with these differences:
+
+- Numbers are compared exactly instead of by their spelling, also inside tuples and intervals.
+- A blank between two digits stays (``1 2`` is not ``12``), and so do the row breaks of a matrix.
+- A unit is removed at the end only. A word that changes the value (``million``, ``p.m.``) or joins two answers
+(``and``,
+  ``or``) is never removed.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-# Longer ones are compared as they are: no answer is so long, and the rules below need not be linear in its length.
 LONGEST = 1000
+"""The largest number of characters in an answer that is normalised. Longer texts are compared as they are: no real
+answer is so long, and the time that the rules below take may grow faster than the length."""
 
 _CHARACTERS = str.maketrans(
     {
@@ -32,7 +36,7 @@ _CHARACTERS = str.maketrans(
         "\n": " ",
     }
 )
-# In this order: each one reads what those above it left.
+# The order matters: each rule is applied to the result of the rules above it.
 _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -52,7 +56,7 @@ _REWRITES = [
 _WRAPPED = re.compile(r"\\text\s*\{([^{}]*)\}")
 _ASSIGNED = re.compile(r"\s*[A-Za-z][A-Za-z0-9]?\s*=([^=]*)")
 
-# Words that follow a number and are no unit: they change its value, or more of the answer follows.
+# Words behind a number that are no units: they change its value, or they are followed by more of the answer.
 _NO_UNIT = (
     r"(?:and|or|to|pi|sqrt|frac|log|ln|sin|cos|tan|plus|minus|times|over|mod|[ap]\.?\s?m"
     r"|dozens?|hundreds?|thousands?|millions?|billions?)(?![A-Za-z])"
@@ -60,14 +64,17 @@ _NO_UNIT = (
 _WORD = rf"(?!{_NO_UNIT})[A-Za-z]+(?:\.|\^\{{?[0-9]\}}?)?"
 _WORDS = rf"{_WORD}(?:[\s/-]+{_WORD})*"
 _POWER = r"(?:\s*\^\s*\{?[0-9]\}?)?"
-# Glued to the number only what can be no product of variables: 2xy, 3 x and 5/x have no unit.
+# Without a blank before it, only what can't be a product of variables is a unit: 2xy, 3 x and 5/x have none.
 _GLUED = r"(?:[ckm]m|[km]g|m[lL]|mph|km/h|lbs?|oz|ft|in|hrs?|min|sec)(?:\^\{?[23]\}?)?"
-_UNIT = rf"(?:\s*(?:\\text\s*\{{\s*{_WORDS}\s*\}}{_POWER}|{_GLUED})|(?:\s+(?=[A-Za-z]{{2}})|\s*/\s*(?=[A-Za-z]{{3}})){_WORDS})"
+_UNIT = (
+    rf"(?:\s*(?:\\text\s*\{{\s*{_WORDS}\s*\}}{_POWER}|{_GLUED})"
+    rf"|(?:\s+(?=[A-Za-z]{{2}})|\s*/\s*(?=[A-Za-z]{{3}})){_WORDS})"
+)
 _UNIT_IN_TEXT = re.compile(rf"(?:\s\\text\s*\{{\s*|\\text\s*\{{\s+){_WORDS}\s*\}}{_POWER}\s*\Z")
 
 _WHOLE = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)"
 _DECIMAL = rf"(?:{_WHOLE}(?:\.[0-9]*)?|\.[0-9]+)"
-# Both parts of \frac: {12}, or one digit.
+# The numerator and the denominator of \frac: {12}, or a single digit.
 _TOP = rf"(?:\{{\s*(?P<top>[-+]?\s*{_DECIMAL})\s*\}}|(?P<top_digit>[0-9]))"
 _BOTTOM = _TOP.replace("top", "bottom")
 _NUMBER = re.compile(
@@ -77,7 +84,7 @@ _NUMBER = re.compile(
     rf"|(?P<mixed>{_WHOLE})?\s*\\frac\s*{_TOP}\s*{_BOTTOM})(?:{_UNIT})?\s*"
 )
 
-# What is left of a string's spelling, in this order.
+# The last rules for the spelling of a string, in this order.
 _SPELLING = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -93,8 +100,11 @@ _SPELLING = [
 
 
 def _tidied(text: str) -> str:
-    """One spelling of signs, blanks, commands and wrappers; no currency, percent, degree, full stop or leading ``x=``."""
-    if r"\begin" not in text:  # there a doubled backslash ends a row; elsewhere it is an escape written twice
+    """Gives signs, blanks, commands and wrappers one spelling.
+
+    Currency, percent and degree signs, a full stop at the end, and a leading ``x=`` are removed.
+    """
+    if r"\begin" not in text:  # in a matrix, a double backslash ends a row; elsewhere it is an escape written twice
         text = text.replace("\\\\", "\\")
     text = text.translate(_CHARACTERS)
     for pattern, replacement in _REWRITES:
@@ -126,14 +136,16 @@ def _read(text: str) -> Fraction | None:
 
 
 def number(text: str) -> Fraction | None:
-    r"""The exact value of an answer that is a number; None of any other.
+    r"""Returns the exact value of an answer that is a number, and None for any other answer.
 
-    Commas stand between groups of three digits. Currency, percent and degree signs and units are dropped (50% is 50, as
-    GSM8K and MATH score it). ``1\frac{1}{2}`` and ``1 1/2`` are mixed numbers.
+    Commas may stand between groups of three digits. Currency, percent and degree signs and units are removed (50% is
+    50, as GSM8K and MATH score it). ``1\frac{1}{2}`` and ``1 1/2`` are mixed numbers.
 
     Example:
-        >>> [str(number(text)) for text in (r"\$1,250.50", r"-\frac12", "1 1/2", "50%", r"15\mbox{ cm}^2", "$5 per hour")]
-        ['2501/2', '-1/2', '3/2', '50', '15', '5']
+        >>> [str(number(text)) for text in (r"\$1,250.50", r"-\frac12", "1 1/2", "50%", r"15\mbox{ cm}^2")]
+        ['2501/2', '-1/2', '3/2', '50', '15']
+        >>> str(number("$5 per hour"))
+        '5'
         >>> [number(text) for text in ("1,6", "10:30", "2x", r"3\pi", "5 million", "1/0")]
         [None, None, None, None, None, None]
     """
@@ -141,7 +153,7 @@ def number(text: str) -> Fraction | None:
 
 
 def normalised(text: str) -> str:
-    r"""An answer's one spelling; two answers that are no numbers are equal if theirs are.
+    r"""Returns the normalised spelling of an answer. Two answers that are no numbers are equal if these are equal.
 
     Example:
         >>> normalised(r"\left( 0.5,\, \dfrac{\pi}2 \right)")
@@ -154,7 +166,7 @@ def normalised(text: str) -> str:
     text = _tidied(text)
     text = _UNIT_IN_TEXT.sub("", text) or text
     parts = re.split(r"([()\[\],;]|\\[{}])", text)
-    # 000 in a list of numbers is the end of 1,000 and no 0.
+    # 000 after a comma is the end of 1,000, and not the number 0.
     values = [None if re.match(r"\s*0[0-9]", part) else _read(part) for part in parts]
     text = "".join(part if value is None else str(value) for part, value in zip(parts, values, strict=True))
     for pattern, replacement in _SPELLING:
@@ -163,7 +175,7 @@ def normalised(text: str) -> str:
 
 
 def same(one: str, two: str) -> bool:
-    """Whether two answers are equal: as numbers if both are, else by their normalised strings."""
+    """Returns whether two answers are equal, as numbers if both are numbers, else as normalised strings."""
     first, second = number(one), number(two)
     if first is not None and second is not None:
         return first == second

@@ -1,7 +1,7 @@
-"""Pictures of how a classifier errs: the confusion matrix and the worst mistakes.
+"""Figures of a classifier's mistakes: the confusion matrix, and the pictures with the most confident mistakes.
 
-Invariant: drawing changes nothing outside this module. It goes through matplotlib's ``Figure`` and Agg canvas alone, so
-that the user's own pyplot, backend and open figures stay as they are.
+Invariant: drawing changes nothing outside this module. It uses matplotlib's ``Figure`` and its Agg canvas only, so that
+the user's own pyplot, backend and open figures stay as they are.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from torch import Tensor
 
 MOST_MISTAKES = 16
 """A grid of four by four."""
-_MOST_NUMBERS = 20  # more classes than this leave no room for a number in a cell,
-_MOST_NAMES = 40  # and more than this none for a name at a row
-_PLAIN: dict[str, Any] = {"parse_math": False}  # a file's or class's name may have dollar signs
+_MOST_NUMBERS = 20  # with more classes, there is no room for a number in each cell
+_MOST_NAMES = 40  # with more classes, there is no room for a name at each row
+_PLAIN: dict[str, Any] = {"parse_math": False}  # the name of a file or class may have dollar signs
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """One picture that was given a wrong class.
+    """A picture that was given a wrong class.
 
     Attributes:
         confidence: the probability of the wrong class.
         label: the true class.
         answer: the class given.
         file: the picture's name.
-        picture: as :func:`shown`.
+        picture: the picture, as :func:`shown` returns it.
     """
 
     confidence: float
@@ -53,21 +53,24 @@ def worst_mistakes(
     files: Sequence[str],
     most: int = MOST_MISTAKES,
 ) -> list[Mistake]:
-    """The most confident mistakes among those known and one more batch's, the worst first.
+    """Returns the most confident mistakes among those known so far and those of one more batch.
 
     Args:
-        known: from the batches before.
-        pictures: (batch, channels, height, width), as the network got them.
-        logits: (batch, classes).
-        labels: (batch,), the true classes.
+        known: the mistakes of the batches before.
+        pictures: the network's input, of shape (batch, channels, height, width).
+        logits: the network's output, of shape (batch, classes).
+        labels: the true classes, of shape (batch,).
         files: the pictures' names.
-        most: how many are kept.
+        most: how many mistakes are kept.
+
+    Returns:
+        The mistakes, the most confident first.
     """
     confidence, answers = logits.detach().float().softmax(-1).max(-1)
     wrong = (answers != labels).nonzero().squeeze(1)
     order = wrong[confidence[wrong].argsort(descending=True, stable=True)[:most]]
     least = known[-1].confidence if len(known) >= most else -1.0
-    # Only what can enter is copied from the device.
+    # Only pictures that may be among the worst are copied from the device.
     new = [
         Mistake(value, int(labels[i]), int(answers[i]), files[i], shown(pictures[i]))
         for i, value in zip(order.tolist(), confidence[order].tolist(), strict=True)
@@ -77,10 +80,11 @@ def worst_mistakes(
 
 
 def shown(picture: Tensor) -> NDArray[np.uint8]:
-    """A normalised picture (channels, height, width) as (height, width, 3), from its own minimum to its own maximum.
+    """Turns a normalised picture (channels, height, width) into pixels (height, width, 3), from 0 to 255.
 
-    The mean and the deviation it was normalised by belong to the data module, so colours and contrast are not exactly
-    the file's. Of two channels, or more than three, the first is shown in grey, or the first three as colours.
+    The picture's minimum becomes 0 and its maximum 255. The mean and the standard deviation that it was normalised with
+    belong to the DataModule, so that colours and contrast are not exactly those of the file. With one or two channels,
+    the first is shown in grey; with more than three, the first three are shown as colours.
 
     Example:
         >>> shown(torch.tensor([[[-1.0, 0.0, 3.0]]]))[0].tolist()
@@ -95,13 +99,13 @@ def shown(picture: Tensor) -> NDArray[np.uint8]:
 
 
 def confusion_figure(table: Tensor, names: Sequence[str]) -> Figure:
-    """The confusion matrix in colours: of each true class (row), the share that was given each class (column).
+    """Draws the confusion matrix. A cell's colour is the share of the true class (row) that was given a class (column).
 
-    Numbers of pictures stand in the cells up to 20 classes, names at the rows and columns up to 40; above that the
-    colours alone are legible.
+    With up to 20 classes, each cell also shows its number of pictures. With up to 40 classes, the rows and columns show
+    the classes' names. With more classes there is no room for text.
 
     Args:
-        table: counts, (classes, classes), rows true and columns given.
+        table: the counts, of shape (classes, classes), with a row for each true class.
         names: the classes' names.
     """
     counts = table.detach().cpu().double().numpy()
@@ -111,7 +115,7 @@ def confusion_figure(table: Tensor, names: Sequence[str]) -> Figure:
     side = 4 + 0.3 * classes if named else 9.0
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
-    # By the square root: of many classes the single mistakes would be too pale to see.
+    # Colours follow the square root of the shares. Else single mistakes among many classes would be too pale to see.
     image = axes.imshow(shares, norm=PowerNorm(0.5, vmin=0, vmax=1), cmap="Blues", interpolation="nearest")
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
     bar.set_label("share of the true class")
@@ -133,10 +137,10 @@ def confusion_figure(table: Tensor, names: Sequence[str]) -> Figure:
 
 
 def mistakes_figure(mistakes: Sequence[Mistake], names: Sequence[str]) -> Figure:
-    """The mistakes in a grid, the most confident first, each with its true class, the class given, and its file.
+    """Draws the mistakes in a grid, each with its true class, the class given, and its file.
 
     Args:
-        mistakes: at least one.
+        mistakes: the mistakes, in the order in which they are drawn; at least one.
         names: the classes' names.
     """
     columns = min(4, len(mistakes))
@@ -154,7 +158,7 @@ def mistakes_figure(mistakes: Sequence[Mistake], names: Sequence[str]) -> Figure
 
 
 def rendered(figure: Figure) -> NDArray[np.uint8]:
-    """The figure's pixels, (height, width, 3)."""
+    """Returns the figure's pixels, of shape (height, width, 3)."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]  # matplotlib's stubs leave these two out
     pixels: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
@@ -162,7 +166,7 @@ def rendered(figure: Figure) -> NDArray[np.uint8]:
 
 
 def _short(text: str, tail: bool = False, most: int = 30) -> str:
-    """At most so many characters; of a file's path the end says more than the beginning."""
+    """Shortens a text. With ``tail``, its end is kept, which says more of a file's path than its beginning."""
     if len(text) <= most:
         return text
     return f"…{text[1 - most :]}" if tail else f"{text[: most - 1]}…"

@@ -1,4 +1,4 @@
-"""Image classification with any classifier of Transformers or timm. It knows nothing of the adapter."""
+"""Image classification with any classifier of Transformers or timm. The module knows nothing of an adapter."""
 
 from __future__ import annotations
 
@@ -13,51 +13,58 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from gpart.errors import GPartError
 from gpart.lightning_modules.common.activations import checkpoint_activations
 from gpart.lightning_modules.common.metrics import accuracies
-from gpart.lightning_modules.common.optimizers import adamw_by_steps, check_schedule
+from gpart.lightning_modules.common.optimizers import Schedule, adamw_by_steps, check_schedule
 from gpart.lightning_modules.vision import figures, networks
 
-# More scalars than this would bury the scores among a logger's charts; the confusion matrix shows them anyway.
+# With more classes, a chart for each class would hide the scores among a logger's charts. The confusion matrix shows
+# them anyway.
 _MOST_SCALARS = 20
 
 Batch = dict[str, Any]
-"""``pixel_values`` (batch, channels, height, width), ``labels`` (batch,), and lists ``idx`` and ``file``."""
+"""``pixel_values`` (batch, channels, height, width), ``labels`` (batch,), and the lists ``idx`` and ``file``."""
 
 
 class ImageClassifier(LightningModule):
     """A pretrained image classifier with a head for these classes, trained by AdamW on the cross-entropy.
 
-    The head has a learning rate and a weight decay of its own; everything else that requires a gradient when the
-    optimizer is made shares the others. So full fine-tuning, a linear probe and an adapter all train by this same code.
+    The head has its own learning rate and weight decay. All other parameters that require a gradient when the optimizer
+    is made share ``lr`` and ``weight_decay``. So full fine-tuning, a linear probe and an adapter are trained by the
+    same code.
 
     Validation logs ``val/loss`` (the plain cross-entropy), ``val/accuracy`` (the share of pictures that are right) and
-    ``val/accuracy_per_class`` (the mean of the classes' accuracies, over those that have pictures); ``test`` the same
-    under ``test/``, and ``test/accuracy/NAME`` for each class, up to 20 classes. A TensorBoard logger also gets a
-    confusion matrix and the 16 most confident mistakes after each, but not in the sanity check; with several devices
-    the mistakes are the first rank's. Their pictures are scaled to their own range, not de-normalised.
+    ``val/accuracy_per_class`` (the mean of the classes' accuracies, without classes that have no pictures). The test
+    logs the same under ``test/``, and with up to 20 classes also ``test/accuracy/NAME`` for each class. A TensorBoard
+    logger gets a confusion matrix and the 16 most confident mistakes after each of the two, except after the sanity
+    check. With several devices, the mistakes are those of rank 0. Their pictures are scaled to their own range.
 
     Args:
-        model: a Transformers model's name on the hub, a folder, or ``packaged:NAME``; ``timm:NAME`` or ``timm:FOLDER``
-            for one of timm's.
-        num_labels: number of classes, at least 2.
-        lr: learning rate of all but the head.
-        head_lr: learning rate of the head; default ``lr``.
-        head: name of the head's module in the model; default Transformers' ``classifier``, or the one timm names.
-        weight_decay: AdamW's, on all that is trained but biases and normalisation layers, as in Transformers' Trainer.
-        head_weight_decay: the head's; default ``weight_decay``.
-        warmup_ratio: part of the steps in which the learning rate rises from 0.
-        schedule: ``"linear"``, ``"cosine"`` or ``"constant"`` after that, Transformers' names.
-        labels: the classes' names; default their numbers.
-        gradient_checkpointing: recompute activations in the backward pass, for less memory (not re-entrant).
+        model: a Transformers model's name on the hub, a folder, or ``packaged:NAME``; for a timm model, ``timm:NAME``
+        or
+            ``timm:FOLDER``.
+        num_labels: the number of classes, at least 2.
+        lr: the learning rate of all parameters outside the head.
+        head_lr: the learning rate of the head; the default is ``lr``.
+        head: the name of the head's module in the model; the default is ``classifier`` for Transformers' models, and
+        the
+            one that timm names for timm's.
+        weight_decay: AdamW's weight decay of all parameters outside the head. As in Transformers' Trainer, biases and
+            normalisation layers have none.
+        head_weight_decay: the weight decay of the head; the default is ``weight_decay``.
+        warmup_ratio: the fraction of the steps in which the learning rate rises from 0.
+        schedule: the schedule of the learning rate after the warm-up.
+        labels: the classes' names; the default is their numbers.
+        gradient_checkpointing: recompute activations in the backward pass, which takes less memory (not re-entrant).
         label_smoothing: the share of a label that is spread over all classes, in training.
-        mixup: alpha of the Beta distribution of the shares in which each picture is mixed with its neighbour in the
-            batch, in training; 0 is off. A share comes from the seed, the epoch and the batch's number alone, so that a
-            resumed run draws the same. Source: Zhang et al., "mixup", 2018.
-        channels_last: keep pictures and convolutions channels last, which is faster for convolutions on a GPU.
+        mixup: mix each picture with its neighbour in the batch, in training. The value is the alpha of the Beta
+            distribution that the share of each is drawn from; 0 turns it off. A share depends only on the seed, the
+            epoch and the batch's number, so that a resumed run draws the same. Source: Zhang et al., "mixup", 2018.
+        channels_last: use the memory format channels-last, which is faster for convolutions on a GPU.
 
     Raises:
-        ValueError: if a setting is out of its range.
+        GPartError: if a setting is out of its range.
     """
 
     def __init__(
@@ -70,7 +77,7 @@ class ImageClassifier(LightningModule):
         weight_decay: float = 0.01,
         head_weight_decay: float | None = None,
         warmup_ratio: float = 0.05,
-        schedule: str = "linear",
+        schedule: Schedule = "linear",
         labels: list[str] | None = None,
         gradient_checkpointing: bool = False,
         label_smoothing: float = 0.0,
@@ -79,26 +86,31 @@ class ImageClassifier(LightningModule):
     ) -> None:
         super().__init__()
         if num_labels < 2:
-            raise ValueError(f"num_labels must be at least 2, got {num_labels}")
+            raise GPartError(f"num_labels must be at least 2, got {num_labels}")
         if labels is not None and len(labels) != num_labels:
-            raise ValueError(f"labels names {len(labels)} classes, num_labels is {num_labels}: {labels}")
+            raise GPartError(f"labels names {len(labels)} classes, num_labels is {num_labels}: {labels}")
         if labels is not None and len(set(labels)) != num_labels:
             twice = sorted({name for name in labels if labels.count(name) > 1})
-            raise ValueError(f"labels must differ, but {twice} stand more than once among {num_labels}")
+            raise GPartError(f"labels must differ, but {twice} stand more than once among {num_labels}")
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be from 0 to below 1, got {label_smoothing}")
+            raise GPartError(f"label_smoothing must be from 0 to below 1, got {label_smoothing}")
         if mixup < 0:
-            raise ValueError(f"mixup must be 0, which is off, or above, got {mixup}")
+            raise GPartError(f"mixup must be 0, which is off, or above, got {mixup}")
         check_schedule(schedule, warmup_ratio)
         self.save_hyperparameters()
         self.model: nn.Module | None = None
-        # All scores come from one table of counts, rows true and columns given.
+        # All scores are computed from one table of counts, with a row for each true class.
         self.val_table = MulticlassConfusionMatrix(num_labels)
         self.test_table = MulticlassConfusionMatrix(num_labels)
         self._mistakes: list[figures.Mistake] = []
 
     def configure_model(self) -> None:
-        """Loads the pretrained network, once; its head is new, and random, where the checkpoint's does not fit."""
+        """Loads the pretrained network, once. If the checkpoint's head does not fit, the head is new and random.
+
+        Raises:
+            GPartFileError: if the model is not there.
+            GPartError: if it can't be read, or it does not support a setting.
+        """
         if self.model is not None:
             return
         network = networks.build(self.hparams["model"], self.hparams["num_labels"], self.hparams["labels"])
@@ -109,23 +121,23 @@ class ImageClassifier(LightningModule):
         self.model = network
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """The logits, (batch, channels, height, width) -> (batch, num_labels)."""
+        """Returns the logits: (batch, channels, height, width) -> (batch, num_labels)."""
         if self.hparams["channels_last"]:
             pictures = pictures.to(memory_format=torch.channels_last)
         return networks.logits_of(self._network()(pictures))
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Checks the labels while they are on the CPU: on a GPU a wrong one ends in an assertion without a name.
+        """Checks the labels while they are on the CPU. On a GPU, a wrong label ends in an assertion that names nothing.
 
         Raises:
-            ValueError: if a label is no class of the head's.
+            GPartError: if a label is not one of the head's classes.
         """
         if "labels" in batch and not self.trainer.predicting:
             check_labels(batch["labels"], self.hparams["num_labels"], _names(batch))
         return batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The cross-entropy of a batch, its labels smoothed and its pictures mixed if that was asked for."""
+        """Returns the cross-entropy of a batch, with label smoothing and mixup if these are set."""
         pictures, labels = batch["pixel_values"], batch["labels"]
         smoothing, alpha = self.hparams["label_smoothing"], self.hparams["mixup"]
         if alpha:
@@ -139,26 +151,26 @@ class ImageClassifier(LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss and scores on the part that chooses the checkpoint."""
+        """Measures the loss and the scores on the validation split, which selects the checkpoint."""
         self._measure("val", self.val_table, batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss and scores on the part that scores."""
+        """Measures the loss and the scores on the test split."""
         self._measure("test", self.test_table, batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the scores of the whole part, and draws."""
+        """Logs the scores of the whole validation split, and draws the figures."""
         self._finish("val", self.val_table)
 
     def on_test_epoch_end(self) -> None:
-        """Logs the scores of the whole part and of each class, and draws."""
+        """Logs the scores of the whole test split and of each class, and draws the figures."""
         of_class = self._finish("test", self.test_table)
         if len(of_class) <= _MOST_SCALARS:
             scores = {f"test/accuracy/{name}": value for name, value in of_class.items() if not value.isnan()}
             self.log_dict(scores, sync_dist=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Any]]:
-        """Each picture's class and its probability, with its number and file where the batch has them."""
+        """Returns each picture's class and its probability, and its number and file if the batch has them."""
         columns: dict[str, list[Any]] = {name: batch[name] for name in ("idx", "file") if name in batch}
         probability, answer = self(batch["pixel_values"]).float().softmax(-1).max(-1)
         labels = self.hparams["labels"]
@@ -167,19 +179,19 @@ class ImageClassifier(LightningModule):
         return columns
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with groups for the head and for the rest; the schedule goes by steps.
+        """Returns AdamW, with groups for the head and for all other parameters, and the scheduler.
 
         Raises:
-            ValueError: if there is no such head, or it has just been initialised at random and would stay so.
+            GPartError: if there is no such head, or it is frozen though it has just been initialised at random.
         """
         network = self._network()
         asked = self.hparams["head"]
         head = networks.head_name(network) if asked is None else asked
         made = adamw_by_steps(self, network, head)
         trained = any(value.requires_grad for value in network.get_submodule(head).parameters())
-        # For Transformers' models the methods' callbacks refuse this; timm's bear no mark that they could read.
+        # For Transformers' models, the methods' callbacks refuse this. They can't see it in a timm model.
         if not trained and networks.timm_head_is_new(network):
-            raise ValueError(
+            raise GPartError(
                 f"{head!r} is frozen, though timm has just initialised it at random, for {self.hparams['num_labels']}"
                 " classes: train it, with an adapter by modules_to_save"
             )
@@ -187,7 +199,7 @@ class ImageClassifier(LightningModule):
 
     def _network(self) -> nn.Module:
         if self.model is None:
-            raise ValueError("the network is not built yet: call configure_model() first")
+            raise GPartError("the network is not built yet: call configure_model() first")
         return self.model
 
     def _measure(self, stage: str, table: MulticlassConfusionMatrix, batch: Batch) -> None:
@@ -200,8 +212,8 @@ class ImageClassifier(LightningModule):
             self._mistakes = figures.worst_mistakes(self._mistakes, batch["pixel_values"], logits, labels, files)
 
     def _finish(self, stage: str, table: MulticlassConfusionMatrix) -> dict[str, Tensor]:
-        """Logs the part's scores, draws, and begins anew; returns the classes' accuracies by name."""
-        counts = table.compute()  # over all devices
+        """Logs a split's scores, draws the figures and resets the table; returns each class's accuracy by name."""
+        counts = table.compute()  # summed over all devices
         table.reset()
         accuracy, of_class = accuracies(counts)
         scores = {f"{stage}/accuracy": accuracy, f"{stage}/accuracy_per_class": of_class.nanmean()}
@@ -219,7 +231,7 @@ class ImageClassifier(LightningModule):
         return dict(zip(names, of_class, strict=True))
 
     def _boards(self) -> list[TensorBoardLogger]:
-        """Where pictures go: nowhere in the sanity check, on another rank, or with other loggers."""
+        """The TensorBoard loggers; none in the sanity check, or on a rank other than 0."""
         if self.trainer.sanity_checking or not self.trainer.is_global_zero:
             return []
         return [logger for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
@@ -229,24 +241,24 @@ def check_labels(labels: Tensor, num_labels: int, files: list[str]) -> None:
     """Checks that every label is a class.
 
     Raises:
-        ValueError: with the first label that is none, its picture, and the number of classes.
+        GPartError: if one is not. The message names the first such label, its picture, and the number of classes.
     """
     outside = ((labels < 0) | (labels >= num_labels)).nonzero().flatten().tolist()
     if outside:
         first = outside[0]
-        raise ValueError(
+        raise GPartError(
             f"{files[first]} has label {int(labels[first])}, but num_labels={num_labels}: labels are 0 to"
             f" {num_labels - 1}; {len(outside)} of this batch's {len(labels)} are outside"
         )
 
 
 def mixing_share(alpha: float, *seed: int) -> float:
-    """A share from Beta(alpha, alpha) that depends on the numbers alone, and not on what was drawn before."""
+    """Draws a share from Beta(alpha, alpha). It depends only on the numbers given, not on what was drawn before."""
     return float(np.random.default_rng(seed).beta(alpha, alpha))
 
 
 def _names(batch: Batch) -> list[str]:
-    """What to call a batch's pictures: their files, else their numbers, else their places in the batch."""
+    """Returns names of a batch's pictures, for messages: their files, else their numbers, else their places."""
     if "file" in batch:
         return list(batch["file"])
     return [f"picture {i}" for i in batch.get("idx", range(len(batch["pixel_values"])))]

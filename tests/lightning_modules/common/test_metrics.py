@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from gpart.errors import GPartError
 from gpart.lightning_modules.common.metrics import metric_collection
 
 LABELS = [0, 1, 1, 0, 1, 0, 0, 1, 1, 1, 0, 1]
@@ -77,5 +78,5 @@ def test_three_classes() -> None:
     ("names", "num_labels"), [(["f2"], 2), (["pearson"], 2), (["accuracy"], 1), ([], 2), (["matthews", "nosuch"], 3)]
 )
 def test_a_metric_that_does_not_fit_is_refused(names: list[str], num_labels: int) -> None:
-    with pytest.raises(ValueError, match=f"num_labels={num_labels} are .* got \\["):
+    with pytest.raises(GPartError, match=f"num_labels={num_labels} are .* got \\["):
         metric_collection(names, num_labels, "")

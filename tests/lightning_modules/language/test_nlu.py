@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import nn
+from transformers import AutoModelForSequenceClassification
 
 from gpart.callbacks import GPartCallback
 from gpart.datamodules import GLUEDataModule
-from gpart.lightning_modules import SequenceClassifier
+from gpart.errors import GPartError
+from gpart.lightning_modules import CausalLM, ImageClassifier, SequenceClassifier
+from gpart.lightning_modules.common.metrics import _CLASSES, _REGRESSION, MetricName
+from gpart.lightning_modules.common.optimizers import SCHEDULES, Schedule
 
 
 @pytest.fixture
@@ -188,15 +193,62 @@ def test_it_trains_with_dropout_on(module: Any) -> None:
         ({"warmup_ratio": 1.5}, "from 0 to 1, got 1.5"),
         ({"labels": ["a"]}, "labels names 1 classes, num_labels is 2"),
         ({"metrics": ["pearson"]}, "metrics for num_labels=2"),
+        ({"num_labels": 0}, "num_labels must be at least 1, got 0"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(module: Any, more: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(GPartError, match=said):
         module(**more)
 
 
+def test_the_choices_in_the_help_are_the_schedules_and_metrics() -> None:
+    assert get_args(Schedule) == tuple(SCHEDULES)
+    assert set(get_args(MetricName)) == {*_CLASSES, *_REGRESSION}
+    hints = get_type_hints(SequenceClassifier.__init__)
+    assert (hints["schedule"], hints["metrics"]) == (Schedule, list[MetricName] | None)
+    assert {get_type_hints(module.__init__)["schedule"] for module in (CausalLM, ImageClassifier)} == {Schedule}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", b"{}", "can't be loaded: Unrecognized model"),
+        ("config.json", b"{not", "can't be loaded, as a folder or from the hub: .*not a valid JSON file"),
+        ("model.safetensors", b"damaged" * 9, "can't be loaded: .*header"),
+    ],
+)
+def test_a_damaged_model_is_named(
+    file: str, content: bytes, said: str, tiny_encoder: Path, module: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_encoder, folder)
+    (folder / file).write_bytes(content)
+    with pytest.raises(GPartError, match=f"model '{folder}' {said}"):
+        module(model=str(folder)).configure_model()
+
+
+def test_a_head_of_another_number_of_classes_is_refused(module: Any, tmp_path: Path) -> None:
+    three = module(num_labels=3)
+    three.configure_model()
+    three.model.save_pretrained(tmp_path)
+    with pytest.raises(GPartError, match=f"model '{tmp_path}' can't be loaded: num_labels=2 does not fit its weights"):
+        module(model=str(tmp_path)).configure_model()
+    kept = module(model=str(tmp_path), num_labels=3)
+    kept.configure_model()
+    assert torch.equal(kept.model.classifier.out_proj.weight, three.model.classifier.out_proj.weight)
+
+
+def test_a_fault_of_transformers_keeps_its_type(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*words: Any, **settings: Any) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", fail)
+    with pytest.raises(RuntimeError, match=r"^a fault$"):
+        module().configure_model()
+
+
 def test_a_head_that_is_not_there_is_named(module: Any, data: Any) -> None:
-    with pytest.raises(ValueError, match=r"head='score' is no submodule of RobertaFor.*\['roberta', 'classifier'\]"):
+    with pytest.raises(GPartError, match=r"head='score' is no submodule of RobertaFor.*\['roberta', 'classifier'\]"):
         fitted(module(head="score"), data())
 
 
@@ -204,5 +256,5 @@ def test_nothing_to_train_is_named(module: Any, data: Any) -> None:
     own = module()
     own.configure_model()
     own.requires_grad_(False)
-    with pytest.raises(ValueError, match="there is nothing to train"):
+    with pytest.raises(GPartError, match="there is nothing to train"):
         fitted(own, data())

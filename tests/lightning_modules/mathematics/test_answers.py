@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from gpart.errors import GPartError
 from gpart.lightning_modules.mathematics.answers import check_verifier, exact_match, extract_answer, verified_match
 from gpart.lightning_modules.mathematics.latex_strings import number
 
@@ -285,7 +286,7 @@ def test_extraction(text: str, answer: str | None) -> None:
 
 def test_a_reference_without_an_answer_is_refused_and_an_output_without_one_is_wrong() -> None:
     for match in (exact_match, verified_match):
-        with pytest.raises(ValueError, match=r"a reference must hold its final answer .*got 'It is 18\.'"):
+        with pytest.raises(GPartError, match=r"a reference must hold its final answer .*got 'It is 18\.'"):
             match("#### 18", "It is 18.")
         assert match("No idea.", "#### 18") is False
         assert match("", "#### 18") is False
@@ -396,7 +397,7 @@ def test_without_the_library_the_command_to_install_it_is_named(monkeypatch: pyt
     check_verifier()
     monkeypatch.setitem(sys.modules, "math_verify", None)
     for refused in (check_verifier, lambda: verified_match("#### 1", "#### 1")):
-        with pytest.raises(ValueError, match=r"pip install 'gpart-lightning\[math\]'.*math_verify"):
+        with pytest.raises(GPartError, match=r"pip install 'gpart-lightning\[math\]'.*math_verify"):
             refused()
 
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpart.callbacks import GPartCallback
+from gpart.errors import GPartError, GPartFileError
 from gpart.lightning_modules import CausalLM
 from gpart.lightning_modules.mathematics.generation import Generator, judge
+from gpart.lightning_modules.mathematics.language_models import QUANTIZATIONS, Quantization
 
 KINDS = ["llama", "gpt2"]
 TARGETS = {"llama": ["q_proj", "v_proj"], "gpt2": ["c_attn"]}
@@ -272,7 +274,7 @@ def test_each_question_counts_once_and_every_output_is_written(
 
 
 def test_a_reference_without_an_answer_is_named() -> None:
-    with pytest.raises(ValueError, match="no idea"):
+    with pytest.raises(GPartError, match="no idea"):
         judge({"idx": [0], "question": ["a"], "reference": ["no idea"]}, ["#### 4"], verify=False)
 
 
@@ -338,16 +340,31 @@ def test_a_compiled_network_takes_the_same_steps_and_answers_the_same(tiny_causa
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"schedule": "sine"}, "schedule must be one of .*'sine'"),
         ({"warmup_ratio": 1.5}, "warmup_ratio must be from 0 to 1, got 1.5"),
+        ({"quantization": "int2"}, r"quantization must be one of \['int8', 'int4'\] or None, got 'int2'"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(GPartError, match=message):
         CausalLM("nowhere", verify=False, **settings)
+
+
+def test_the_choices_in_the_help_are_the_quantizations() -> None:
+    assert get_args(Quantization) == tuple(QUANTIZATIONS)
+    assert get_type_hints(CausalLM.__init__)["quantization"] == Quantization | None
+
+
+@pytest.mark.parametrize("content", [b"GGUFxxxx", b"no GGUF" * 9])
+def test_a_damaged_gguf_file_is_named(content: bytes, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(content)
+    with pytest.raises(GPartError, match=r"model '.*damaged\.gguf' can't be loaded: "):
+        CausalLM(str(path), verify=False).configure_model()
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     module = CausalLM(str(tmp_path / "none"), verify=False)
-    with pytest.raises(FileNotFoundError, match="none"):
+    with pytest.raises(GPartFileError, match="none"):
         module.configure_model()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
-from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTForImageClassification
+from transformers import Dinov2Config, Dinov2Model, PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from gpart.callbacks import GPartCallback, LinearProbe, PredictionWriter
+from gpart.errors import GPartError, GPartFileError
 from gpart.lightning_modules import ImageClassifier
 from gpart.lightning_modules.common.activations import checkpoint_activations
 from gpart.lightning_modules.vision.image_classifier import check_labels, mixing_share
@@ -142,7 +144,8 @@ def test_a_head_that_fits_is_kept(module: Any, models: dict[str, str]) -> None:
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_new_head_that_is_forgotten_is_refused(kind: str, channels_last: bool, module: Any) -> None:
     said = r"'head' is frozen.*random, for 3 classes" if kind == "timm" else r"leaves out \['classifier.weight', 'clas"
-    with pytest.raises(ValueError, match=said):
+    # For Transformers' models it is the adapter that refuses, for timm's the module.
+    with pytest.raises(GPartError if kind == "timm" else ValueError, match=said):
         trainer(gpart(kind, modules_to_save=None)).fit(module(kind, channels_last=channels_last), loader())
 
 
@@ -380,18 +383,18 @@ def test_predictions_name_class_probability_and_file_and_need_no_labels(module: 
 def test_a_label_that_is_no_class_is_named_with_its_file(stage: str, module: Any) -> None:
     rows = pictures(9, classes=9)
     said = r"shelf/003.png has label 3, but num_labels=3: labels are 0 to 2; 5 of this batch's 8 are outside"
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(GPartError, match=said):
         getattr(trainer(num_sanity_val_steps=0), stage)(module(), loader(rows))
 
 
 def test_labels_below_0_and_batches_without_files() -> None:
-    with pytest.raises(ValueError, match="b has label -1, but num_labels=2"):
+    with pytest.raises(GPartError, match="b has label -1, but num_labels=2"):
         check_labels(torch.tensor([1, -1]), 2, ["a", "b"])
     check_labels(torch.tensor([1, 0]), 2, ["a", "b"])
     own = ImageClassifier(num_labels=2)
     own.model = Constant(2)
     rows = [{key: value for key, value in row.items() if key != "file"} for row in pictures(2, first=3)]
-    with pytest.raises(ValueError, match="picture 100 has label 3"):
+    with pytest.raises(GPartError, match="picture 100 has label 3"):
         trainer().test(own, loader(rows))
 
 
@@ -408,22 +411,74 @@ def test_labels_below_0_and_batches_without_files() -> None:
     ],
 )
 def test_a_setting_out_of_range_is_refused(module: Any, more: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(GPartError, match=said):
         module(**more)
 
 
 def test_a_model_that_timm_has_not_is_refused(module: Any, models: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no model 'vit_tiny_patch16_225'; near it are .*vit_tiny_patch16_224"):
+    with pytest.raises(GPartFileError, match=r"no model 'vit_tiny_patch16_225'; near it are .*vit_tiny_patch16_224"):
         built(module(model="timm:vit_tiny_patch16_225"))
-    with pytest.raises(FileNotFoundError, match=f"there is no folder {tmp_path}/none; .*timm:hf-hub:"):
+    with pytest.raises(GPartFileError, match=f"there is no folder {tmp_path}/none; .*timm:hf-hub:"):
         built(module(model=f"timm:{tmp_path}/none"))
-    with pytest.raises(ValueError, match="holds no timm model"):
+    with pytest.raises(GPartError, match="holds no timm model"):
         built(module(model=f"timm:{models['vit']}"))
-    with pytest.raises(ValueError, match="holds no timm model"):
+    with pytest.raises(GPartError, match="holds no timm model"):
         built(module(model=f"timm:{tmp_path}"))
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", b"{not", "its config.json can't be read: Expecting property name"),
+        ("config.json", b"\xff\xfe", "its config.json can't be read: "),
+        ("config.json", b"[]", "the folder holds no timm model"),
+        ("config.json", b"5", "the folder holds no timm model"),
+        ("config.json", b'{"architecture": "none"}', "with 3 classes: Unknown model"),
+        ("model.safetensors", b"damaged" * 9, "with 3 classes: .*header"),
+        ("model.safetensors", None, "with 3 classes: No suitable checkpoints found"),
+    ],
+)
+def test_a_damaged_folder_of_timm_is_refused(
+    file: str, content: bytes | None, said: str, module: Any, models: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "timm"
+    shutil.copytree(models["timm"].removeprefix("timm:"), folder)
+    (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
+    with pytest.raises(GPartError, match=said) as caught:
+        built(module(model=f"timm:{folder}"))
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("vit_tiny_patch16_224", GPartFileError),
+        ("hf-hub:nobody/nothing", GPartFileError),
+        ("local-dir:nowhere", GPartFileError),
+        ("hf-hub:no name!", GPartError),
+        ("nosuch:name", GPartError),
+        ("vit_tiny_patch16_224.no_such_tag", GPartError),
+    ],
+)
+def test_what_timm_says_of_a_name_is_raised_as_our_error(
+    name: str, error: type[Exception], module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(error, match=f"model='timm:{name}'") as caught:
+        built(module(model=f"timm:{name}"))
+    assert type(caught.value) is error
+    assert caught.value.__cause__ is not None
+
+
 def test_a_network_without_activation_checkpointing_is_refused() -> None:
+    class Unable(PreTrainedModel):
+        config_class = ViTConfig
+        supports_gradient_checkpointing = False
+
+    with pytest.raises(GPartError, match="gradient_checkpointing=True, but Unable does not support it: Unable"):
+        checkpoint_activations(Unable(ViTConfig()))
+
     class Without(nn.Module):
         pass
 
@@ -433,17 +488,17 @@ def test_a_network_without_activation_checkpointing_is_refused() -> None:
 
     for network in (Without(), Asserting()):
         said = f"gradient_checkpointing=True, but timm's {type(network).__name__} does not support it"
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(GPartError, match=said):
             checkpoint_activations(network)
 
 
 def test_a_head_that_is_not_there_is_named(module: Any) -> None:
-    with pytest.raises(ValueError, match=r"head='score' is no submodule of ViTFor.*\['vit', 'classifier'\]"):
+    with pytest.raises(GPartError, match=r"head='score' is no submodule of ViTFor.*\['vit', 'classifier'\]"):
         trainer().fit(module(head="score"), loader())
 
 
 def test_a_network_with_other_outputs_is_refused(module: Any) -> None:
     own = module()
     own.model = nn.LSTM(28, 4)
-    with pytest.raises(ValueError, match=r"logits or an object with .logits, got tuple"):
+    with pytest.raises(GPartError, match=r"logits or an object with .logits, got tuple"):
         own(torch.randn(3, 28, 28))
