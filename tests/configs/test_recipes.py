@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
+import docstring_parser
 import pytest
 import torch
 import yaml
 
+import gpart.datamodules
+import gpart.lightning_modules
 from gpart.cli import main
 from gpart.cli.configs import CONFIGS, recipes
 from gpart.studies.experiments.plan import plan
@@ -215,3 +219,14 @@ def test_the_studys_words_are_understood(method: str, run: Any, capsys: pytest.C
                     assert printed["model"]["init_args"][key.removeprefix("model.")] == value
                 if method.startswith("VeRA"):
                     assert printed["method"]["init_args"]["settings"]["r"] == int(method[10:-1])
+
+
+CLASSES = [getattr(room, name) for room in (gpart.lightning_modules, gpart.datamodules) for name in room.__all__]
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_every_setting_has_its_line_of_help(cls: type) -> None:
+    """jsonargparse shows a class's settings without their help where it can't parse the docstring."""
+    documented = docstring_parser.parse(inspect.getdoc(cls), style=docstring_parser.DocstringStyle.GOOGLE).params
+    assert [one.arg_name for one in documented] == list(inspect.signature(cls).parameters)
+    assert all(one.description for one in documented)

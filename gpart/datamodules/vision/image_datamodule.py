@@ -37,21 +37,20 @@ class ImageDataModule(SeededDataModule):
     numbers in their source, and ``file``, their files, such as ``cat/1.jpg``, or their splits and numbers, such as
     ``train[17]``.
 
-    These are the data sets, each with what is trained on and what is scored:
+    These are the data sets, with the splits that are used for training and for the score:
 
-    - ``oxford-pets`` and ``fgvc-aircraft`` (by variant): trainval, and test. ``cifar10`` and ``cifar100``: train, and
-      test. ``dtd``: train and val of partition 1, and its test. torchvision downloads and verifies these.
-    - ``eurosat``: torchvision's data set has no splits. A fifth of each class is the test split, chosen by a hash of
-    the
-      files' names. It is the same for every ``seed``.
-    - ``stanford-cars``: train, and test, of ``tanganke/stanford_cars``. ``resisc45``: train and validation, and test,
-    of
-      ``timm/resisc45``. Both are read with ``datasets``.
+    - ``oxford-pets`` and ``fgvc-aircraft`` (by variant): trained on trainval, scored on test.
+    - ``cifar10`` and ``cifar100``: trained on train, scored on test.
+    - ``dtd``: trained on train and val of partition 1, scored on its test.
+    - ``eurosat``: a fifth of each class is the test split, since torchvision's data set has no splits. It is chosen by
+      a hash of the files' names, and the same for every ``seed``.
+    - ``stanford-cars``: trained on train of ``tanganke/stanford_cars``, scored on its test.
+    - ``resisc45``: trained on train and validation of ``timm/resisc45``, scored on its test.
     - ``imagefolder``: your own pictures in ``path/train/CLASS/*`` and ``path/test/CLASS/*``; or in ``path/CLASS/*``,
       from which a fifth is cut as for EuroSAT.
-    - ``hub``: any data set on the hub, or folder with the same layout, that has an image column and a column of
-    classes.
+    - ``hub``: any data set on the hub, or folder with the same layout, with an image column and a column of classes.
 
+    torchvision downloads and verifies all of these but the last four, which are read with ``datasets`` or from folders.
     Data sets of the last two kinds may have a ``validation`` split. It is trained on if there is a test split; else it
     is the test split.
 

@@ -64,8 +64,7 @@ class CausalLM(LightningModule):
         verify: also score with math-verify (the extra ``math``).
         gradient_checkpointing: recompute activations in the backward pass, which takes less memory (not re-entrant).
         quantization: let torchao keep the weights of the linear layers, except the head, in 8 or 4 bits. ``int4`` is
-        for
-            GPUs.
+            for GPUs.
         compile: run the network through ``torch.compile``. This needs a C++ compiler, and takes minutes at first.
 
     Raises:

@@ -6,8 +6,7 @@ the MATH Dataset", 2021; https://github.com/hendrycks/math, math_equivalence.py)
 - Numbers are compared exactly instead of by their spelling, also inside tuples and intervals.
 - A blank between two digits stays (``1 2`` is not ``12``), and so do the row breaks of a matrix.
 - A unit is removed at the end only. A word that changes the value (``million``, ``p.m.``) or joins two answers
-(``and``,
-  ``or``) is never removed.
+  (``and``, ``or``) is never removed.
 """
 
 from __future__ import annotations

@@ -42,14 +42,12 @@ class ImageClassifier(LightningModule):
 
     Args:
         model: a Transformers model's name on the hub, a folder, or ``packaged:NAME``; for a timm model, ``timm:NAME``
-        or
-            ``timm:FOLDER``.
+            or ``timm:FOLDER``.
         num_labels: the number of classes, at least 2.
         lr: the learning rate of all parameters outside the head.
         head_lr: the learning rate of the head; the default is ``lr``.
         head: the name of the head's module in the model; the default is ``classifier`` for Transformers' models, and
-        the
-            one that timm names for timm's.
+            the one that timm names for timm's.
         weight_decay: AdamW's weight decay of all parameters outside the head. As in Transformers' Trainer, biases and
             normalisation layers have none.
         head_weight_decay: the weight decay of the head; the default is ``weight_decay``.
