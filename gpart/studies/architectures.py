@@ -1,7 +1,7 @@
-"""From a model's name to its architecture: a Transformers config, and a model that has shapes and no numbers.
+"""Finds the architecture of a model by its name, and builds a model that has shapes but no weights.
 
-Invariant: only a config is ever read: no weights are, and no code of the model's repository is run. A name shipped in
-``gpart/architectures`` has a config without a network; what the hub says goes before the shipped file.
+Invariant: only a model's config is read. No weights are read, and no code of the model's repository is run. The configs
+in ``gpart/architectures`` can be used without a network; if the hub can be reached, its config is used instead.
 """
 
 from __future__ import annotations
@@ -30,44 +30,47 @@ from transformers import (
 )
 
 from gpart.injection.targets import matches
+from gpart.errors import GPartError, GPartFileError
+from gpart.targets import matches
 
 SHIPPED = Path(__file__).resolve().parent.parent / "architectures"
 ALIASES = {"roberta-base": "FacebookAI/roberta-base", "roberta-large": "FacebookAI/roberta-large"}
-"""The short names of old that the hub still redirects."""
+"""Old short names, which the hub still redirects."""
 
 TASKS = {
     "sequence-classification": AutoModelForSequenceClassification,
     "causal-lm": AutoModelForCausalLM,
     "image-classification": AutoModelForImageClassification,
 }
-"""What a model can be built for."""
+"""The tasks that a model can be built for, and Transformers' class for each."""
 
 _UNREADABLE = (OSError, ValueError, TypeError, StrictDataclassError)
-"""What Transformers raises for a config that is missing, damaged or not one of its own."""
+"""The errors that Transformers raises for a config that is missing, damaged or of an unknown model."""
 
 
 def shipped() -> dict[str, Path]:
-    """The shipped files by the model's name on the hub.
+    """Returns the shipped files, by the model's name on the hub.
 
     Example:
         >>> "FacebookAI/roberta-base" in shipped()
         True
     """
     paths = sorted(SHIPPED.rglob("*.json"))
-    # Not with_suffix: the names have dots of their own.
+    # Not with_suffix, since the names have dots in them.
     return {path.relative_to(SHIPPED).as_posix().removesuffix(".json"): path for path in paths}
 
 
 def config(name: str) -> PretrainedConfig:
-    """The architecture of a model.
+    """Returns the config of a model.
 
     Args:
-        name: a folder with a ``config.json``, such a file, or a name on the hub; ``roberta-base`` and
-            ``roberta-large`` go without their owner.
+        name: a folder with a ``config.json``, such a file, or a name on the hub. ``roberta-base`` and
+            ``roberta-large`` may be written without their owner.
 
     Raises:
-        FileNotFoundError: if the folder has no ``config.json``.
-        ValueError: if the file cannot be used, or nothing is found under this name; with the shipped names.
+        GPartFileError: if the folder has no ``config.json``, or there is no model of this name. The message then lists
+            the names that are shipped.
+        GPartError: if the config can't be used.
 
     Example:
         >>> config("roberta-large").hidden_size
@@ -82,13 +85,14 @@ def config(name: str) -> PretrainedConfig:
     if hub_name in known and not online:
         return _shipped(known[hub_name])
     try:
-        # Without a hub its cache may have it; asking would cost half a minute of retries.
+        # Without a connection, only the hub's local cache is asked: retries would take half a minute.
         return _read(hub_name, local_files_only=not online)
     except _UNREADABLE as error:
         if hub_name in known and isinstance(error, OSError):  # a gated model without a token, or a failing hub
             return _shipped(known[hub_name])
         reached = "on the hub" if online else "in the cache of the hub, which cannot be reached"
-        raise ValueError(
+        kind = GPartFileError if isinstance(error, OSError) else GPartError
+        raise kind(
             f"no architecture for {name!r}: no such folder or file, and none {reached}; shipped are"
             f" {', '.join([*ALIASES, *known])}; Transformers says: {error}"
         ) from error
@@ -97,11 +101,11 @@ def config(name: str) -> PretrainedConfig:
 def _local(path: Path) -> PretrainedConfig:
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"no config.json in the folder {path}")
+        raise GPartFileError(f"no config.json in the folder {path}")
     try:
         return _read(str(file), local_files_only=True)
     except _UNREADABLE as error:
-        raise ValueError(f"{file} is no config of a model that Transformers knows: {error}") from error
+        raise GPartError(f"{file} is no config of a model that Transformers knows: {error}") from error
 
 
 def _shipped(path: Path) -> PretrainedConfig:
@@ -119,11 +123,11 @@ def _read(name: str, local_files_only: bool) -> PretrainedConfig:
 
 
 def _hub_answers(seconds: float = 3.0) -> bool:
-    """Whether the hub may be asked, and can be reached."""
+    """Returns whether the hub may be used, and can be reached."""
     if is_offline_mode():
         return False
     if getproxies():
-        return True  # then it is the proxy that reaches it
+        return True  # the proxy may reach it, which can't be tried here
     hub = urlsplit(constants.ENDPOINT)
     try:
         with socket.create_connection((hub.hostname, hub.port or (80 if hub.scheme == "http" else 443)), seconds):
@@ -133,10 +137,10 @@ def _hub_answers(seconds: float = 3.0) -> bool:
 
 
 def find_task(config: PretrainedConfig) -> str:
-    """What an architecture is for.
+    """Returns the task that an architecture is for.
 
     Raises:
-        ValueError: if Transformers has none of :data:`TASKS` for it.
+        GPartError: if Transformers can build it for none of :data:`TASKS`.
 
     Example:
         >>> find_task(config("Qwen/Qwen2.5-7B"))
@@ -144,7 +148,7 @@ def find_task(config: PretrainedConfig) -> str:
     """
     kind = type(config)
     written = getattr(config, "architectures", None) or []
-    # Encoders have a causal variant and decoders a classifying one: how it was trained decides.
+    # Many encoders have a causal variant, and decoders a classifying one. The class that was trained decides.
     if any(name.endswith("ForCausalLM") for name in written):
         return "causal-lm"
     if kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
@@ -155,28 +159,33 @@ def find_task(config: PretrainedConfig) -> str:
         return "causal-lm"
     if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         return "sequence-classification"
-    raise ValueError(f"a {config.model_type} model (architectures {written}) is for none of {', '.join(TASKS)}")
+    raise GPartError(f"a {config.model_type} model (architectures {written}) is for none of {', '.join(TASKS)}")
 
 
 def build(config: PretrainedConfig, task: str, device: torch.device | str = "meta") -> nn.Module:
-    """A model for this task, of shapes alone on the meta device, elsewhere with random weights.
+    """Builds a model for a task. On the meta device it has shapes but no weights, elsewhere it has random weights.
+
+    Args:
+        config: the model's config.
+        task: a key of :data:`TASKS`.
+        device: the device to build it on.
 
     Raises:
-        ValueError: if the task is unknown, or Transformers cannot build this architecture for it.
+        GPartError: if the task is unknown, or Transformers can't build this architecture for it.
     """
     if task not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+        raise GPartError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
     try:
         with torch.device(device):
-            # A copy, since Transformers writes into it.
-            model: nn.Module = TASKS[task].from_config(deepcopy(config), trust_remote_code=False)  # type: ignore[no-untyped-call]
+            own = deepcopy(config)  # Transformers changes it
+            model: nn.Module = TASKS[task].from_config(own, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except (*_UNREADABLE, RuntimeError, ArithmeticError) as error:
-        raise ValueError(f"a {config.model_type} model cannot be built for {task}: {error}") from error
+        raise GPartError(f"a {config.model_type} model cannot be built for {task}: {error}") from error
     return model
 
 
 def default_head(model: nn.Module, task: str) -> list[str]:
-    """The head: what stands beside the backbone; a causal language model keeps its own."""
+    """Returns the names of the head's modules: those outside the backbone. A causal language model has no new head."""
     if task == "causal-lm":
         return []
     backbone = getattr(model, "base_model_prefix", "")
@@ -186,10 +195,10 @@ def default_head(model: nn.Module, task: str) -> list[str]:
 
 
 def default_targets(model: nn.Module, task: str) -> list[str]:
-    """The paper's adapted layers, by the names that this model has for them.
+    """Returns the layers that the paper adapts, by the names that this model has for them.
 
-    Query and value; of a causal language model also key and output, of GPT-2 the one layer that query, key and value are
-    there. Transformers calls a ViT's ``query`` or ``q_proj``, depending on its version.
+    These are query and value, and in a causal language model also key and output. GPT-2 has a single layer for query,
+    key and value. In a ViT, the query is called ``query`` or ``q_proj``, depending on the version of Transformers.
     """
     if any(matches(path, ["c_attn"]) for path, _ in model.named_modules()):
         return ["c_attn"]

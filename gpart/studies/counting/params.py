@@ -1,8 +1,8 @@
-"""How many parameters each method trains on a model: the paper's Table 5, by applying the methods and counting.
+"""Counts how many parameters each method trains on a model, as in the paper's Table 5.
 
-Invariant: nothing here is a formula. Each method is applied to a fresh model on the meta device, which has shapes and
-no numbers, and what requires a gradient afterwards is counted, a shared parameter once, as torch lists it. The head,
-which every method but full fine-tuning leaves out of its count, is what ``modules_to_save`` names.
+Invariant: the numbers are counted, and not computed by a formula. Each method is applied to a new model on the meta
+device, which has shapes but no weights. Then the parameters that require a gradient are counted; a shared parameter
+counts once, as torch lists it. The head (``modules_to_save``) counts in full fine-tuning only.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from gpart import GPartConfig, attach
 from gpart.callbacks import BitFit, FullFineTuning, LinearProbe, PeftCallback
 from gpart.injection.names import split_name
 from gpart.injection.targets import plan, saved_parameters
+from gpart.errors import GPartError
 from gpart.studies import architectures
 from gpart.studies.architectures import build, default_head, default_targets, find_task
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared on which part of the model; the defaults are the paper's for RoBERTa-base."""
+    """The sizes of the methods, and the layers they are applied to. The defaults are the paper's for RoBERTa-base."""
 
     d: int = 23_040
-    """Length of GPart's and Uni-LoRA's one vector."""
+    """The length of the one vector that GPart and Uni-LoRA train."""
 
     lora_r: int = 8
     """LoRA's rank."""
@@ -40,45 +41,46 @@ class Settings:
     """FourierFT's coefficients per adapted layer."""
 
     target_modules: list[str] | str | None = None
-    """The adapted layers, as in :class:`gpart.GPartConfig`; None takes query and value, of a causal language model also
-    key and output, by the names that the model has."""
+    """The adapted layers, as in :class:`gpart.GPartConfig`. None takes query and value, and in a causal language model
+    also key and output, by the names that the model has for them."""
 
     modules_to_save: list[str] | None = None
-    """The head; None takes what the task's model has beside its backbone, of a causal language model nothing."""
+    """The head. None takes the modules outside the model's backbone, and in a causal language model none."""
 
     task: str = "auto"
-    """One of :data:`gpart.studies.architectures.TASKS`, or ``"auto"``: by the architecture."""
+    """A key of :data:`gpart.studies.architectures.TASKS`, or ``"auto"`` for the task that the architecture is for."""
 
     num_labels: int = 2
-    """Classes of the head."""
+    """The number of the head's classes."""
 
     def __post_init__(self) -> None:
         for name in ("d", "lora_r", "vera_r", "fourierft_n", "num_labels"):
             if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be a whole number, 1 or more, got {value}")
+                raise GPartError(f"{name} must be a whole number, 1 or more, got {value}")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method's numbers."""
+    """The numbers of one method."""
 
     method: str
-    """Its name."""
+    """The method's name."""
 
     setting: str
-    """What its size depends on, such as ``"r = 8"``; empty where nothing does."""
+    """The setting that its size depends on, such as ``"r = 8"``; empty if there is none."""
 
     per_layer: tuple[int, int] | None
-    """Smallest and largest number in an adapted layer; None where one vector is shared by all layers."""
+    """The smallest and the largest number of trained parameters in an adapted layer; None if all layers share one
+    vector."""
 
     count: int
-    """Trained parameters, without the head but for full fine-tuning."""
+    """The number of trained parameters; the head counts in full fine-tuning only."""
 
     percent: float
-    """Their share of all the model's parameters."""
+    """Their share of all the model's parameters, in percent."""
 
     bytes: int
-    """Their size as float32."""
+    """Their size in bytes, as float32."""
 
 
 @dataclass(frozen=True)
@@ -86,31 +88,31 @@ class Report:
     """The table of one model."""
 
     model: str
-    """The name that was asked for."""
+    """The model's name, as it was given."""
 
     task: str
-    """What the model was built for."""
+    """The task that the model was built for."""
 
     total: int
-    """All its parameters, shared ones once, with the head."""
+    """The number of all its parameters, with the head. Shared parameters count once."""
 
     modules_to_save: list[str]
-    """The head."""
+    """The head's modules."""
 
     head: int
-    """Its parameters."""
+    """The number of the head's parameters."""
 
     target_modules: list[str] | str
-    """The layers' names that were adapted."""
+    """The adapted layers, as they were given or found."""
 
     adapted: int
-    """How many weights they are."""
+    """The number of adapted weights."""
 
     size: int
-    """D, the numbers in these weights."""
+    """D, the number of values in these weights."""
 
     rows: list[Row]
-    """The methods."""
+    """A row for each method."""
 
 
 @dataclass(frozen=True)
@@ -123,15 +125,15 @@ class _Method:
 
 
 def count_parameters(name: str, settings: Settings) -> Report:
-    """Counts what each method trains.
+    """Counts the parameters that each method trains.
 
     Args:
-        name: as :func:`gpart.studies.architectures.config` takes it.
-        settings: the methods' sizes and what they are applied to.
+        name: the model's name, as :func:`gpart.studies.architectures.config` takes it.
+        settings: the sizes of the methods, and the layers they are applied to.
 
     Raises:
-        ValueError: if the model is unknown, or a setting does not fit it.
-        FileNotFoundError: if the folder has no ``config.json``.
+        GPartFileError: if there is no such model, or the folder has no ``config.json``.
+        GPartError: if the model's config can't be used, or a setting does not fit the model.
 
     Example:
         >>> count_parameters("sentence-transformers/all-MiniLM-L6-v2", Settings(d=4608)).rows[-1].count
@@ -144,7 +146,7 @@ def count_parameters(name: str, settings: Settings) -> Report:
     head = default_head(model, task) if settings.modules_to_save is None else settings.modules_to_save
     targets = default_targets(model, task) if settings.target_modules is None else settings.target_modules
     gpart = GPartConfig(settings.d, targets, modules_to_save=head)
-    # First of all, since this says what is wrong with the targets and d, and with both values.
+    # This comes first, since its errors say best what is wrong with the targets or with d.
     planned = plan(model, gpart)
     total = _count(model.parameters())
     head_paths, head_names = saved_parameters(model, head)
@@ -155,8 +157,8 @@ def count_parameters(name: str, settings: Settings) -> Report:
         model_of_its_own = build(config, task)
         try:
             method.apply(model_of_its_own)
-        except (ValueError, TypeError, NotImplementedError) as error:  # what PEFT raises for what it cannot do
-            raise ValueError(
+        except GPartError as error:
+            raise GPartError(
                 f"{method.name} ({method.setting}) cannot be applied to {targets} of {name}: {error}"
             ) from error
         rows.append(_row(method, model_of_its_own, layers, head_paths, total))
@@ -170,32 +172,35 @@ PEFT = {
     "fourierft": ("FOURIERFT", "n_frequency", "fourierft_n"),
     "unilora": ("UNILORA", "theta_d_length", "d"),
 }
-"""PEFT's name of a method, of its size, and the field of :class:`Settings` that it is in."""
+"""PEFT's name of each method, PEFT's name of its size, and the field of :class:`Settings` that holds the size."""
 
 
 def apply_peft(kind: str, settings: Settings, layers: list[str], head: list[str], model: nn.Module) -> None:
-    """Applies one of :data:`PEFT` to a model, in place, as the callback does.
+    """Applies a method of PEFT to a model, in place, as the callback does.
 
     Args:
         kind: a key of :data:`PEFT`.
-        settings: the methods' sizes.
-        layers: the adapted layers' full names.
+        settings: the sizes of the methods.
+        layers: the full names of the adapted layers.
         head: the modules that are trained in full.
-        model: with or without numbers.
+        model: the model, which may be on the meta device.
 
     Raises:
-        ValueError: or TypeError or NotImplementedError, as PEFT has it, if the method does not fit the layers.
+        GPartError: if PEFT can't apply the method to these layers.
     """
     name, size, field = PEFT[kind]
-    # FourierFT permutes every weight's positions to keep n of them, where there are no numbers too, unless told: a minute
-    # for a 7B model.
+    # FourierFT draws a permutation of each weight's positions, also for a model without weights, unless it is told to
+    # draw it on the meta device. For a 7B model, that would take a minute.
     meta = kind == "fourierft" and any(parameter.is_meta for parameter in model.parameters())
-    with torch.device("meta") if meta else nullcontext():
-        PeftCallback(name, layers, head or None, {size: getattr(settings, field)}).apply(model)
+    try:
+        with torch.device("meta") if meta else nullcontext():
+            PeftCallback(name, layers, head or None, {size: getattr(settings, field)}).apply(model)
+    except (ValueError, NotImplementedError) as error:  # the callback raises all other errors of PEFT as a ValueError
+        raise GPartError(str(error)) from error
 
 
 def _methods(settings: Settings, gpart: GPartConfig, layers: list[str], biases: bool) -> list[_Method]:
-    """The methods in the paper's order, as their callbacks apply them. PEFT gets the layers' full names."""
+    """Returns the methods in the paper's order, as their callbacks apply them. PEFT gets the layers' full names."""
     head = list(gpart.modules_to_save or [])
 
     def peft(kind: str) -> Callable[[nn.Module], None]:
@@ -204,7 +209,7 @@ def _methods(settings: Settings, gpart: GPartConfig, layers: list[str], biases: 
     return [
         _Method("Full fine-tuning", "", FullFineTuning().apply, with_head=True),
         _Method("Linear probe", "", LinearProbe(head).apply),
-        # Without a bias it has nothing but the head.
+        # In a model without biases, BitFit trains only the head.
         _Method("BitFit", "", (BitFit if biases else LinearProbe)(head).apply),
         _Method("LoRA", f"r = {settings.lora_r}", peft("lora")),
         _Method("VeRA", f"r = {settings.vera_r}", peft("vera")),

@@ -1,1 +1,1 @@
-"""Studies of methods x tasks x seeds: their file, their runs, their table."""
+"""Studies, which compare methods on tasks with several seeds: the file of a study, its runs and its table."""

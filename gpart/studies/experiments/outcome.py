@@ -1,7 +1,7 @@
-"""What a run's folder says of the run, and which candidate the validation scores choose.
+"""Reads the outcome of a run from its folder, and selects the candidate with the best validation score.
 
-Invariant: a result counts only if it was made by exactly the words that would be run now, by a process that ended
-well; and a choice looks at validation scores alone, never at a test score.
+Invariant: a result counts only if it was made by exactly the command line that would be run now, and by a process that
+ended without an error. A candidate is selected by validation scores alone, never by a test score.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from gpart.studies.experiments.plan import COMMAND_FILE, METRICS_FILE, Candidate
 class Outcome:
     """The state of a run.
 
-    ``finished``: its numbers count. ``failed``: it was run and came to nothing. ``stale``: it was run with other words.
-    ``missing``: it was not run, or its process was killed.
+    - ``finished``: its scores count.
+    - ``failed``: its process ended with an error.
+    - ``stale``: it was run with another command line.
+    - ``missing``: it was not run, or its process was killed.
     """
 
     state: Literal["finished", "failed", "stale", "missing"]
@@ -29,31 +31,31 @@ class Outcome:
     why: str = ""
 
     def number(self, *path: str) -> float | None:
-        """A number of metrics.json by its keys; None where there is none."""
+        """Returns a number in metrics.json by its keys; None if there is none."""
         value: Any = self.metrics
         for key in path:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
     def score(self, run: Run) -> float | None:
-        """The run's test score."""
+        """Returns the run's test score."""
         return self.number("test", f"test/{run.metric}")
 
     @property
     def validation(self) -> float | None:
-        """The best validation score; None also where it is not finite, as after a divergence."""
+        """The best validation score. It is None if there is none or it is not finite, as after a divergence."""
         score = self.number("fit", "best_score")
         return score if score is not None and math.isfinite(score) else None
 
     @property
     def rank(self) -> float:
-        """The validation score, the larger the better whatever the mode of the run's ModelCheckpoint."""
+        """The validation score, with its sign changed if lower is better, by the mode of the run's ModelCheckpoint."""
         score = -math.inf if self.validation is None else self.validation
         return -score if self.metrics["fit"].get("best_mode") == "min" else score
 
 
 def read_outcome(run: Run) -> Outcome:
-    """Reads a run's folder."""
+    """Reads the outcome of a run from its folder."""
     command = read_object(run.folder / COMMAND_FILE)
     if command is None:
         return Outcome("missing")
@@ -68,7 +70,7 @@ def read_outcome(run: Run) -> Outcome:
 
 
 def no_score(run: Run, outcome: Outcome) -> str | None:
-    """Why a finished run has no score, with what there is instead; None where it has one."""
+    """Returns why a finished run has no score, and what its test gave instead; None if it has a score."""
     if outcome.state != "finished" or outcome.score(run) is not None:
         return None
     given, name = outcome.metrics.get("test"), f"test/{run.metric}"
@@ -79,15 +81,17 @@ def no_score(run: Run, outcome: Outcome) -> str | None:
 
 
 def choose(cell: Cell, firsts: Sequence[Outcome]) -> tuple[Candidate | None, str]:
-    """The candidate with the best validation score, or why there is none yet.
+    """Selects the candidate with the best validation score.
+
+    The choice is made once all candidates have been run, among those that finished. A candidate that fails does not
+    stop the others.
 
     Args:
-        cell: with its candidates.
-        firsts: the outcome of each candidate's run with the first seed, in their order.
+        cell: the cell with its candidates.
+        firsts: the outcome of each candidate's run with the first seed, in the candidates' order.
 
     Returns:
-        The candidate, the first of equals, and an empty text; or None and the reason. It is chosen among those that
-        finished once all have been run: one that fails does not stop the others.
+        The candidate (the first, if several are equal) and an empty text; or None, and the reason why none is selected.
     """
     if len(cell.candidates) == 1:
         return cell.candidates[0], ""
@@ -105,7 +109,7 @@ def choose(cell: Cell, firsts: Sequence[Outcome]) -> tuple[Candidate | None, str
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """A JSON file's object; None where there is no such file or it holds none, as when it is half written."""
+    """Reads an object from a JSON file; returns None if there is no such file, or it is half written or no object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

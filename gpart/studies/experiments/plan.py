@@ -1,7 +1,7 @@
-"""From a study to its runs: which processes, with which words, in which folders.
+"""Makes a study's list of runs: their command lines and their folders.
 
-Invariant: a run's words and folder follow from the study's file alone, so that any process, on any machine, at any
-time, means the same run by the same folder. No adapter and no task is known here, only words for the command line.
+Invariant: a run's command line and folder depend on the study's file alone. So any process, on any machine and at any
+time, has the same run in the same folder. This module knows no adapter and no task, only words of a command line.
 """
 
 from __future__ import annotations
@@ -14,60 +14,61 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from gpart.errors import GPartError
 from gpart.studies.experiments.study import AxisValue, Study, value_text
 
 COMMAND_FILE = "command.json"
 METRICS_FILE = "metrics.json"
 LOG_FILE = "log.txt"
 _LONGEST_NAME = 120
-"""Characters of a folder's name; file systems take 255 bytes."""
+"""The largest number of characters in a folder's name; file systems allow 255 bytes."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One process."""
+    """One run of a study, in a process of its own."""
 
     name: str
     labels: Mapping[str, str]
-    """Axis to label."""
+    """The label of its value on each axis."""
     tuned: Mapping[str, Any]
-    """The candidate's settings; empty where nothing is tuned."""
+    """The candidate's settings; empty if nothing is tuned."""
     seed: int
     metric: str
-    """The score is ``test/`` and this."""
+    """The name of the score, without ``test/``."""
     folder: Path
     words: tuple[str, ...]
-    """After ``gpart``."""
+    """The words of its command line, after ``gpart``."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One choice of the tuned settings, with its run for every seed."""
+    """One combination of the tuned settings, with a run for each seed."""
 
     tuned: Mapping[str, Any]
     runs: tuple[Run, ...]
 
     @property
     def text(self) -> str:
-        """Such as ``model.lr=0.005``; empty where nothing is tuned."""
+        """The settings as a text, such as ``model.lr=0.005``; empty if nothing is tuned."""
         return _text(self.tuned)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination of all axes' values."""
+    """One combination of values, one from each axis."""
 
     name: str
     labels: Mapping[str, str]
     candidates: tuple[Candidate, ...]
-    """At least one; with more, the first seed's runs decide which one gets the other seeds."""
+    """At least one. If there are several, the runs with the first seed decide which one gets the other seeds."""
 
 
 def plan(study: Study) -> list[Cell]:
-    """All cells, in file order, the last axis fastest.
+    """Makes all cells of a study, in the order of its file. The value of the last axis changes fastest.
 
     Raises:
-        ValueError: if two runs would have one folder, or two axes tune one setting.
+        GPartError: if two runs would have the same folder, or two axes tune the same setting.
     """
     for axis in study.axes:
         _distinct((value.label for value in axis.values), f"axes.{axis.name}")
@@ -75,23 +76,25 @@ def plan(study: Study) -> list[Cell]:
 
 
 def shard_of(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:
-    """Every ``parts``-th cell from the ``part``-th on: whole cells, so that a choice and its seeds stay together.
+    """Returns one shard of the cells: every ``parts``-th cell, starting with number ``part``.
+
+    Cells stay whole, since a cell's candidates are compared before its other seeds are run.
 
     Args:
-        cells: all of them.
-        part: from 1.
-        parts: into how many they are dealt.
+        cells: all cells of the study.
+        part: the number of the shard, counted from 1.
+        parts: the number of shards.
 
     Raises:
-        ValueError: if there is no such part.
+        GPartError: if there is no such shard.
     """
     if not 1 <= part <= parts:
-        raise ValueError(f"shard {part}/{parts}: the first number goes from 1 to the second")
+        raise GPartError(f"shard {part}/{parts}: the first number goes from 1 to the second")
     return list(cells[part - 1 :: parts])
 
 
 def safe_name(label: str) -> str:
-    """A label as a folder's name.
+    """Turns a label into a name for a folder.
 
     Example:
         >>> safe_name("GPart (d = 1/2)"), safe_name("model.lr=0.005")
@@ -99,7 +102,7 @@ def safe_name(label: str) -> str:
     """
     name = re.sub(r"[^\w.,=+-]+", "-", label).strip("-.")
     if len(name) > _LONGEST_NAME:
-        # The rest of a long name may be all that two differ in.
+        # Two long names may differ at their ends only, so that a hash of the whole label is appended.
         name = f"{name[: _LONGEST_NAME - 9]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
     return name
 
@@ -115,7 +118,7 @@ def _cell(study: Study, values: Sequence[AxisValue]) -> Cell:
     tune: dict[str, tuple[Any, ...]] = {}
     for value in values:
         if both := tune.keys() & value.tune.keys():
-            raise ValueError(f"cell {name}: {sorted(both)} is tuned on two axes")
+            raise GPartError(f"cell {name}: {sorted(both)} is tuned on two axes")
         tune |= value.tune
     candidates = []
     for chosen in product(*tune.values()):
@@ -165,8 +168,8 @@ def _distinct(labels: Iterable[str], where: str) -> None:
     for label in labels:
         name = safe_name(label)
         if not name:
-            raise ValueError(f"{where}: nothing of {label!r} can stand in a folder's name")
+            raise GPartError(f"{where}: nothing of {label!r} can stand in a folder's name")
         key = name.casefold()  # two names that differ in case are one folder on macOS and Windows
         if key in seen:
-            raise ValueError(f"{where}: {seen[key]!r} and {label!r} would share the folder {name}")
+            raise GPartError(f"{where}: {seen[key]!r} and {label!r} would share the folder {name}")
         seen[key] = label

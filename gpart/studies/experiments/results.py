@@ -1,10 +1,12 @@
-"""From the runs' folders to the table's numbers.
+"""Computes the numbers of a study's table from the folders of its runs.
 
-Invariant: the same folders give the same results, in the study's order; what is not there is said and never filled in.
+Invariant: the same folders give the same results, in the order of the study's file. A missing result is reported as
+missing and never replaced by another value.
 
-What a row holds beside its scores: the median of the trainable parameters without the head's, the median of
-``kept_bytes``, the median of the seconds of fit, the largest ``peak_memory_bytes``; over the runs that count towards its
-scores, so a candidate that was not chosen has no part in them. Scores are taken to be better when higher.
+Besides its scores, a row of the table has the median of the trainable parameters (without the head), the median of
+``kept_bytes``, the median of the seconds of fit, and the maximum of ``peak_memory_bytes``. They are taken over the runs
+that count towards the row's scores, so that candidates that were not selected are left out. The table takes a higher
+score to be better.
 """
 
 from __future__ import annotations
@@ -21,33 +23,33 @@ from gpart.studies.experiments.study import Study
 
 @dataclass(frozen=True)
 class Record:
-    """A run and what came of it."""
+    """A run and its outcome."""
 
     run: Run
     outcome: Outcome
     chosen: bool
-    """It counts towards the table once it is finished."""
+    """Whether it counts towards the table once it is finished."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One place of the table, scaled."""
+    """One score of the table, scaled."""
 
     value: float
     deviation: float | None
-    """The sample's standard deviation (n - 1); None for one run."""
+    """The sample's standard deviation (with n - 1); None for a single run."""
     count: int
-    """Runs in it."""
+    """The number of runs that it is computed from."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table; None where nothing is known yet."""
+    """One row of the table. A value is None if nothing is known yet."""
 
     label: str
     scores: Mapping[str, Score | None]
     average: float | None
-    """The mean of the columns' values, where every column has one."""
+    """The mean of the columns' scores, if every column has one."""
     parameters: float | None
     kept_bytes: float | None
     seconds: float | None
@@ -56,36 +58,36 @@ class Row:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the validation scores chose in a cell."""
+    """The candidate of a cell that the validation scores selected."""
 
     cell: str
     chosen: Candidate | None
     why: str
-    """Why none is chosen."""
+    """The reason if none is selected."""
     scores: Mapping[str, float | None]
-    """Every candidate's validation score."""
+    """The validation score of every candidate."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """All that the tables show."""
+    """Everything that the tables show."""
 
     study: Study
     rows: tuple[Row, ...]
     choices: tuple[Choice, ...]
     records: tuple[Record, ...]
     missing: int
-    """Runs that are still to be made, those included whose candidate is not chosen yet."""
+    """The number of runs that are still to be made, including those whose candidate is not selected yet."""
     problems: tuple[str, ...]
     """A line for each run that failed or has no score."""
 
 
 def collect(study: Study, cells: Sequence[Cell]) -> Results:
-    """Reads every run's folder.
+    """Reads the folders of all runs, and computes the results.
 
     Args:
         study: the study.
-        cells: all of its cells, not a shard's.
+        cells: all of its cells, not those of a shard.
     """
     records: list[Record] = []
     choices: list[Choice] = []
@@ -153,7 +155,7 @@ def _score(study: Study, values: Iterable[float | None]) -> Score | None:
     if not scaled:
         return None
     if not all(map(math.isfinite, scaled)):
-        return Score(math.nan, None, len(scaled))  # a median would hide one that diverged
+        return Score(math.nan, None, len(scaled))  # a median would hide that a run diverged
     value = statistics.median(scaled) if study.statistic == "median" else statistics.fmean(scaled)
     return Score(value, statistics.stdev(scaled) if len(scaled) > 1 else None, len(scaled))
 

@@ -1,8 +1,8 @@
-"""Runs a study's processes, one after the other.
+"""Runs the processes of a study, one after the other.
 
-Invariant: at any time at most one process works in a run's folder, and that folder holds the outputs of one process
-only. A lock per run keeps other studies out; the run's process inherits it, so that it lasts as long as that process
-does, also where the study above it was killed. A folder is emptied only if it carries our command.json.
+Invariant: at any time, at most one process works in a run's folder, and the folder holds the outputs of one process
+only. A lock for each run keeps other studies out. The run's process inherits the lock, so that the lock lasts as long
+as the process does, even if the study that started it is killed. A folder is emptied only if it holds our command.json.
 """
 
 from __future__ import annotations
@@ -27,19 +27,26 @@ from gpart.studies.experiments.plan import COMMAND_FILE, LOG_FILE, METRICS_FILE,
 
 COMMAND = (sys.executable, "-m", "gpart.cli")
 GRACE = 30.0
-"""Seconds that a run has to end after it was asked to."""
+"""The number of seconds that a run has to end after it was asked to."""
 _TAIL = 2**16
-"""Bytes at a log's end in which its last words are looked for."""
+"""The number of bytes at the end of a log that are searched for its last message."""
 _LONGEST_LINE = 300
+"""The largest number of characters of that message."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something to tell of a run.
+    """Something to report about a run or a cell.
 
-    ``started`` comes before each run that is started. A run ends as ``finished``; ``kept``, where it was finished
-    before; ``locked``, where another process works on it; ``failed``, also where it has no score; ``skipped``, where
-    its cell has no choice. ``unchosen`` is a cell whose candidates finished without a validation score.
+    ``started`` is reported before a run starts. In the end, one of these is reported for each run:
+
+    - ``finished``: it has finished.
+    - ``kept``: it was finished before, and is not run again.
+    - ``locked``: another process works on it.
+    - ``failed``: it failed, or it has no score.
+    - ``skipped``: it is not made, since no candidate of its cell is selected.
+
+    ``unchosen`` is reported for a cell whose candidates finished without a validation score.
     """
 
     kind: Literal["started", "finished", "kept", "locked", "failed", "skipped", "unchosen"]
@@ -51,17 +58,17 @@ Tell = Callable[[Event], None]
 
 
 def count_runs(cells: Sequence[Cell]) -> int:
-    """How many runs the cells need: each candidate once, and the chosen one with the other seeds."""
+    """Returns the number of runs of the cells: one for each candidate, and the other seeds of the selected one."""
     return sum(len(cell.candidates) + len(cell.candidates[0].runs) - 1 for cell in cells)
 
 
 def run_cells(cells: Sequence[Cell], tell: Tell, command: Sequence[str] = COMMAND) -> None:
-    """Runs what is not finished. A run that fails is told of and does not stop the others.
+    """Makes all runs that are not finished. A run that fails is reported, and the others go on.
 
     Args:
-        cells: the study's, or a shard's.
-        tell: is called for every start and every end.
-        command: what a run's words are appended to.
+        cells: the cells of the study, or of a shard.
+        tell: a function that is called with every event.
+        command: the command that a run's words are appended to.
     """
     for cell in cells:
         for candidate in cell.candidates:
@@ -74,7 +81,7 @@ def run_cells(cells: Sequence[Cell], tell: Tell, command: Sequence[str] = COMMAN
             continue
         settled = all(first.state in ("finished", "failed") for first in firsts)
         if settled and any(first.state == "finished" for first in firsts):
-            tell(Event("unchosen", cell.name, why))  # else it has been told: all failed, or others are at work
+            tell(Event("unchosen", cell.name, why))  # other cases have been reported: all failed, or are being run
         for run in cell.candidates[0].runs[1:]:
             tell(Event("skipped", f"{cell.name} / seed {run.seed}", why))
 
@@ -82,7 +89,7 @@ def run_cells(cells: Sequence[Cell], tell: Tell, command: Sequence[str] = COMMAN
 def _run_once(run: Run, tell: Tell, command: Sequence[str]) -> None:
     try:
         run.folder.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the folder, not in it: the folder's content is removed while the lock is held.
+        # The lock file is beside the folder, since the folder's content is removed while the lock is held.
         lock = FileLock(run.folder.with_name(f"{run.folder.name}.lock"))
         with lock.acquire(blocking=False):
             tell(_locked_run(run, tell, command, lock))
@@ -93,7 +100,7 @@ def _run_once(run: Run, tell: Tell, command: Sequence[str]) -> None:
 
 
 def _locked_run(run: Run, tell: Tell, command: Sequence[str], lock: FileLock) -> Event:
-    # Read under the lock: another study may have finished it since.
+    # The outcome is read under the lock, since another study may have finished the run in the meantime.
     before = read_outcome(run)
     kind: Literal["kept", "finished"] = "kept"
     if before.state != "finished":
@@ -110,18 +117,18 @@ def _locked_run(run: Run, tell: Tell, command: Sequence[str], lock: FileLock) ->
 
 
 def _clear(folder: Path) -> str | None:
-    """Removes what an earlier process left; returns why not, where the folder is not ours."""
+    """Removes what an earlier process left in a folder. If the folder is not ours, it returns that as the reason."""
     if not folder.exists():
         folder.mkdir()
         return None
     entries = sorted(folder.iterdir()) if folder.is_dir() else [folder]
-    # A study that was killed while it wrote the first command.json left its unfinished form alone.
+    # A study that was killed while it wrote its first command.json left nothing but the unfinished file.
     unfinished = all(entry.name.startswith(f".{COMMAND_FILE}.") for entry in entries)
     if not unfinished and "words" not in (read_object(folder / COMMAND_FILE) or {}):
         return f"{folder} is there and no run of a study (it has no {COMMAND_FILE} of one); nothing was removed"
     for entry in entries:
         if entry.name == COMMAND_FILE:
-            continue  # the folder stays recognisable, should this be stopped half way
+            continue  # so that the folder is still recognised as ours if this is stopped half way
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
@@ -130,7 +137,7 @@ def _clear(folder: Path) -> str | None:
 
 
 def _process(run: Run, command: Sequence[str], lock: FileLock) -> str | None:
-    """Runs the process; returns why it failed, or None."""
+    """Runs the process, and returns the reason if it failed, else None."""
     _write_command(run, command)
     log_file = run.folder / LOG_FILE
     with open(log_file, "wb") as log:
@@ -140,7 +147,7 @@ def _process(run: Run, command: Sequence[str], lock: FileLock) -> str | None:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Its lines are in the log when they are said, and still there when it is killed.
+                # Unbuffered, so that its lines are in the log at once, even if it is killed.
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 pass_fds=_descriptors(lock),
             )
@@ -168,7 +175,7 @@ def _process(run: Run, command: Sequence[str], lock: FileLock) -> str | None:
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
-    """Asks a process to end, and ends it if it does not or if the user insists."""
+    """Asks a process to end. It is killed if it does not end in time, or if the user interrupts again."""
     child.terminate()
     try:
         child.wait(timeout=GRACE)
@@ -182,7 +189,7 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 
 
 def _descriptors(lock: FileLock) -> tuple[int, ...]:
-    # filelock has no public name for it; Windows passes no descriptors on.
+    # filelock has no public name for the descriptor. On Windows, a process can't inherit it.
     descriptor = getattr(getattr(lock, "_context", None), "lock_file_fd", None)
     return (descriptor,) if os.name == "posix" and isinstance(descriptor, int) else ()
 
@@ -196,7 +203,7 @@ def _write_command(run: Run, command: Sequence[str], failed: str | None = None) 
 
 
 def _last_words(log: Path) -> str:
-    """The log's last ``gpart: error:`` line, else its last line."""
+    """Returns the last line of the log that starts with ``gpart: error:``, or else its last line."""
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL))
         lines = file.read().decode("utf-8", errors="replace").splitlines()

@@ -1,7 +1,7 @@
-"""A study's file, read strictly.
+"""Reads and checks the file of a study.
 
-Invariant: every mistake in the file is a ValueError that names the place, what was asked and what there was, before
-anything runs.
+Invariant: every mistake in the file is reported before anything runs, as a GPartError that names the place in the file,
+the value there, and what is allowed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from gpart.errors import GPartError, GPartFileError
 from gpart.studies.experiments.study import (
     AVERAGE,
     OWN_SETTINGS,
@@ -32,27 +33,27 @@ def read_study(path: str | Path) -> Study:
     """Reads and checks a study's file.
 
     Args:
-        path: a YAML file; ``gpart study --help`` shows its form.
+        path: a YAML file. ``gpart study --help`` shows its form.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no YAML or says something that cannot be run.
+        GPartFileError: if there is no such file.
+        GPartError: if it is not YAML, or has a mistake.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no study at {path}")
+        raise GPartFileError(f"no study at {path}")
     try:
         text = path.read_text(encoding="utf-8")
         repeated = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader), set())
         data = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: text that is not UTF-8, or a date such as 2020-13-45
+        raise GPartError(f"{path} is no YAML: {error}") from error
     if repeated is not None:
-        raise ValueError(f"{path}: the key {repeated!r} is there twice in one mapping, and the first would be lost")
+        raise GPartError(f"{path}: the key {repeated!r} is there twice in one mapping, and the first would be lost")
     try:
         return _study(data, path.stem)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except GPartError as error:
+        raise GPartError(f"{path}: {error}") from error
 
 
 def _study(data: Any, name: str) -> Study:
@@ -62,19 +63,19 @@ def _study(data: Any, name: str) -> Study:
     columns = file.get("columns")
     named = _mapping(file.get("axes"), "axes")
     if not named:
-        raise ValueError("axes: there are none; a study varies at least one thing, such as task: {RTE: ...}")
-    if columns not in named:
-        raise ValueError(f"columns={columns!r} names no axis; the axes are {list(named)}")
+        raise GPartError("axes: there are none; a study varies at least one thing, such as task: {RTE: ...}")
+    if not isinstance(columns, (str, int)) or columns not in named:
+        raise GPartError(f"columns={columns!r} names no axis; the axes are {list(named)}")
     axes = tuple(_axis(axis, values, axis == columns) for axis, values in named.items())
     statistic = file.get("statistic", "median")
     if statistic not in STATISTICS:
-        raise ValueError(f"statistic={statistic!r} is none of {list(STATISTICS)}")
+        raise GPartError(f"statistic={statistic!r} is none of {list(STATISTICS)}")
     scale = _number(file.get("scale", 100), "scale")
     if scale <= 0:
-        raise ValueError(f"scale={scale!r}: scores are printed times this, so it is more than 0")
+        raise GPartError(f"scale={scale!r}: scores are printed times this, so it is more than 0")
     folder = file.get("folder", f"runs/{name}")
     if not isinstance(folder, str) or not folder:
-        raise ValueError(f"folder={folder!r} is no path")
+        raise GPartError(f"folder={folder!r} is no path")
     study = Study(
         name=name,
         folder=Path(folder),
@@ -93,21 +94,21 @@ def _study(data: Any, name: str) -> Study:
 def _axis(name: Any, values: Any, is_column: bool) -> Axis:
     where = f"axes.{name}"
     if _label(name, "axes") in RUN_FIELDS:
-        raise ValueError(f"{where}: an axis of this name would hide a column of table.csv ({', '.join(RUN_FIELDS)})")
+        raise GPartError(f"{where}: an axis of this name would hide a column of table.csv ({', '.join(RUN_FIELDS)})")
     given = _mapping(values, where)
     if not given:
-        raise ValueError(f"{where}: it has no values")
+        raise GPartError(f"{where}: it has no values")
     result = []
     for label, value in given.items():
         place = f"{where}.{label}"
         asked = _mapping(value, place, ("config", "set", "tune", "metric"))
         metric = asked.get("metric")
         if is_column and not (isinstance(metric, str) and metric):
-            raise ValueError(f"{place}: metric={metric!r}; each value of the columns' axis needs one, such as accuracy")
+            raise GPartError(f"{place}: metric={metric!r}; each value of the columns' axis needs one, such as accuracy")
         if not is_column and metric is not None:
-            raise ValueError(f"{place}: metric={metric!r} belongs on the axis of the columns")
+            raise GPartError(f"{place}: metric={metric!r} belongs on the axis of the columns")
         if is_column and str(label) in (AVERAGE, f"{AVERAGE}."):
-            raise ValueError(f"{place}: {label!r} is the table's own column, the average")
+            raise GPartError(f"{place}: {label!r} is the table's own column, the average")
         result.append(
             AxisValue(
                 label=_label(label, where),
@@ -121,7 +122,7 @@ def _axis(name: Any, values: Any, is_column: bool) -> Axis:
 
 
 def _paper(study: Study, given: Mapping[Any, Any]) -> dict[str, dict[str, float]]:
-    """The paper's figures, each of which must have its place in the table."""
+    """Reads the paper's figures. Each must belong to a row and a column of the table."""
     columns = [*(value.label for value in study.column_axis.values), AVERAGE]
     paper: dict[str, dict[str, float]] = {}
     for row, figures in given.items():
@@ -138,7 +139,7 @@ def _mapping(value: Any, where: str, keys: Sequence[str] | None = None) -> dict[
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: {value!r} is no mapping")
+        raise GPartError(f"{where}: {value!r} is no mapping")
     for key in value if keys is not None else ():
         _known(key, keys or (), f"{where}: key")
     return value
@@ -149,19 +150,19 @@ def _known(asked: Any, there: Iterable[str], what: str) -> None:
     if asked not in names:
         close = difflib.get_close_matches(str(asked), names, n=1)
         meant = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"{what} {asked!r} is not known; {meant}there are {', '.join(names)}")
+        raise GPartError(f"{what} {asked!r} is not known; {meant}there are {', '.join(names)}")
 
 
 def _label(value: Any, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
-        raise ValueError(f"{where}: {value!r} ({type(value).__name__}) is no label; put it in quotes")
+        raise GPartError(f"{where}: {value!r} ({type(value).__name__}) is no label; put it in quotes")
     return str(value)
 
 
 def _configs(value: Any, where: str) -> tuple[str, ...]:
     names = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f"{where}: {value!r} is neither a recipe's name nor a list of such")
+        raise GPartError(f"{where}: {value!r} is neither a recipe's name nor a list of such")
     return tuple(names)
 
 
@@ -169,14 +170,14 @@ def _settings(value: Any, where: str) -> dict[str, Any]:
     given = _mapping(value, where)
     for key, setting in given.items():
         if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z_][\w.-]*\+?", key):
-            raise ValueError(f"{where}: {key!r} is no dotted setting, such as model.lr")
+            raise GPartError(f"{where}: {key!r} is no dotted setting, such as model.lr")
         if key in OWN_SETTINGS:
             instead = {"config": "use config:", "seed_everything": "use seeds:"}.get(key, "leave it out")
-            raise ValueError(f"{where}: {key}={setting!r}, but the study sets {key} itself; {instead}")
+            raise GPartError(f"{where}: {key}={setting!r}, but the study sets {key} itself; {instead}")
         try:
             value_text(setting)
-        except ValueError as error:
-            raise ValueError(f"{where}.{key}: {error}") from None
+        except GPartError as error:
+            raise GPartError(f"{where}.{key}: {error}") from None
     return given
 
 
@@ -184,25 +185,25 @@ def _tune(value: Any, where: str) -> dict[str, tuple[Any, ...]]:
     given = _settings(value, where)
     for key, values in given.items():
         if not isinstance(values, list) or not values:
-            raise ValueError(f"{where}.{key}: {values!r} is no list of values to choose from")
+            raise GPartError(f"{where}.{key}: {values!r} is no list of values to choose from")
     return {key: tuple(values) for key, values in given.items()}
 
 
 def _seeds(value: Any) -> tuple[int, ...]:
     whole = isinstance(value, list) and all(type(seed) is int and 0 <= seed < 2**32 for seed in value)
     if not whole or not value or len(set(value)) != len(value):
-        raise ValueError(f"seeds={value!r} is no list of distinct whole numbers from 0 to 2**32 - 1, such as [0, 1, 2]")
+        raise GPartError(f"seeds={value!r} is no list of distinct whole numbers from 0 to 2**32 - 1, such as [0, 1, 2]")
     return tuple(value)
 
 
 def _number(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{where}: {value!r} is no number")
+        raise GPartError(f"{where}: {value!r} is no number")
     return value
 
 
 def _repeated_key(node: yaml.Node | None, seen: set[int]) -> str | None:
-    """The first key that a mapping of this document holds twice; YAML would take the last without a word."""
+    """Returns the first key that a mapping holds twice; None if there is none. YAML itself silently takes the last."""
     if node is None or id(node) in seen:
         return None
     seen.add(id(node))

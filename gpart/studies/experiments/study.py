@@ -1,7 +1,7 @@
-"""A study as its file says it.
+"""The content of a study's file, as dataclasses.
 
-Invariant: a :class:`Study` that :func:`gpart.studies.experiments.schema.read_study` returns is complete and consistent; what uses it
-checks no setting again.
+Invariant: a :class:`Study` that comes from :func:`gpart.studies.experiments.schema.read_study` is complete and
+consistent. The code that uses it does not check its settings again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+from gpart.errors import GPartError
 
 STATISTICS = ("median", "mean")
 AVERAGE = "Avg"
@@ -24,7 +26,7 @@ OWN_SETTINGS = (
     "trainer.enable_progress_bar",
     "test_best",
 )
-"""What the study sets itself; a file that sets it too would be overruled without a word."""
+"""The settings that a study makes itself. A file may not set them, since its values would be silently overruled."""
 RUN_FIELDS = (
     "run",
     "seed",
@@ -42,7 +44,7 @@ RUN_FIELDS = (
     "peak_memory_bytes",
     "device",
 )
-"""The columns of table.csv that every study has; an axis may not be called so."""
+"""The columns that table.csv has for every study. An axis may not have one of these names."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,18 @@ class AxisValue:
 
     label: str
     config: tuple[str, ...]
-    """Recipe names or files, as ``--config`` takes them."""
+    """The names of recipes, or files, as ``--config`` takes them."""
     settings: Mapping[str, Any]
-    """Dotted settings."""
+    """Settings by their dotted names, such as ``model.lr``."""
     tune: Mapping[str, tuple[Any, ...]]
-    """Dotted settings to choose by validation score, each with its candidates."""
+    """Settings that are tuned by the validation score: the values to try, by their dotted names."""
     metric: str | None
-    """What is scored, without ``test/``; given exactly on the axis of the columns."""
+    """The name of the score, without ``test/``. Only values on the axis of the columns have one."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One thing that the study varies."""
+    """One thing that the study varies, such as the task or the method."""
 
     name: str
     values: tuple[AxisValue, ...]
@@ -70,10 +72,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Study:
-    """A study as its file says it."""
+    """The content of a study's file."""
 
     name: str
-    """The file's name without its ending."""
+    """The file's name, without its suffix."""
     folder: Path
     config: tuple[str, ...]
     settings: Mapping[str, Any]
@@ -84,7 +86,7 @@ class Study:
     statistic: str
     scale: float
     paper: Mapping[str, Mapping[str, float]]
-    """Row label to column label (or ``Avg``) to the paper's figure, already scaled."""
+    """The paper's figures, already scaled, by the label of the row and then by that of the column (or ``Avg``)."""
 
     @property
     def column_axis(self) -> Axis:
@@ -97,7 +99,7 @@ class Study:
         return tuple(axis for axis in self.axes if axis.name != self.columns)
 
     def row_label(self, labels: Mapping[str, str]) -> str:
-        """The row's label: the row axes' labels joined by " / "; the study's name where it has one axis only."""
+        """Returns the label of a row: the labels on the row axes, joined by " / ", or the study's name without any."""
         return " / ".join(labels[axis.name] for axis in self.row_axes) or self.name
 
     @property
@@ -109,10 +111,10 @@ class Study:
 
 
 def value_text(value: Any) -> str:
-    """A setting's value as the command line takes it: text as it is, all else as JSON.
+    """Returns a setting's value as the command line takes it: a text as it is, any other value as JSON.
 
     Raises:
-        ValueError: if it is neither, such as a date or infinity.
+        GPartError: if JSON has no form for it, as for a date or infinity.
 
     Example:
         >>> value_text("glue/rte"), value_text([1, 2]), value_text(None), value_text(5.0e-3)
@@ -123,6 +125,6 @@ def value_text(value: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
-        raise ValueError(
+        raise GPartError(
             f"{value!r} ({type(value).__name__}) has no form on a command line; put it in quotes"
         ) from None

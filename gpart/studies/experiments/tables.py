@@ -1,7 +1,7 @@
-"""A study's results as table.md, table.csv and table.json.
+"""Writes the results of a study as table.md, table.csv and table.json.
 
-Invariant: the same results give the same bytes; table.md is for reading, the other two hold every run, so that all of
-table.md can be computed again from them.
+Invariant: the same results give the same bytes. table.md is for reading. The other two hold every run, so that
+everything in table.md can be computed from them again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _COSTS = ("trainable (no head)", "adapter bytes", "train s", "peak MB")
 
 
 def write_table(results: Results) -> list[Path]:
-    """Writes the three files into the study's folder; returns their paths."""
+    """Writes the three files into the study's folder, and returns their paths."""
     folder = results.study.folder
     folder.mkdir(parents=True, exist_ok=True)
     forms = {"md": markdown(results), "csv": csv_text(results), "json": json_text(results)}
@@ -33,7 +33,7 @@ def write_table(results: Results) -> list[Path]:
 
 
 def markdown(results: Results) -> str:
-    """The table to read, the choices and what is missing."""
+    """Returns the content of table.md: the table, the selected candidates, and the runs that are missing or failed."""
     study = results.study
     columns = [value.label for value in study.column_axis.values]
     best = {column: _best(row.scores[column] for row in results.rows) for column in columns}
@@ -56,11 +56,11 @@ def markdown(results: Results) -> str:
 
 
 def csv_text(results: Results) -> str:
-    """One line for each run, unscaled: its labels, tuned settings, scores and costs."""
+    """Returns the content of table.csv: for each run its labels, tuned settings, unscaled scores and costs."""
     tuned = _ordered(key for record in results.records for key in record.run.tuned)
     tests = sorted({key for record in results.records for key in _mapping(record, "test")})
     axes = [axis.name for axis in results.study.axes]
-    # Settings and test metrics have a dot or a slash in them: they hide no field.
+    # The names of settings and test metrics have a dot or a slash in them, so that they differ from all other fields.
     header = ["run", *axes, *(f"tuned.{key}" for key in tuned), *RUN_FIELDS[1:], *tests]
     text = io.StringIO()
     writer = csv.DictWriter(text, header, lineterminator="\n")
@@ -73,7 +73,10 @@ def csv_text(results: Results) -> str:
 
 
 def json_text(results: Results) -> str:
-    """The table's numbers, the choices and every run; what is not finite is null, as JSON has no form for it."""
+    """Returns the content of table.json: the table's numbers, the selected candidates, and every run.
+
+    A number that is not finite becomes null, since JSON has no form for it.
+    """
     study = results.study
     content = {
         "study": study.name,
@@ -147,7 +150,7 @@ def _score_fields(score: Score | None) -> dict[str, Any] | None:
 
 
 def _best(scores: Iterable[Score | float | None]) -> str | None:
-    """The highest value as it is shown: what looks equal is equal."""
+    """Returns the highest value as it is shown. Values that look equal in the table count as equal."""
     values = [score.value if isinstance(score, Score) else score for score in scores if score is not None]
     return max((f"{value:.1f}" for value in values if math.isfinite(value)), key=float, default=None)
 
@@ -196,21 +199,21 @@ def _notes(results: Results) -> str:
     used = ", ".join(f"{package} {' and '.join(sorted(those))}" for package, those in sorted(versions.items()))
     shown = f"{study.statistic.capitalize()} ± standard deviation (n - 1)" if len(study.seeds) > 1 else "Score"
     return (
-        f"{shown} of the test metric times {study.scale:g}; seeds {seeds}. Bold: the best of a column. Parameters, bytes"
-        " and seconds are medians over a row's runs, memory the maximum.\n"
+        f"{shown} of the test metric times {study.scale:g}; seeds {seeds}. Bold: the best of a column. Parameters,"
+        " bytes and seconds are medians over a row's runs, memory the maximum.\n"
         f"Device: {', '.join(devices) or '-'}. Versions: {used or '-'}."
     )
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, its first line the header; all columns but the first are set to the right."""
+    """Returns a table in Markdown. The first line is the header; all columns but the first are aligned to the right."""
     escaped = [[text.replace("|", "\\|").replace("\n", " ") for text in line] for line in lines]
     rule = ["---", *("---:" for _ in escaped[0][1:])]
     return "\n".join("| " + " | ".join(line) + " |" for line in [escaped[0], rule, *escaped[1:]])
 
 
 def _mapping(record: Record, key: str) -> Mapping[str, Any]:
-    """A mapping of metrics.json, empty where it has none."""
+    """Returns a mapping in metrics.json by its key; an empty one if there is none."""
     value = record.outcome.metrics.get(key)
     return value if isinstance(value, Mapping) else {}
 

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 import tomllib
+from transformers import PretrainedConfig
 
 from gpart.cli import main
+from gpart.errors import GPartError, GPartFileError
 from gpart.studies import architectures
+from gpart.studies.counting import params
 from gpart.studies.counting.params import Report, Settings, count_parameters
 
 PACKAGE = architectures.SHIPPED.parent
@@ -249,7 +252,7 @@ from gpart.studies import architectures
 print(architectures.config("roberta-base").hidden_size, architectures.config("google/gemma-7b").hidden_size)
 try:
     architectures.config("no/such")
-except ValueError as error:
+except FileNotFoundError as error:
     print(error)
 """
     own = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
@@ -326,6 +329,44 @@ def test_mistakes_are_one_line(tiny: Path, capsys: pytest.CaptureFixture[str], w
     assert lines[0].startswith("gpart: error: ")
     assert said in lines[0]
     assert printed.out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "error", "said"),
+    [
+        ("no/such", {}, GPartFileError, "no architecture for 'no/such'"),
+        ("TINY/..", {}, GPartFileError, "no config.json in the folder"),
+        ("no such; model", {}, GPartFileError, "no architecture for 'no such; model'"),
+        ("TINY", {"d": 0}, GPartError, "d must be a whole number, 1 or more, got 0"),
+        ("TINY", {"fourierft_n": 65}, GPartError, r"FourierFT \(n = 65\) cannot be applied to .*: PEFT refuses"),
+        ("TINY", {"task": "poetry"}, GPartError, "task must be one of .*, got 'poetry'"),
+        ("TINY", {"task": "image-classification"}, GPartError, "a bert model cannot be built for image-classification"),
+    ],
+)
+def test_mistakes_are_our_errors(
+    tiny: Path, name: str, changes: dict[str, object], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said) as caught:
+        count_parameters(name.replace("TINY", str(tiny)), Settings(**{"d": 5, "fourierft_n": 3, **changes}))
+    assert type(caught.value) is error
+
+
+def test_an_unusable_config_is_our_error(tiny: Path) -> None:
+    (tiny / "config.json").write_text('{"model_type": "nosuch"}')
+    with pytest.raises(GPartError, match="is no config of a model that Transformers knows"):
+        architectures.config(str(tiny))
+    with pytest.raises(GPartError, match="is for none of sequence-classification, causal-lm, image-classification"):
+        architectures.find_task(PretrainedConfig())
+
+
+@pytest.mark.parametrize("error", [TypeError("a fault"), ValueError("a fault")])
+def test_a_fault_of_our_own_keeps_its_type(tiny: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(model: object, config: object) -> None:
+        raise error
+
+    monkeypatch.setattr(params, "attach", fail)
+    with pytest.raises(type(error), match=r"^a fault$"):
+        count_parameters(str(tiny), Settings(d=5, fourierft_n=3))
 
 
 @pytest.mark.parametrize(

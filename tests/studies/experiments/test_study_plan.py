@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 import gpart
+from gpart.errors import GPartError, GPartFileError
+from gpart.studies.experiments import schema
 from gpart.studies.experiments.plan import plan, safe_name, shard_of
 from gpart.studies.experiments.schema import read_study
 
@@ -110,7 +112,7 @@ def test_shards_deal_whole_cells_out(tmp_path: Path) -> None:
     assert sorted(cell.name for part in parts for cell in part) == sorted(cell.name for cell in cells)
     assert shard_of(cells, 9, 9) == []
     for part, count in ((0, 4), (5, 4), (1, 0)):
-        with pytest.raises(ValueError, match=f"shard {part}/{count}"):
+        with pytest.raises(GPartError, match=f"shard {part}/{count}"):
             shard_of(cells, part, count)
 
 
@@ -145,6 +147,8 @@ TASKS = {"RTE": {"metric": "accuracy"}}
         ({"every": {"set": {"model.lr": float("inf")}}}, r"model.lr: inf \(float\) has no form"),
         ({"columns": "tasks"}, r"columns='tasks' names no axis; the axes are \['task', 'method'\]"),
         ({"columns": None}, "columns=None names no axis"),
+        ({"columns": ["task"]}, r"columns=\['task'\] names no axis"),
+        ({"columns": {"task": 1}}, "columns={'task': 1} names no axis"),
         ({"statistic": "max"}, r"statistic='max' is none of \['median', 'mean'\]"),
         ({"scale": 0}, "scale=0"),
         ({"scale": "100"}, "scale: '100' is no number"),
@@ -161,7 +165,7 @@ TASKS = {"RTE": {"metric": "accuracy"}}
 )
 def test_mistakes_name_the_place_and_both_values(tmp_path: Path, changes: dict[str, object], said: str) -> None:
     path = write(tmp_path, **changes)
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(GPartError, match=said) as error:
         read_study(path)
     assert str(error.value).startswith(str(path))
 
@@ -175,7 +179,7 @@ def test_mistakes_name_the_place_and_both_values(tmp_path: Path, changes: dict[s
     ],
 )
 def test_mistakes_in_tune(tmp_path: Path, tune: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(GPartError, match=said):
         plan(read_study(write(tmp_path, axes={"task": TASKS, "method": {"A": {"tune": tune}}}, paper=None)))
 
 
@@ -184,19 +188,19 @@ def test_two_axes_tune_by_product_but_not_the_same_setting(tmp_path: Path) -> No
     cell = plan(read_study(write(tmp_path, axes=axes, paper=None)))[0]
     assert [one.text for one in cell.candidates] == ["x=1, y=3", "x=1, y=4", "x=2, y=3", "x=2, y=4"]
     axes["method"]["A"]["tune"] = {"x": [3]}
-    with pytest.raises(ValueError, match=r"cell RTE / A: \['x'\] is tuned on two axes"):
+    with pytest.raises(GPartError, match=r"cell RTE / A: \['x'\] is tuned on two axes"):
         plan(read_study(write(tmp_path, axes=axes, paper=None)))
 
 
 @pytest.mark.parametrize("pair", [("a b", "a/b"), ("A", "a"), ("1000", 1000)])
 def test_labels_that_share_a_folder_are_refused(tmp_path: Path, pair: tuple[object, object]) -> None:
     axes = {"task": {label: {"metric": "accuracy"} for label in pair}}
-    with pytest.raises(ValueError, match="would share the folder"):
+    with pytest.raises(GPartError, match="would share the folder"):
         plan(read_study(write(tmp_path, axes=axes, paper=None)))
 
 
 def test_a_label_of_nothing_safe_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"axes.task: nothing of '\.\.'"):
+    with pytest.raises(GPartError, match=r"axes.task: nothing of '\.\.'"):
         plan(read_study(write(tmp_path, axes={"task": {"..": {"metric": "a"}}}, paper=None)))
 
 
@@ -205,6 +209,8 @@ def test_a_label_of_nothing_safe_is_refused(tmp_path: Path) -> None:
     [
         ("axes: [", "is no YAML"),
         ("- 1", r"the study: \[1\] is no mapping"),
+        ("columns: 2020-13-45", "is no YAML: month must be in 1..12"),
+        ("columns: !!int many", "is no YAML: invalid literal for int"),
         ("axes: {task: {RTE: {metric: a}, RTE: {metric: b}}}\ncolumns: task", "key 'RTE' is there twice"),
         ("columns: t\naxes: {t: &x [*x]}", "axes.t: .* is no mapping"),
         ("columns: t\naxes: {t: {A: {metric: a, set: {x: 2020-01-01}}}}", r"set.x: .*\(date\) has no form"),
@@ -213,7 +219,7 @@ def test_a_label_of_nothing_safe_is_refused(tmp_path: Path) -> None:
 def test_what_yaml_would_let_through(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(GPartError, match=said):
         read_study(path)
 
 
@@ -224,12 +230,22 @@ def test_merge_keys_are_not_taken_for_repeated_ones(tmp_path: Path) -> None:
     assert [(value.metric, value.config) for value in values] == [("m", ("x",)), ("m", ("y",))]
 
 
+def test_a_fault_of_our_own_is_not_taken_for_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(value: object) -> None:
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(schema, "_seeds", fail)
+    with pytest.raises(ValueError, match=r"^a fault$") as caught:
+        read_study(write(tmp_path))
+    assert not isinstance(caught.value, GPartError)
+
+
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no study at nosuch\.yaml"):
+    with pytest.raises(GPartFileError, match=r"no study at nosuch\.yaml"):
         read_study("nosuch.yaml")
     path = tmp_path / "latin.yaml"
     path.write_bytes(b"folder: \xe9")
-    with pytest.raises(ValueError, match=r"latin\.yaml is no YAML"):
+    with pytest.raises(GPartError, match=r"latin\.yaml is no YAML"):
         read_study(path)
 
 
