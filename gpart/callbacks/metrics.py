@@ -110,7 +110,7 @@ def _peak_memory() -> int | None:
         return torch.cuda.max_memory_allocated()
     if sys.platform == "win32":
         return None  # it has no getrusage
-    import resource  # Windows has no such module
+    import resource  # noqa: PLC0415  # Windows has no such module
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes there, kilobytes on Linux

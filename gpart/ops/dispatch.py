@@ -307,6 +307,6 @@ def _said(what: str, device: torch.device, found: str) -> bool:
 
 
 def _triton() -> ModuleType:
-    from gpart.ops import triton_kernels  # imports Triton, which only comes with torch for a GPU
+    from gpart.ops import triton_kernels  # noqa: PLC0415  # it imports Triton, which comes with torch for GPUs only
 
     return triton_kernels

@@ -159,6 +159,6 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def _triton() -> ModuleType:
-    from gpart.ops import triton_kernels  # imports Triton, which only comes with torch for a GPU
+    from gpart.ops import triton_kernels  # noqa: PLC0415  # it imports Triton, which comes with torch for GPUs only
 
     return triton_kernels

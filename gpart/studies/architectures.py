@@ -29,9 +29,8 @@ from transformers import (
     PretrainedConfig,
 )
 
-from gpart.injection.targets import matches
 from gpart.errors import GPartError, GPartFileError
-from gpart.targets import matches
+from gpart.injection.targets import matches
 
 SHIPPED = Path(__file__).resolve().parent.parent / "architectures"
 ALIASES = {"roberta-base": "FacebookAI/roberta-base", "roberta-large": "FacebookAI/roberta-large"}

@@ -139,7 +139,7 @@ def _status(key: str) -> int:
 def _most_resident() -> int:
     if sys.platform == "win32":
         raise GPartError("resident memory is not measured on Windows: leave memory out of the parts")
-    import resource  # Windows has no such module
+    import resource  # noqa: PLC0415  # Windows has no such module
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes there, kilobytes elsewhere
