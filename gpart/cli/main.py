@@ -12,17 +12,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from gpart.cli.commands import COMMANDS, OVERVIEW, TRAINING, unknown
 from gpart.cli.message import one_line
+from gpart.errors import GPartError
+from gpart.version import __version__
 
 PACKAGE = Path(__file__).resolve().parent.parent
-
-COMMANDS = {
-    "bench": ("gpart.cli.bench", "bench_command"),
-    "configs": ("gpart.cli.configs", "configs_command"),
-    "params": ("gpart.cli.params", "params_command"),
-    "study": ("gpart.cli.study", "study_command"),
-}
-"""What is not LightningCLI's: module and function, imported when asked for, since each pulls in libraries of its own."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -36,19 +31,34 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
-        if words and words[0] in COMMANDS:
-            module, name = COMMANDS[words[0]]
-            return int(getattr(import_module(module), name)(words[1:]))
-        from gpart.cli.training import run
-
-        run(words)
+        return _run(words)
     except (ValueError, OSError) as error:
         meant = _meant_for_users(error)
         if os.environ.get("GPART_TRACEBACK") or meant is None:
             raise
         print(f"gpart: error: {one_line(str(meant))}", file=sys.stderr)
         return 2
-    return 0
+
+
+def _run(words: list[str]) -> int:
+    first = words[0] if words else "--help"
+    if first in ("--help", "-h"):
+        print(OVERVIEW, end="")
+        return 0
+    if first == "--version":
+        print(f"gpart {__version__}")
+        return 0
+    # LightningCLI takes its --config before the command too.
+    asks_lightning = first in TRAINING or (first.startswith("-") and not TRAINING.keys().isdisjoint(words))
+    if not asks_lightning and first not in COMMANDS:
+        raise GPartError(unknown(first))
+    if asks_lightning:
+        from gpart.cli.training import run
+
+        run(words)
+        return 0
+    command = COMMANDS[first]
+    return int(getattr(import_module(command.module), command.function)(words[1:]))
 
 
 def _meant_for_users(error: BaseException) -> BaseException | None:

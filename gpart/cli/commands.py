@@ -1,0 +1,80 @@
+"""What ``gpart`` can do, told without importing anything that does it.
+
+Invariant: this module imports only Python's own, so that ``gpart --help`` and ``gpart --version`` answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that is not LightningCLI's."""
+
+    module: str
+    """Imported when the command is asked for, since each pulls in libraries of its own."""
+
+    function: str
+    """Takes the words after the command and returns the exit status."""
+
+    says: str
+    """Its line in the overview."""
+
+
+TRAINING = {
+    "fit": "train by a recipe",
+    "validate": "score a model by the validation set",
+    "test": "score a model by the test set",
+    "predict": "write or print a model's answers",
+}
+"""LightningCLI's own commands, which parse together; with their lines in the overview."""
+
+COMMANDS = {
+    "configs": Command("gpart.cli.configs", "configs_command", "list the shipped recipes, or copy one to edit"),
+    "params": Command("gpart.cli.params", "params_command", "count what each method trains, and plan GPart's memory"),
+    "study": Command("gpart.cli.study", "study_command", "run methods x tasks x seeds, and write their table"),
+    "bench": Command("gpart.cli.bench", "bench_command", "measure each method's time and memory"),
+}
+"""The others."""
+
+LINES = {**TRAINING, **{name: command.says for name, command in COMMANDS.items()}}
+
+ELSEWHERE = {"train": "fit", "evaluate": "validate", "generate": "predict"}
+"""What other tools call a command that is here."""
+
+_LISTED = "\n".join(f"  {name:<9} {line}" for name, line in LINES.items())
+
+OVERVIEW = f"""usage: gpart COMMAND ...
+
+Fine-tunes by GPart, one global partition of the weights, or by a method that it is compared with.
+
+commands:
+{_LISTED}
+
+options:
+  -h, --help  show this text
+  --version   show the version
+
+examples:
+  gpart fit --config quickstart
+  gpart fit --config glue/rte --config methods/lora --trainer.max_epochs=3
+  gpart params roberta-base
+
+'gpart fit --help' lists the settings of a recipe, and 'gpart COMMAND --help' explains any command. A mistake is told in
+one line; GPART_TRACEBACK=1 in the environment shows its traceback instead.
+"""
+
+
+def unknown(word: str) -> str:
+    """What to say about a first word that is no command.
+
+    Example:
+        >>> unknown("studdy")
+        "there is no command 'studdy', did you mean study? There are fit, validate, test, predict, configs, params, study, bench; 'gpart --help' explains them"
+    """
+    known = {name: name for name in LINES} | ELSEWHERE
+    close = difflib.get_close_matches(word, known, n=1)
+    meant = f", did you mean {known[close[0]]}?" if close else "."
+    return f"there is no command {word!r}{meant} There are {', '.join(LINES)}; 'gpart --help' explains them"
