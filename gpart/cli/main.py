@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gpart.cli.commands import COMMANDS, OVERVIEW, TRAINING, unknown
 from gpart.cli.message import one_line
+from gpart.cli.quiet import silence_imports
 from gpart.errors import GPartError
 from gpart.version import __version__
 
@@ -52,6 +53,7 @@ def _run(words: list[str]) -> int:
     asks_lightning = first in TRAINING or (first.startswith("-") and not TRAINING.keys().isdisjoint(words))
     if not asks_lightning and first not in COMMANDS:
         raise GPartError(unknown(first))
+    silence_imports()
     if asks_lightning:
         from gpart.cli.training import run
 

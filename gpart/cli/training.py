@@ -18,6 +18,7 @@ import gpart.datamodules
 import gpart.lightning_modules
 from gpart.cli.configs import with_recipes
 from gpart.cli.message import one_line
+from gpart.cli.quiet import silence_warnings
 from gpart.serialization.checkpoint_file import load_checkpoint_file
 
 DESCRIPTION = """Fine-tune by a YAML recipe. --config takes a file or a shipped recipe's name and may be given several
@@ -31,14 +32,6 @@ CLASSES = {
     "method": gpart.callbacks.__all__,
 }
 """The short names that each key takes, for messages."""
-
-SILENCED = (
-    ".*set_vital.*",  # torchdata calls what torch deprecates
-    ".*isinstance.treespec, LeafSpec.*",  # Lightning's use of torch's pytree
-    ".*overridden `on_before_batch_transfer` in `LightningModule`.*",  # meant: the module checks its labels there
-    ".*does not have many workers.*",  # texts are tokenised already, and num_workers is a setting
-)
-"""Warnings that a user of the command can do nothing about."""
 
 
 class Parser(LightningArgumentParser):
@@ -111,8 +104,7 @@ def run(words: list[str]) -> None:
     """
     try:
         with warnings.catch_warnings():
-            for message in SILENCED:
-                warnings.filterwarnings("ignore", message)
+            silence_warnings()
             GPartCLI(
                 LightningModule,
                 LightningDataModule,

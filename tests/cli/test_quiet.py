@@ -1,0 +1,54 @@
+"""Nothing stands above a command's own first line."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from gpart.cli.quiet import LOGGED, silence_imports, silence_warnings
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (["fit", "--help"], 0),
+        (["fit", "--config", "quickstart", "--print_config"], 0),
+        (["fit", "--config", "nosuch"], 1),
+        (["params", "--help"], 0),
+        (["bench"], 1),
+        (["study", "--help"], 0),
+        (["configs", "--copy", "nosuch"], 1),
+    ],
+)
+def test_standard_error_has_the_commands_own_lines(words: list[str], lines: int) -> None:
+    done = subprocess.run([sys.executable, "-m", "gpart.cli", *words], capture_output=True, text=True, check=False)
+    said = done.stderr.splitlines()
+    assert len(said) == lines, done.stderr
+    assert all(line.startswith("gpart: error: ") for line in said)
+    assert done.returncode == (2 if lines else 0)
+    assert (done.stdout == "") == bool(lines)
+
+
+def test_only_the_named_records_are_left_out() -> None:
+    silence_imports()
+    for name, words in LOGGED.items():
+        logger = logging.getLogger(name)
+
+        def passes(message: str, logger: logging.Logger = logger) -> bool:
+            return bool(logger.filter(logger.makeRecord(logger.name, logging.WARNING, "", 1, message, (), None)))
+
+        assert not passes(f"%s {words} by torch")
+        assert passes("%s is already registered as pytree node")
+
+
+def test_only_the_named_warnings_are_left_out() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        silence_warnings()
+        warnings.warn("The 'train_dataloader' does not have many workers", stacklevel=1)
+        warnings.warn("The 'train_dataloader' is empty", stacklevel=1)
+    assert [str(each.message) for each in caught] == ["The 'train_dataloader' is empty"]
