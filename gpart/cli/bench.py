@@ -66,13 +66,13 @@ def bench_command(words: list[str]) -> int:
     """Measures, prints the tables, and writes them with every sample and a figure into a folder.
 
     Raises:
-        ValueError: if a setting is wrong or does not fit the model, or the folder has results already.
-        FileNotFoundError: if the model's folder has no ``config.json``.
+        GPartError: if a setting is wrong or does not fit the model, its folder has no ``config.json``, or the folder of
+            the results has some already.
     """
     asked = _parser().parse_args(words)
     folder = None if asked.output is None else Path(asked.output)
     if folder is not None and not asked.overwrite and (found := folder / f"{asked.kind}.json").exists():
-        raise ValueError(f"{found} is there already: give --overwrite, or another folder than --output {folder}")
+        raise GPartError(f"{found} is there already: give --overwrite, or another folder than --output {folder}")
     given, command = _given(asked), shlex.join(["gpart", "bench", *words])
     if asked.kind == "bench":
         if asked.model is None:

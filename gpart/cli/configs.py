@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import shutil
 from pathlib import Path
 
+from gpart.cli.message import Parser
+from gpart.errors import GPartError, GPartFileError
+
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+DESCRIPTION = """Lists the shipped recipes with a line about each. 'gpart fit --config NAME' finds a recipe by its name; those
+under methods/ change the method of the recipe before them, and those under studies/ are for 'gpart study NAME'."""
 
 
 def recipes() -> dict[str, Path]:
@@ -19,15 +24,20 @@ def find_recipe(name: str) -> str:
     """The file that ``--config NAME`` means: one that exists, else a shipped recipe.
 
     Raises:
-        FileNotFoundError: if there is neither, with the closest names.
+        GPartFileError: if there is neither, with the closest names.
+        GPartError: if the file cannot be read.
     """
     if Path(name).is_file():
+        try:
+            Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise GPartError(f"the recipe {name} cannot be read: {error}") from error
         return name
     known = recipes()
     path = known.get(name.removesuffix(".yaml"))
     if path is None:
         close = difflib.get_close_matches(name, known, n=3) or list(known)[:10]
-        raise FileNotFoundError(
+        raise GPartFileError(
             f"no config file and no recipe {name!r}; close are {', '.join(close)} (gpart configs lists all)"
         )
     return str(path)
@@ -55,11 +65,10 @@ def configs_command(words: list[str]) -> int:
     """``gpart configs``: lists the recipes, or copies one to edit.
 
     Raises:
-        FileNotFoundError: if the recipe to copy is not there.
-        FileExistsError: if the copy's place is taken.
+        GPartError: if the recipe to copy is not there, or the copy's place is taken or cannot be written.
     """
-    parser = argparse.ArgumentParser(prog="gpart configs", description="The recipes that --config NAME finds.")
-    parser.add_argument("--copy", metavar="NAME", help="copy this recipe to the current folder, to edit it")
+    parser = Parser(prog="gpart configs", description=DESCRIPTION)
+    parser.add_argument("--copy", metavar="NAME", help="copy this recipe to the current folder, where you can edit it")
     asked = parser.parse_args(words)
     if asked.copy is None:
         names = recipes()
@@ -70,12 +79,15 @@ def configs_command(words: list[str]) -> int:
     source = Path(find_recipe(asked.copy))
     target = Path(source.name)
     if target.exists():
-        raise FileExistsError(f"{target} is there already; nothing was copied from {source}")
-    shutil.copyfile(source, target)
+        raise GPartError(f"{target} is there already; nothing was copied from {source}")
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise GPartError(f"{target} cannot be written here: {error}") from error
     print(f"{target}: edit it, then gpart fit --config {target}")
     return 0
 
 
 def _headline(path: Path) -> str:
-    first = path.read_text().splitlines()[:1]
+    first = path.read_text(encoding="utf-8").splitlines()[:1]
     return first[0].lstrip("# ") if first and first[0].startswith("#") else ""

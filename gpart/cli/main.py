@@ -1,24 +1,21 @@
 """From the words of a command line to the command.
 
-Invariant: what a user can get wrong ends in one line on stderr and exit status 2; anything else keeps its traceback.
+Invariant: a mistake that a user can mend ends in one line on standard error and exit status 2, and anything else keeps
+its traceback. Which it is, the error's type says: :class:`gpart.errors.GPartError`.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
 from gpart.cli.commands import COMMANDS, OVERVIEW, TRAINING, unknown
-from gpart.cli.message import one_line
+from gpart.cli.message import causes, told
 from gpart.cli.quiet import silence_imports
 from gpart.errors import GPartError
 from gpart.version import __version__
-
-PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -28,16 +25,15 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the words after ``gpart``; default those of the process.
 
     Returns:
-        0; a user's error is printed and gives 2.
+        The exit status: 0; 2 after a mistake, which is printed.
     """
-    words = list(sys.argv[1:] if args is None else args)
     try:
-        return _run(words)
-    except (ValueError, OSError) as error:
+        return _run(list(sys.argv[1:] if args is None else args))
+    except Exception as error:
         meant = _meant_for_users(error)
-        if os.environ.get("GPART_TRACEBACK") or meant is None:
+        if meant is None or os.environ.get("GPART_TRACEBACK"):
             raise
-        print(f"gpart: error: {one_line(str(meant))}", file=sys.stderr)
+        print(f"gpart: error: {told(meant)}", file=sys.stderr)
         return 2
 
 
@@ -64,15 +60,5 @@ def _run(words: list[str]) -> int:
 
 
 def _meant_for_users(error: BaseException) -> BaseException | None:
-    """The first of an error and its causes that this package raised itself; None if it is a fault somewhere below.
-
-    One of its own classes counts wherever it was raised: a DataLoader raises again what a worker process raised.
-    """
-    current: BaseException | None = error
-    while current is not None:
-        frames = traceback.extract_tb(current.__traceback__)
-        own_class = type(current).__module__.partition(".")[0] == PACKAGE.name
-        if own_class or (frames and PACKAGE in Path(frames[-1].filename).resolve().parents):
-            return current
-        current = current.__cause__  # jsonargparse wraps what a class's __init__ raises
-    return None
+    """The first of an error and its causes that says what a user can mend; None if it is a fault."""
+    return next((each for each in causes(error) if isinstance(each, GPartError)), None)

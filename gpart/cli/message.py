@@ -1,9 +1,12 @@
-"""How a mistake is told: in one line."""
+"""How a mistake is found and told: in one line."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import NoReturn
+
+from gpart.errors import GPartError
 
 
 class Parser(argparse.ArgumentParser):
@@ -13,12 +16,29 @@ class Parser(argparse.ArgumentParser):
         """Raises it.
 
         Raises:
-            ValueError: always.
+            GPartError: always.
         """
-        raise ValueError(f"{self.prog}: {message}")
+        raise GPartError(f"{self.prog}: {message}")
 
 
-def one_line(message: str, most: int = 600) -> str:
-    """A message with its line breaks taken out, cut where it is very long."""
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from: libraries wrap what they call, as jsonargparse does."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def told(error: BaseException, most: int = 600) -> str:
+    """An error's message in one line, cut where it is very long.
+
+    Example:
+        >>> told(GPartError("d=5 is more than   the 4 weights"))
+        'd=5 is more than the 4 weights'
+    """
+    message = str(error)
+    # A DataLoader raises a worker's error again with the worker's traceback for a message; that ends in the one meant.
+    if message.startswith("Caught "):
+        kind = type(error)
+        message = message.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")[2]
     line = " ".join(message.split())
     return line if len(line) <= most else line[: most - 4] + " ..."

@@ -36,8 +36,7 @@ def params_command(words: list[str]) -> int:
     """Prints the table, or the same as JSON.
 
     Raises:
-        ValueError: if the model is unknown, or a setting does not fit it.
-        FileNotFoundError: if the model's folder has no ``config.json``.
+        GPartError: if the model is unknown or its folder has no ``config.json``, or a setting does not fit it.
     """
     standard = Settings()
     parser = Parser(prog="gpart params", description=DESCRIPTION)

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gpart.cli.configs import find_recipe
+from gpart.cli.message import Parser
+from gpart.errors import GPartError
 from gpart.studies.experiments.outcome import choose, read_outcome
 from gpart.studies.experiments.plan import Cell, plan, shard_of
 from gpart.studies.experiments.results import collect
@@ -24,8 +26,8 @@ from gpart.studies.experiments.schema import read_study
 from gpart.studies.experiments.study import Study
 from gpart.studies.experiments.tables import markdown, write_table
 
-DESCRIPTION = """Runs methods x tasks x seeds, each as a process of its own ('gpart fit ...'), and writes the table.
-What is finished is kept: started again, a study goes on where it was stopped."""
+DESCRIPTION = """Runs methods x tasks x seeds, each run as a process of its own ('gpart fit ...'), and writes their table.
+What is finished is kept. A study that is started again goes on where it was stopped."""
 
 EPILOG = """a study's file:
   folder: runs/glue            # default runs/<the file's name>
@@ -45,10 +47,11 @@ EPILOG = """a study's file:
   scale: 100
   paper: {GPart: {RTE: 78.3, Avg: 83.7}}
 
-tune: every candidate is run with the first seed; the one with the best validation score (fit.best_score, by the mode
-of the recipe's ModelCheckpoint) is run with the other seeds. The test set has no part in it.
+tune: every candidate runs with the first seed. The one with the best validation score (fit.best_score, by the mode of
+the recipe's ModelCheckpoint) also runs with the other seeds. The test set has no part in the choice.
 
-A run is made again if its words have changed. A changed recipe is not seen in the words: remove the run's folder.
+A run is made again if its words have changed. The words do not show that a recipe's content has changed: remove the
+folder of a run that used it.
 
 on a cluster, by Slurm:
   sbatch --array=1-8 --gpus=1 --wrap 'gpart study STUDY --shard $SLURM_ARRAY_TASK_ID/8'
@@ -67,23 +70,22 @@ def study_command(words: list[str], command: Sequence[str] = COMMAND) -> int:
         0; 1 if a run failed; 130 if it was stopped by Ctrl-C.
 
     Raises:
-        FileNotFoundError: if there is no such study.
-        ValueError: if its file or ``--shard`` is wrong.
+        GPartError: if there is no such study, or its file or ``--shard`` is wrong.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="gpart study",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("study", metavar="STUDY", help="a file, or a shipped study's name (gpart configs lists them)")
-    parser.add_argument("--shard", metavar="I/N", help="only the I-th of N parts of the cells, I from 1")
+    parser.add_argument("--shard", metavar="I/N", help="run only the I-th of N parts, where I starts at 1")
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--dry-run", action="store_true", help="list the runs and start none")
-    only.add_argument("--table", action="store_true", help="only write the table, from what is finished")
+    only.add_argument("--dry-run", action="store_true", help="list the runs, and start none")
+    only.add_argument("--table", action="store_true", help="write the table of what is finished, and start no run")
     asked = parser.parse_args(words)
     if asked.table and asked.shard:
-        raise ValueError(f"--table is of the whole study; leave --shard {asked.shard} out")
+        raise GPartError(f"--table is of the whole study; leave --shard {asked.shard} out")
     study = read_study(find_recipe(asked.study))
     cells = plan(study)
     mine = cells if asked.shard is None else shard_of(cells, *_shard(asked.shard))
@@ -105,7 +107,7 @@ def study_command(words: list[str], command: Sequence[str] = COMMAND) -> int:
 def _shard(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None:
-        raise ValueError(f"--shard {text}: it is I/N, such as 1/8")
+        raise GPartError(f"--shard {text}: it is I/N, such as 1/8")
     return int(match[1]), int(match[2])
 
 

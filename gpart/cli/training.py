@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import warnings
 from typing import Any, NoReturn
 
@@ -16,15 +15,17 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import gpart.callbacks
 import gpart.datamodules
 import gpart.lightning_modules
+from gpart.cli.commands import TRAINING
 from gpart.cli.configs import with_recipes
-from gpart.cli.message import one_line
+from gpart.cli.message import causes, told
 from gpart.cli.quiet import silence_warnings
+from gpart.errors import GPartError
 from gpart.serialization.checkpoint_file import load_checkpoint_file
 
-DESCRIPTION = """Fine-tune by a YAML recipe. --config takes a file or a shipped recipe's name and may be given several
-times, the later winning; every setting can be overridden by its dotted name. 'gpart configs' lists the recipes,
-'gpart study FILE' runs methods x tasks x seeds and writes their table, 'gpart params MODEL' counts what each method
-trains."""
+RECIPES = """A recipe is a YAML file of the settings below. --config takes a file or a shipped recipe's name ('gpart
+configs' lists them); it may be given several times, and a later one goes over an earlier one. A setting on the command
+line goes over them all, such as --trainer.max_epochs=3. --print_config shows what results, and --method.help
+GPartCallback the settings of a class; --model.help and --data.help do the same."""
 
 CLASSES = {
     "model": gpart.lightning_modules.__all__,
@@ -33,21 +34,38 @@ CLASSES = {
 }
 """The short names that each key takes, for messages."""
 
+REFUSALS = (MisconfigurationException, yaml.YAMLError)
+"""What Lightning and PyYAML raise of a user's mistake."""
+
+HEADINGS = {
+    "trainer": "Lightning's Trainer",
+    "model": "the model and its task",
+    "data": "the data",
+    "method": "the method; without one every weight is trained",
+}
+"""Of the settings in ``--help``, by their key."""
+
 
 class Parser(LightningArgumentParser):
-    """Says what is wrong in one line."""
+    """Leaves telling a mistake to :func:`gpart.cli.main`, which does it in one line, without the usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints the line and exits with status 2."""
-        line = one_line(message)
-        unknown = re.search(r'Parser key "(\w+)".*Expected a dot import path string: (\w+)', line)
+        """Raises it.
+
+        Raises:
+            GPartError: always, but in a parser that jsonargparse makes to try whether a value is one of a class.
+        """
+        if not self.exit_on_error:
+            super().error(message, ex)
+        unknown = re.search(r'Parser key "(\w+)".*Expected a dot import path string: (\w+)', message, re.DOTALL)
         if unknown and unknown[1] in CLASSES:
             names = ", ".join(CLASSES[unknown[1]])
-            line = (
+            message = (
                 f"{unknown[1]}: there is no class {unknown[2]!r}; gpart's are {names}, others go by their import path"
             )
-        print(f"gpart: error: {line}", file=sys.stderr)
-        sys.exit(2)
+        if message.startswith("the following arguments are required"):
+            message += "; a recipe gives them, as in gpart fit --config quickstart"
+        raise GPartError(message) from ex
 
 
 class GPartCLI(LightningCLI):
@@ -57,12 +75,19 @@ class GPartCLI(LightningCLI):
         """Adds ``method:``, any Callback; without it everything is trained. ``fit`` also takes ``test_best``."""
         parser.add_lightning_class_args(Callback, "method", subclass_mode=True, required=False)
         parser.add_argument(
-            "--test_best", type=bool, default=False, help="after fit, score the best checkpoint by the test dataloader"
+            "--test_best", type=bool, default=False, help="After fit, score the best checkpoint by the test set."
         )
+        # Else they are the first lines of Lightning's docstrings, some cut in the middle.
+        groups = parser.groups or {}
+        for key, title in HEADINGS.items():
+            groups[key].title = title
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the words that main was given, without Lightning's warning that the process has others."""
-        self.config = parser.parse_args(args)  # type: ignore[arg-type]  # run gives a list of words
+        try:
+            self.config = parser.parse_args(args)  # type: ignore[arg-type]  # run gives a list of words
+        except (ValueError, OSError) as error:  # of a file that a word names, such as one that is no text
+            raise GPartError(told(error)) from error
         self._check_checkpoint()
 
     def _check_checkpoint(self) -> None:
@@ -73,7 +98,11 @@ class GPartCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         # The absent method comes as None.
-        return super()._instantiate_trainer(config, [callback for callback in callbacks if callback is not None])
+        present = [callback for callback in callbacks if callback is not None]
+        try:
+            return super()._instantiate_trainer(config, present)
+        except (TypeError, ValueError) as error:  # a setting that the Trainer refuses: it does nothing else yet
+            raise GPartError(f"trainer: {told(error)}") from error
 
     def after_fit(self) -> None:
         """Says how good it is and where it is."""
@@ -99,9 +128,15 @@ def run(words: list[str]) -> None:
     """Parses the words and runs the Trainer's method.
 
     Raises:
-        ValueError: if Lightning refuses the settings.
-        FileNotFoundError: if a recipe is not there.
+        GPartError: if a recipe is not there, or Lightning refuses the settings.
     """
+    own = {
+        name: {
+            "usage": f"gpart {name} --config RECIPE [--SETTING=VALUE ...]",
+            "description": f"{says.capitalize()}. {RECIPES}",
+        }
+        for name, says in TRAINING.items()
+    }
     try:
         with warnings.catch_warnings():
             silence_warnings()
@@ -111,12 +146,16 @@ def run(words: list[str]) -> None:
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 parser_class=Parser,
-                parser_kwargs={"prog": "gpart", "description": DESCRIPTION},
+                parser_kwargs={"prog": "gpart", **own},
                 # A run into the same folder is a run again, not an error.
                 save_config_kwargs={"overwrite": True},
                 # The modules make their own optimizers, with two learning rates.
                 auto_configure_optimizers=False,
                 args=with_recipes(words),
             )
-    except (MisconfigurationException, yaml.YAMLError) as error:
-        raise ValueError(str(error)) from error
+    except Exception as error:
+        known = (each for each in causes(error) if isinstance(each, (GPartError, *REFUSALS)))
+        refused = next(known, None)
+        if refused is None or isinstance(refused, GPartError):
+            raise
+        raise GPartError(str(refused)) from error

@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, B
 from gpart import load_adapter
 from gpart.cli import main
 from gpart.cli.configs import CONFIGS, recipes
+from gpart.cli.training import HEADINGS
 
 WORDS = [
     "the",
@@ -162,6 +163,7 @@ def test_configs_lists_and_copies(tiny: dict[str, str], capsys: pytest.CaptureFi
         (["--method.d=99999999"], "d=99999999 is more than the"),
         (["--method.target_modules=[nothing]"], "'nothing' matches no module"),
         (["--method.nosuch=1"], "nosuch"),
+        (["--method.nosuch=1"], "class_path 'gpart.callbacks.GPartCallback': Option 'nosuch' is not accepted"),
         (["--trainer.max_epochs=many"], "max_epochs"),
         (["--data.train_size=100000"], "100000"),
         (["--data.path=nosuch.tsv"], "nosuch.tsv"),
@@ -169,21 +171,55 @@ def test_configs_lists_and_copies(tiny: dict[str, str], capsys: pytest.CaptureFi
         (["--ckpt_path=bad.yaml"], "cannot be read as a checkpoint"),
         (["--method.adapter=nosuch"], "no adapter at nosuch"),
         (["--model.labels=[a, b, c]"], "labels names 3 classes, num_labels is 2"),
+        (["--trainer.accelerator=cpuu"], "trainer: You selected an invalid accelerator name"),
+        (["--trainer.devices=many"], "trainer: `devices` selected with `CPUAccelerator` should be an int"),
+        (["--trainer.max_epochs=-5"], "must be a non-negative integer or -1. You passed in -5"),
+        (["--trainer=no-text.yaml"], "'utf-8' codec can't decode"),
+        # jsonargparse wraps what is raised in a list
+        (["--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.save_top_k=-7"], "save_top_k=-7"),
     ],
 )
 def test_mistakes_are_one_line(
     tiny: dict[str, str], capsys: pytest.CaptureFixture[str], more: list[str], said: str
 ) -> None:
     Path("bad.yaml").write_text("trainer: [1\n")
-    try:
-        code = main(words(tiny, "fit", *more))
-    except SystemExit as stop:
-        code = stop.code
+    Path("no-text.yaml").write_bytes(b"\xff\xfe")
+    code = main(words(tiny, "fit", *more))
     err = capsys.readouterr().err
     lines = [line for line in err.splitlines() if line.startswith("gpart: error:")]
     assert code == 2, err[-2000:]
     assert len(lines) == 1
     assert said in lines[0], lines[0]
+
+
+HOOK = """
+from lightning.pytorch import Callback
+
+from gpart.errors import GPartError
+
+
+class Faulty(Callback):
+    def on_fit_start(self, trainer, pl_module):
+        list(zip([1], [], strict=True))
+
+
+class Strict(Callback):
+    def on_fit_start(self, trainer, pl_module):
+        raise GPartError("the model has no such layer")
+"""
+
+
+def test_in_the_middle_of_a_run_the_type_decides_too(
+    tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hooks.py").write_text(HOOK)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="zip") as caught:
+        main(words(tiny, "fit", "--trainer.callbacks=hooks.Faulty"))
+    assert type(caught.value) is ValueError
+    assert "gpart: error:" not in capsys.readouterr().err
+    assert main(words(tiny, "fit", "--trainer.callbacks=hooks.Strict")) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "gpart: error: the model has no such layer"
 
 
 def test_the_process_shows_no_trace(tmp_path: Path) -> None:
@@ -199,3 +235,12 @@ def test_help_names_the_method_key(capsys: pytest.CaptureFixture[str]) -> None:
         main(["fit", "--help"])
     assert stop.value.code == 0
     assert "--method" in capsys.readouterr().out
+
+
+def test_help_of_a_training_command_is_this_packages_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["predict", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "usage: gpart predict --config RECIPE [--SETTING=VALUE ...]"
+    assert "'gpart configs'" in " ".join(" ".join(lines[2:10]).split())
+    assert {f"{heading}:" for heading in HEADINGS.values()} <= set(lines)

@@ -72,3 +72,8 @@ def test_words_that_are_near_nothing_are_no_command(capsys: pytest.CaptureFixtur
     assert main(["--nosuch"]) == 2
     said = capsys.readouterr().err
     assert "there is no command '--nosuch'. There are fit, " in said
+
+
+def test_lightning_takes_options_before_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", "quickstart", "fit", "--nosuch"]) == 2
+    assert capsys.readouterr().err == "gpart: error: unrecognized arguments: --nosuch\n"
