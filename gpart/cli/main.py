@@ -13,6 +13,7 @@ from importlib import import_module
 
 from gpart.cli.commands import COMMANDS, OVERVIEW, TRAINING, unknown
 from gpart.cli.message import causes, told
+from gpart.cli.pipes import READER_GONE, leave_broken_outputs
 from gpart.cli.quiet import silence_imports
 from gpart.errors import GPartError
 from gpart.version import __version__
@@ -25,16 +26,37 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the words after ``gpart``; default those of the process.
 
     Returns:
-        The exit status: 0; 2 after a mistake, which is printed.
+        The exit status: 0; 2 after a mistake, which is printed; 141 if the reader of the output has gone.
     """
     try:
-        return _run(list(sys.argv[1:] if args is None else args))
+        return _tell_mistakes(list(sys.argv[1:] if args is None else args))
+    except BrokenPipeError:
+        if not leave_broken_outputs():
+            raise
+        return READER_GONE
+
+
+def _tell_mistakes(words: list[str]) -> int:
+    try:
+        status = _run(words)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):
+            return READER_GONE  # Rich has pointed the output nowhere, and would exit with 1 as after a failed run
+        _flush()  # argparse ends like this after a help text
+        raise
     except Exception as error:
         meant = _meant_for_users(error)
         if meant is None or os.environ.get("GPART_TRACEBACK"):
             raise
         print(f"gpart: error: {told(meant)}", file=sys.stderr)
         return 2
+    _flush()
+    return status
+
+
+def _flush() -> None:
+    """Writes what is printed while main can still see that its reader has gone; at the interpreter's exit it cannot."""
+    print(end="", flush=True)
 
 
 def _run(words: list[str]) -> int:

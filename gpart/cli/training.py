@@ -86,6 +86,8 @@ class GPartCLI(LightningCLI):
         """Parses the words that main was given, without Lightning's warning that the process has others."""
         try:
             self.config = parser.parse_args(args)  # type: ignore[arg-type]  # run gives a list of words
+        except BrokenPipeError:  # what --print_config has no reader for
+            raise
         except (ValueError, OSError) as error:  # of a file that a word names, such as one that is no text
             raise GPartError(told(error)) from error
         self._check_checkpoint()
