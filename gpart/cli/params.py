@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import asdict
 
@@ -17,8 +18,9 @@ from gpart.studies.architectures import TASKS
 from gpart.studies.counting.memory import DTYPES, MemoryPlan, MemorySettings, plan_memory
 from gpart.studies.counting.params import Report, Row, Settings, count_parameters
 
-DESCRIPTION = """Trained parameters by method, counted on the model's architecture: no weights are read. The head is
-left out, but for full fine-tuning. --memory adds what training GPart on a text model keeps in memory."""
+DESCRIPTION = """Counts the parameters that each method trains. It reads the model's architecture and none of its weights.
+The head is left out of the counts, except for full fine-tuning. --memory also prints what training GPart keeps in memory
+on a text model."""
 
 MEMORY = {
     "weights": "weights of the model",
@@ -31,6 +33,18 @@ MEMORY = {
 }
 """A row for each field of a memory plan."""
 
+SIZES = {
+    "d": "length of theta, for GPart and Uni-LoRA",
+    "lora_r": "LoRA's rank",
+    "vera_r": "VeRA's rank",
+    "fourierft_n": "FourierFT's coefficients in each adapted layer",
+    "num_labels": "classes of the head",
+}
+"""What decides how many parameters a method trains."""
+
+BATCH = {"batch_size": "examples in a micro-batch", "length": "tokens in each"}
+"""What decides how much is kept for the backward pass."""
+
 
 def params_command(words: list[str]) -> int:
     """Prints the table, or the same as JSON.
@@ -38,35 +52,7 @@ def params_command(words: list[str]) -> int:
     Raises:
         GPartError: if the model is unknown or its folder has no ``config.json``, or a setting does not fit it.
     """
-    standard = Settings()
-    parser = Parser(prog="gpart params", description=DESCRIPTION)
-    parser.add_argument("model", metavar="MODEL", help="a name on the hub, a folder, or a config.json")
-    parser.add_argument("--task", choices=["auto", *TASKS], default=standard.task, help="default: %(default)s")
-    parser.add_argument("--num-labels", type=int, default=standard.num_labels, help="default: %(default)s")
-    parser.add_argument(
-        "--target-modules",
-        nargs="+",
-        metavar="NAME",
-        help=f"layers to adapt, by name endings, or {ALL_LINEAR}; default: query and value, for causal-lm q, k, v and o",
-    )
-    parser.add_argument(
-        "--modules-to-save", nargs="*", metavar="NAME", help="the head; default: the task's, if it has one"
-    )
-    parser.add_argument("--d", type=int, default=standard.d, help="GPart and Uni-LoRA, default: %(default)s")
-    parser.add_argument("--lora-r", type=int, default=standard.lora_r, help="default: %(default)s")
-    parser.add_argument("--vera-r", type=int, default=standard.vera_r, help="default: %(default)s")
-    parser.add_argument("--fourierft-n", type=int, default=standard.fourierft_n, help="default: %(default)s")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--memory", action="store_true", help="plan GPart's memory for the following settings")
-    usual = MemorySettings(d=standard.d)
-    parser.add_argument("--batch-size", type=int, default=usual.batch_size, help="default: %(default)s")
-    parser.add_argument("--length", type=int, default=usual.length, help="tokens, default: %(default)s")
-    parser.add_argument("--dtype", choices=list(DTYPES), default=usual.dtype, help="default: %(default)s")
-    parser.add_argument("--dropout", type=float, default=usual.dropout, help="on P·theta, default: %(default)s")
-    parser.add_argument("--indices", choices=INDICES[1:], default=usual.indices, help="default: %(default)s")
-    parser.add_argument("--weights", choices=WEIGHTS[1:], default=usual.weights, help="default: %(default)s")
-    parser.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations")
-    asked = vars(parser.parse_args(words))
+    asked = vars(_parser().parse_args(words))
     name, as_json, with_memory = asked.pop("model"), asked.pop("json"), asked.pop("memory")
     if asked["target_modules"] == [ALL_LINEAR]:
         asked["target_modules"] = ALL_LINEAR
@@ -84,6 +70,65 @@ def params_command(words: list[str]) -> int:
     if memory is not None:
         _print_memory(memory, training)
     return 0
+
+
+def _parser() -> Parser:
+    usual = Settings()
+    parser = Parser(prog="gpart params", description=DESCRIPTION)
+    parser.add_argument("model", metavar="MODEL", help="a name on the hub, a folder, or a config.json")
+    parser.add_argument(
+        "--task",
+        choices=["auto", *TASKS],
+        default=usual.task,
+        help="the task that the model is built for; default: auto, which takes the architecture's",
+    )
+    parser.add_argument(
+        "--target-modules",
+        nargs="+",
+        metavar="NAME",
+        help=f"the layers to adapt, by the ends of their names, or {ALL_LINEAR}; "
+        "default: query and value, for causal-lm q, k, v and o",
+    )
+    parser.add_argument(
+        "--modules-to-save", nargs="*", metavar="NAME", help="the head; default: the task's, if it has one"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    sizes = parser.add_argument_group("the methods' sizes")
+    _add_numbers(sizes, SIZES, usual)
+    _add_memory(parser.add_argument_group("GPart's training memory"), MemorySettings(d=usual.d))
+    return parser
+
+
+def _add_memory(group: argparse._ArgumentGroup, usual: MemorySettings) -> None:
+    group.add_argument("--memory", action="store_true", help="print it, for the settings below")
+    _add_numbers(group, BATCH, usual)
+    group.add_argument(
+        "--dtype", choices=list(DTYPES), default=usual.dtype, help="of weights and activations; default: %(default)s"
+    )
+    group.add_argument(
+        "--dropout", type=float, metavar="P", default=usual.dropout, help="on P·theta; default: %(default)s"
+    )
+    group.add_argument(
+        "--indices",
+        choices=INDICES[1:],
+        default=usual.indices,
+        help="whether group indices are stored, or computed at each use; default: %(default)s",
+    )
+    group.add_argument(
+        "--weights",
+        choices=WEIGHTS[1:],
+        default=usual.weights,
+        help="whether W0 + P·theta is kept always, kept from forward to backward pass, or recomputed in the backward pass; default: %(default)s",
+    )
+    group.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations")
+
+
+def _add_numbers(group: argparse._ArgumentGroup, explained: dict[str, str], usual: Settings | MemorySettings) -> None:
+    for name, says in explained.items():
+        option = f"--{name.replace('_', '-')}"
+        group.add_argument(
+            option, type=int, metavar="N", default=getattr(usual, name), help=f"{says}; default: %(default)s"
+        )
 
 
 def _print(report: Report) -> None:
