@@ -1,19 +1,21 @@
 """GPart: fine-tuning by one global partition of the weights, W = W0 + P·theta with PᵀP = I.
 
-This package alone is the method, on torch and safetensors. ``gpart.callbacks`` is the training framework on Lightning,
-imported when it is asked for.
+This package alone is the method, on torch and safetensors. ``gpart.callbacks`` is the training framework on Lightning.
+What is asked for is imported then, so that ``import gpart`` takes no time and ``gpart --help`` needs no torch.
 """
 
 from importlib import import_module
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from gpart.adapter import GPartAdapter, attach, get_adapters
-from gpart.config import GPartConfig
 from gpart.errors import GPartError, GPartFileError
-from gpart.loading import load_adapter
-from gpart.ops.dispatch import backends
-from gpart.partition import Partition
 from gpart.version import __version__
+
+if TYPE_CHECKING:
+    from gpart.adapter import GPartAdapter, attach, get_adapters
+    from gpart.config import GPartConfig
+    from gpart.loading import load_adapter
+    from gpart.ops.dispatch import backends
+    from gpart.partition import Partition
 
 __all__ = [
     "GPartAdapter",
@@ -28,11 +30,32 @@ __all__ = [
     "load_adapter",
 ]
 
-_ROOMS = ("callbacks", "datamodules", "lightning_modules", "packaged", "studies")
+_HOME = {
+    "GPartAdapter": "adapter",
+    "attach": "adapter",
+    "get_adapters": "adapter",
+    "GPartConfig": "config",
+    "load_adapter": "loading",
+    "backends": "ops.dispatch",
+    "Partition": "partition",
+}
+"""The public names that need torch, and the modules that they are in."""
+
+_MODULES = frozenset({*("adapter", "config", "injection", "loading", "materialize", "ops", "partition"), "serialization",
+                      *("callbacks", "datamodules", "lightning_modules", "packaged", "studies")})  # fmt: skip
 
 
-def __getattr__(name: str) -> ModuleType:
-    """The rooms that import more than torch, when they are asked for: ``gpart.callbacks`` imports Lightning."""
-    if name in _ROOMS:
-        return import_module(f"gpart.{name}")
-    raise AttributeError(f"module 'gpart' has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    """A public name or a room, imported at its first use."""
+    if name in _HOME:
+        value = getattr(import_module(f"gpart.{_HOME[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"gpart.{name}")
+    else:
+        raise AttributeError(f"module 'gpart' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

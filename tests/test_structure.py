@@ -208,7 +208,7 @@ def test_the_rooms_above_come_when_they_are_asked_for() -> None:
 def test_import_gpart_is_light() -> None:
     code = (
         "import sys, time, json, torch, safetensors.torch; before = set(sys.modules); t = time.perf_counter();"
-        "import gpart; print(json.dumps([time.perf_counter() - t, sorted({m.split('.')[0] for m in sys.modules}),"
+        "import gpart; [getattr(gpart, name) for name in gpart.__all__]; print(json.dumps([time.perf_counter() - t, sorted({m.split('.')[0] for m in sys.modules}),"
         "sorted(set(sys.modules) - before)]))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
@@ -216,6 +216,15 @@ def test_import_gpart_is_light() -> None:
     assert not HEAVY & set(modules)
     assert "filelock" not in modules
     assert not [name for name in new if name.startswith("torch._dynamo")]  # the compiler, ten times gpart's own time
+
+
+def test_import_gpart_imports_no_torch_before_it_is_asked_for() -> None:
+    code = (
+        "import sys, gpart, gpart.cli; print('torch' in sys.modules, sorted(set(gpart.__all__) - set(dir(gpart))));"
+        "print(gpart.Partition(4, 2).d, gpart.ops.dispatch.LEAST, 'torch' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert out.split() == ["False", "[]", "2", "65536", "True"]
 
 
 def test_the_top_folders_are_links() -> None:

@@ -73,7 +73,7 @@ def _run(words: list[str]) -> int:
         raise GPartError(unknown(first))
     silence_imports()
     if asks_lightning:
-        from gpart.cli.training import run
+        from gpart.cli.training import run  # noqa: PLC0415  # it imports Lightning, which no other command needs
 
         run(words)
         return 0
