@@ -221,10 +221,10 @@ def test_import_gpart_is_light() -> None:
 def test_import_gpart_imports_no_torch_before_it_is_asked_for() -> None:
     code = (
         "import sys, gpart, gpart.cli; print('torch' in sys.modules, sorted(set(gpart.__all__) - set(dir(gpart))));"
-        "print(gpart.Partition(4, 2).d, gpart.ops.dispatch.LEAST, 'torch' in sys.modules)"
+        "print(gpart.Partition(4, 2).d, gpart.partition.SCHEME, 'torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert out.split() == ["False", "[]", "2", "65536", "True"]
+    assert out.split() == ["False", "[]", "2", "gpart-v1", "True"]
 
 
 def test_the_top_folders_are_links() -> None:
