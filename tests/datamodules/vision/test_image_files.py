@@ -13,11 +13,13 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, load_dataset
 from PIL import Image
 from torchvision import datasets
 
 from gpart.cli.main import _meant_for_users
 from gpart.datamodules import ImageDataModule
+from gpart.datamodules.vision import tables
 from gpart.datamodules.vision.reading import FromFiles, UnreadableImageError, read_rgb
 from gpart.datamodules.vision.sources import HUB, OWN, TORCHVISION, DatasetName
 from gpart.errors import GPartError, GPartFileError
@@ -306,6 +308,28 @@ def test_a_row_without_a_class_is_refused(table: Any, data: Any) -> None:
     own = data("hub", path=place)
     own.setup("fit")
     with pytest.raises(GPartError, match="row 0 of split 'test' has no class, but -1"):
+        own.setup("test")
+
+
+def test_damaged_rows_are_named(table: Any, data: Any) -> None:
+    place = Path(table({"image": "image", "label": "class"}))
+    for path in place.iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content[:4] + b"\xff" * 200 + content[204:])  # the footer, and so the columns, can be read
+    with pytest.raises(GPartError, match=f"the data set '{place}' can't be read: ") as caught:
+        data("hub", path=str(place)).setup("fit")
+    assert not isinstance(caught.value, GPartFileError)
+
+
+def test_other_classes_of_a_split_are_refused(table: Any, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_dataset(table({"image": "image", "label": "class"}))
+    whole["test"] = whole["test"].cast_column("label", ClassLabel(names=["b", "a"]))
+    monkeypatch.setattr(tables, "load_dataset", lambda *words, **settings: whole)
+    own = data("hub", path="here")
+    own.setup("fit")
+    with pytest.raises(
+        GPartError, match=r"here: the classes of split 'test' are .*'b', 'a'.*, of 'train' \['a', 'b'\]"
+    ):
         own.setup("test")
 
 

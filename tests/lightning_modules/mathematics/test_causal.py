@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpart.callbacks import GPartCallback
 from gpart.errors import GPartError, GPartFileError
-from gpart.lightning_modules import CausalLM
+from gpart.lightning_modules import CausalLM, ImageClassifier, SequenceClassifier
+from gpart.lightning_modules.mathematics import language_models
 from gpart.lightning_modules.mathematics.generation import Generator, judge
 from gpart.lightning_modules.mathematics.language_models import QUANTIZATIONS, Quantization
 
@@ -360,6 +361,39 @@ def test_a_damaged_gguf_file_is_named(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(GPartError, match=r"model '.*damaged\.gguf' can't be loaded: "):
         CausalLM(str(path), verify=False).configure_model()
+
+
+def test_a_quantization_that_cannot_be_is_refused(
+    tiny_causal: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torchao")
+    folder = str(tiny_causal("llama"))
+    (tmp_path / "some.gguf").touch()
+    with pytest.raises(GPartError, match=r"some\.gguf has its own quantization and is unpacked; got 'int8' too"):
+        CausalLM(str(tmp_path), verify=False, quantization="int8").configure_model()
+    with monkeypatch.context() as patched:
+        patched.setattr(language_models, "_torchao", lambda quantization: None)
+        with pytest.raises(GPartError, match=f"torchao has packed no weight of '{folder}' as int8"):
+            CausalLM(folder, verify=False, quantization="int8").configure_model()
+
+    def fail(*words: Any, **settings: Any) -> None:
+        raise NotImplementedError("no such kernel")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(GPartError, match=f"torchao cannot keep '{folder}' as int8 on this machine: no such kernel"):
+        CausalLM(folder, verify=False, quantization="int8").configure_model()
+    with pytest.raises(NotImplementedError, match=r"^no such kernel$"):  # not torchao's then, but a fault
+        CausalLM(folder, verify=False).configure_model()
+    monkeypatch.setattr(language_models, "find_spec", lambda name: None)
+    with pytest.raises(GPartError, match=r"torchao's, which is missing: pip install 'gpart-lightning\[quantization\]'"):
+        CausalLM(folder, verify=False, quantization="int8")
+
+
+@pytest.mark.parametrize("module", [CausalLM, ImageClassifier, SequenceClassifier])
+def test_a_network_that_is_not_built_is_named(module: type) -> None:
+    more = {"verify": False} if module is CausalLM else {}
+    with pytest.raises(GPartError, match=r"the network is not built yet: call configure_model\(\) first"):
+        module(**more)._network()
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
