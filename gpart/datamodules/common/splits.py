@@ -23,7 +23,7 @@ def check_held_out(held_out: float) -> None:
         GPartError: if it is not between 0 and 1.
     """
     if not 0 < held_out < 1:
-        raise GPartError(f"held_out is a part of the training set, above 0 and below 1, got {held_out}")
+        raise GPartError(f"held_out is a fraction of the training set, above 0 and below 1, got {held_out}")
 
 
 def hold_out(rows: Sequence[Row], part: float, seed: int) -> tuple[list[int], list[int]]:

@@ -192,7 +192,7 @@ def split(rows: list[Row], seed: int) -> dict[str, list[Row]]:
         own = sorted(digest for digest, group in same.items() if group[0][1] == label)
         tenth = len(own) // 10
         if not tenth:
-            raise GPartError(f"class {name!r} has {len(own)} different sentences, and parts of 80/10/10 % need 10")
+            raise GPartError(f"class {name!r} has {len(own)} different sentences, and splits of 80/10/10 % need 10")
         digests["val"] += own[:tenth]
         digests["test"] += own[tenth : 2 * tenth]
         digests["train"] += own[2 * tenth :]

@@ -189,8 +189,8 @@ def apply_peft(kind: str, settings: Settings, layers: list[str], head: list[str]
         GPartError: if PEFT can't apply the method to these layers.
     """
     name, size, field = PEFT[kind]
-    # FourierFT draws a permutation of each weight's positions, also for a model without weights, unless it is told to
-    # draw it on the meta device. For a 7B model, that would take a minute.
+    # FourierFT draws a permutation of each weight's positions, even for a model without weights. On the CPU, this would
+    # take a minute for a 7B model, so that such a model's permutations are drawn on the meta device.
     meta = kind == "fourierft" and any(parameter.is_meta for parameter in model.parameters())
     try:
         with torch.device("meta") if meta else nullcontext():
