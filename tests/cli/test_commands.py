@@ -12,8 +12,8 @@ from gpart.cli.commands import COMMANDS, LINES, TRAINING
 from gpart.cli.training import GPartCLI
 from gpart.version import __version__
 
-# Each takes seconds to import.
-HEAVY = {"lightning", "transformers", "datasets", "torchvision", "peft", "timm", "jsonargparse", "matplotlib"}
+# Each takes a part of a second to import, or seconds.
+HEAVY = {"torch", "lightning", "transformers", "datasets", "torchvision", "peft", "timm", "jsonargparse", "matplotlib"}
 CODE = """
 import sys
 from gpart.cli import main
