@@ -26,28 +26,33 @@ class Lit(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.25)
 
 
-out = Path(sys.argv[1])
-out.mkdir(parents=True, exist_ok=True)
-SETTINGS = {"d": 11, "target_modules": ["0"], "modules_to_save": ["2"], "seed": 9, "bias": "all", "dropout": 0.25}
-torch.manual_seed(0)
-lit = Lit()
-rows = (torch.arange(64.0).view(8, 8) * 5 % 17 - 8) / 4
-trainer = Trainer(
-    max_steps=3,
-    accelerator="cpu",
-    logger=False,
-    enable_checkpointing=False,
-    enable_progress_bar=False,
-    enable_model_summary=False,
-    callbacks=[GPartCallback(**SETTINGS, save_folder=str(out / "adapter"))],
-)
-trainer.fit(lit, DataLoader(TensorDataset(rows), batch_size=4))
-trainer.save_checkpoint(out / "run.ckpt")
-torch.save(lit.net.state_dict(), out / "state.pt")
-lit.eval()
-a = lit.net.gpart["default"].adapter
-with torch.no_grad():
-    torch.save(
-        {"weight": lit.net[0].weight.clone(), "bias": lit.net[0].bias.clone(), "theta": a.theta.clone()},
-        out / "merged.pt",
+def main(out: Path) -> None:
+    """Trains three steps and writes the files."""
+    out.mkdir(parents=True, exist_ok=True)
+    SETTINGS = {"d": 11, "target_modules": ["0"], "modules_to_save": ["2"], "seed": 9, "bias": "all", "dropout": 0.25}
+    torch.manual_seed(0)
+    lit = Lit()
+    rows = (torch.arange(64.0).view(8, 8) * 5 % 17 - 8) / 4
+    trainer = Trainer(
+        max_steps=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[GPartCallback(**SETTINGS, save_folder=str(out / "adapter"))],
     )
+    trainer.fit(lit, DataLoader(TensorDataset(rows), batch_size=4))
+    trainer.save_checkpoint(out / "run.ckpt")
+    torch.save(lit.net.state_dict(), out / "state.pt")
+    lit.eval()
+    a = lit.net.gpart["default"].adapter
+    with torch.no_grad():
+        torch.save(
+            {"weight": lit.net[0].weight.clone(), "bias": lit.net[0].bias.clone(), "theta": a.theta.clone()},
+            out / "merged.pt",
+        )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
