@@ -109,8 +109,8 @@ class Theta(nn.Module):
 def theta_of(model: nn.Module, name: str) -> Tensor:
     """Theta of an attached adapter, as the layers compute with it; found anew at every use, see above."""
     holder: Any = model._modules[CONTAINER]._modules[name]  # type: ignore[union-attr]  # it is there while attached
-    values: Tensor = holder.values()
-    return values
+    theta: Tensor | None = holder._parameters.get("theta")  # what Module.__getattr__ would find, without its call
+    return holder.values() if theta is None or holder.plain is not None else theta
 
 
 def adapt(module: nn.Module, attribute: str, reader: WeightReader, weight: AdaptedWeight) -> None:

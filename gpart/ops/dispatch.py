@@ -81,7 +81,7 @@ def expand(scaled: Tensor, weight: Tensor, blocks: tuple[Block, ...]) -> Tensor:
         weight: W0.
         blocks: its adapted blocks; entries outside them stay as they are.
     """
-    if _is_small(weight, blocks):
+    if weight.numel() < _SMALL and _is_one_block(weight, blocks):
         return reference.expand_small(scaled, weight, blocks[0])
     return expand_into(torch.empty_like(weight, memory_format=torch.contiguous_format), scaled, weight, blocks)
 
@@ -95,7 +95,7 @@ def expand_into(out: Tensor, scaled: Tensor, weight: Tensor, blocks: tuple[Block
         weight: see there.
         blocks: see there.
     """
-    if _is_small(weight, blocks):
+    if weight.numel() < _SMALL and _is_one_block(weight, blocks):
         return reference.expand_small(scaled, weight, blocks[0], out)
     if len(blocks) != 1 or blocks[0].of(weight) is not weight:
         out.copy_(weight)
@@ -236,12 +236,11 @@ def triton_available(device: torch.device) -> bool:
     return (device.type == "cuda" or (_INTERPRETED and device.type == "cpu")) and _triton_installed()
 
 
-def _is_small(weight: Tensor, blocks: tuple[Block, ...]) -> bool:
-    """Whether launching costs more than arithmetic: one whole block on a CPU, with fewer entries than C is for."""
-    if len(blocks) != 1 or weight.numel() >= _SMALL or weight.device.type != "cpu" or _INTERPRETED:
-        return False
-    block = blocks[0]
-    return block.start == 0 and block.stop == weight.shape[block.dim]
+def _is_one_block(weight: Tensor, blocks: tuple[Block, ...]) -> bool:
+    """Whether a weight is one whole block on a CPU: where it is small, too, launching costs more than arithmetic."""
+    (block, *others) = blocks
+    whole = block.start == 0 and block.stop == weight.shape[block.dim]
+    return whole and not others and weight.device.type == "cpu" and not _INTERPRETED
 
 
 def _library_for(tensor: Tensor) -> ctypes.CDLL | None:
