@@ -86,7 +86,9 @@ def attach_plan(model: nn.Module, config: GPartConfig, name: str, made: Plan, me
     adapter = GPartAdapter(model, config, name, made, memory)
     holder = Theta(config.d, get_parameter(model, made.weights[0].name).device, adapter)
     install(model, made, name, holder, adapter.weights)
-    adapter.add_hooks()
+    weights = adapter.weights
+    layer = (weights.enter_layer, weights.leave_layer)
+    adapter._snapshot.hooks += add_hooks(model, made, (weights.scope.enter, weights.scope.leave), layer)
     return adapter
 
 
@@ -346,12 +348,6 @@ class GPartAdapter:
         gathered = {name: whole(value.detach()) for name, value in tensors.items()}
         if write:
             write_folder(Path(folder), self.manifest(), gathered)
-
-    def add_hooks(self) -> None:
-        """Lets the model tell when a forward pass, and an adapted layer, begins and ends."""
-        scope, weights = self.weights.scope, self.weights
-        layer = (weights.enter_layer, weights.leave_layer)
-        self._snapshot.hooks += add_hooks(self.model, self.plan, (scope.enter, scope.leave), layer)
 
     def _take_off(self) -> None:
         self._holder()  # raises where it was taken off already
