@@ -114,8 +114,10 @@ class Weights:
     def enter_layer(self, module: nn.Module, args: Any) -> None:
         """Before an adapted layer runs."""
         self.scope.enter(module, args)
-        if torch.compiler.is_compiling() or (self.memory.weights in ("kept", "forward") and not self.sharded):
+        if self.memory.weights in ("kept", "forward") and not self.sharded:
             return
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return  # they take no hook on saved tensors, and nothing is kept there
         own = [value for value in module._parameters.values() if value is not None]
         if self.sharded or not own or self.mode(own[0]) == "recomputed":
             self.recomputation.enter(module)

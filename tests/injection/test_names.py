@@ -233,8 +233,16 @@ def test_a_merged_model_saves_as_a_plain_one(tmp_path: Path) -> None:
     torch.testing.assert_close(read(IDS).last_hidden_state, wanted)
 
 
-def test_function_transforms_find_the_weights_by_their_names(adapted: Net) -> None:
-    adapter = get_adapters(adapted)["default"]
+@pytest.mark.parametrize("weights", ["kept", "forward", "recomputed"])
+@pytest.mark.parametrize("warm", [False, True])
+def test_function_transforms_find_the_weights_by_their_names(weights: str, warm: bool) -> None:
+    adapted = Net()
+    adapter = attach(adapted, CONFIG, weights=weights)
+    with torch.no_grad():
+        adapter.theta.normal_()
+    if warm:
+        adapted(IDS).sum().backward()
+        adapter.theta.grad = None
     base = {"conv.weight": torch.zeros(8, 8, 3)}
     found = torch.func.functional_call(adapted, base, (IDS,))
     with torch.no_grad():
