@@ -34,7 +34,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from gpart import get_adapters, load_adapter
 from gpart.callbacks import GPartCallback, GPartCheckpointIO
-from gpart.callbacks.checkpoints.contents import AdapterPart
+from gpart.callbacks.checkpoints.contents import AdapterContents
 from gpart.serialization.folder import CONFIG, TENSORS
 from gpart.version import __version__
 
@@ -127,7 +127,7 @@ def by_trainer(path: Path, module: Module) -> Any:
     """What a Trainer that resumes from the file gets."""
     plugin, method = GPartCheckpointIO(), callback()
     part = method.apply(module.model)
-    if not isinstance(part, AdapterPart):
+    if not isinstance(part, AdapterContents):
         raise TypeError(type(part))
     plugin.connect(module, "model", part)
     return plugin.load_checkpoint(path)
