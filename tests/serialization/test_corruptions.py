@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import gpart.loading
+from gpart.serialization import folder
 
 pytestmark = pytest.mark.slow  # not above a minute, but the default suite has ten, and damages files elsewhere too
 
@@ -55,8 +55,8 @@ class Agrees(str):
 
 def test_a_file_that_loads_wrongly_would_be_seen(corruptions: Any, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The judge is judged: without the checksums some damage gets through, and is called wrong."""
-    monkeypatch.setattr(gpart.loading, "_content_hash", lambda _: Agrees())
-    monkeypatch.setattr(gpart.loading, "hashlib", SimpleNamespace(sha256=lambda _: SimpleNamespace(hexdigest=Agrees)))
+    monkeypatch.setattr(folder, "_content_hash", lambda _: Agrees())
+    monkeypatch.setattr(folder, "hashlib", SimpleNamespace(sha256=lambda _: SimpleNamespace(hexdigest=Agrees)))
     found = {corruptions.case(work, "adapter", seed)["by_adapter"] for seed in range(10_000, 10_040)}
     assert "wrong" in found
 
