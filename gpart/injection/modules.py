@@ -203,7 +203,7 @@ def _weight_property(attribute: str) -> property:
         base: Tensor | None = self._parameters.get(attribute)
         if base is None:
             base = stored(self, attribute)
-        # f_globals: a function of torch's sharding may ask at any time, in any thread.
+        # By the caller's module: torch's sharding asks from hooks of its own, at any time and in any thread.
         if not torch.compiler.is_compiling() and _module_of(sys._getframe(1)).startswith(_MOVERS):
             return base
         reader, weight = self.__dict__[READERS][attribute]
