@@ -161,7 +161,7 @@ def check_tensors(
         raise GPartError(f"{source}: {theta} holds {tensors[theta].dtype}, not floating-point numbers")
     live = {**named_buffers(model), **{saved: get_parameter(model, saved) for saved in made.saved}}
     for key, value in tensors.items():
-        if key in live and kind_of(value) != kind_of(live[key]):
+        if key in live and _kind(value) != _kind(live[key]):
             raise GPartError(f"{source}: {key} holds {value.dtype}, this model needs {live[key].dtype}")
     # As it will be held: what is finite in float64 may not be in float32.
     check_finite({theta: tensors[theta].to(torch.promote_types(torch.get_default_dtype(), torch.float32))}, source)
@@ -194,6 +194,6 @@ def fill(adapter: GPartAdapter, tensors: Mapping[str, Tensor]) -> None:
         adapter.merge()
 
 
-def kind_of(value: Tensor) -> tuple[bool, bool]:
+def _kind(value: Tensor) -> tuple[bool, bool]:
     """Whether a tensor holds floating-point numbers, and whether complex ones."""
     return value.is_floating_point(), value.is_complex()

@@ -22,6 +22,7 @@ import logging
 import os
 import subprocess
 import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -121,7 +122,7 @@ def expand_block(target: Tensor, scaled: Tensor, source: Tensor, block: Block) -
     for first in range(0, count, step):
         stretch = slice(first, min(first + step, count))
         out, base = target[stretch], source[stretch]
-        library = _library_for(out) if out.numel() >= LEAST and cpu.takes_expand(out, scaled, base, block) else None
+        library = _library() if out.numel() >= LEAST and cpu.takes_expand(out, scaled, base, block) else None
         if library is None:
             reference.expand_stretch(out, scaled, base, block, stretch)
         else:
@@ -130,9 +131,7 @@ def expand_block(target: Tensor, scaled: Tensor, source: Tensor, block: Block) -
 
 def reduce_stretch(sums: Tensor, values: Tensor, block: Block, stretch: slice) -> None:
     """As :func:`gpart.ops.reference.reduce_stretch`, by the fastest backend that may; the order of additions is its."""
-    library = None
-    if values.numel() >= LEAST and cpu.takes_reduce(sums, values, block):
-        library = _library_for(values)
+    library = _library() if values.numel() >= LEAST and cpu.takes_reduce(sums, values, block) else None
     if library is None:
         reference.reduce_stretch(sums, values, block, stretch)
     else:
@@ -181,7 +180,7 @@ def group_indices(
     """As :meth:`gpart.partition.Partition.groups`, by the C code where it may."""
     if device.type == "cpu" and stop - start >= LEAST:
         out = torch.empty(stop - start, dtype=dtype, device=device)
-        library = _library_for(out) if cpu.takes_indices(out) else None
+        library = _library() if cpu.takes_indices(out) else None
         if library is not None:
             cpu.group_indices(library, out, partition, start)
             return out
@@ -243,8 +242,8 @@ def _is_one_block(weight: Tensor, blocks: tuple[Block, ...]) -> bool:
     return whole and not others and weight.device.type == "cpu" and not _INTERPRETED
 
 
-def _library_for(tensor: Tensor) -> ctypes.CDLL | None:
-    return None if tensor.numel() < LEAST or torch.compiler.is_compiling() else cpu_library()[0]
+def _library() -> ctypes.CDLL | None:
+    return None if torch.compiler.is_compiling() else cpu_library()[0]
 
 
 @cache
@@ -278,24 +277,21 @@ def _triton_expands(target: Tensor, scaled: Tensor, source: Tensor, block: Block
 @cache
 def _triton_agrees(device: torch.device, dtype: torch.dtype, scaled_dtype: torch.dtype, kind: str) -> bool:
     what = f"W0 + P·theta in {dtype} with theta in {scaled_dtype} and {kind}"
-    try:
-        found = selfcheck.triton_expand_difference(device, dtype, scaled_dtype, kind)
-    except Exception as error:  # noqa: BLE001  # Triton raises whatever its compiler, the system's or the driver stumbles over
-        found = f"{type(error).__name__}: {error}"
-    return _said(what, device, found)
+    return _passes(what, device, lambda: selfcheck.triton_expand_difference(device, dtype, scaled_dtype, kind))
 
 
 @cache
 def _triton_reduces(device: torch.device, dtype: torch.dtype, kind: str) -> bool:
     what = f"Pᵀ·g in {dtype} with {kind}"
+    return _passes(what, device, lambda: selfcheck.triton_reduce_difference(device, dtype, sum_rows(7, device), kind))
+
+
+def _passes(what: str, device: torch.device, difference: Callable[[], str]) -> bool:
+    """Whether a kernel's check finds no difference; says what it found."""
     try:
-        found = selfcheck.triton_reduce_difference(device, dtype, sum_rows(7, device), kind)
-    except Exception as error:  # noqa: BLE001  # as above
+        found = difference()
+    except Exception as error:  # noqa: BLE001  # Triton raises whatever its compiler, the system's or the driver stumbles over
         found = f"{type(error).__name__}: {error}"
-    return _said(what, device, found)
-
-
-def _said(what: str, device: torch.device, found: str) -> bool:
     if found:
         warnings.warn(
             f"the Triton kernel for {what} on {device} is not used, the slower reference is: {found}", stacklevel=3
