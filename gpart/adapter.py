@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
 from gpart.errors import GPartError
 from gpart.injection.fingerprint import Sample, fingerprint, sample_of
-from gpart.injection.modules import CONTAINER, Adapters, Theta, check_name
-from gpart.injection.names import get_parameter
+from gpart.injection.modules import CONTAINER, Adapters, Theta, check_name, home_of, theta_key
+from gpart.injection.names import get_parameter, get_submodule, named_modules, replicated, unwrapped
 from gpart.injection.snapshot import Snapshot
 from gpart.injection.surgery import add_hooks, check_installable, install, remove, remove_hooks
 from gpart.injection.targets import Plan, plan
@@ -70,9 +70,14 @@ def attach(
         (32, ['2.weight', '2.bias', 'gpart.default.theta'])
     """
     check_name(name)
-    if CONTAINER in model._modules or hasattr(model, CONTAINER):
-        held = list(adapters) if (adapters := get_adapters(model)) else type(getattr(model, CONTAINER)).__name__
-        raise GPartError(f"cannot attach adapter {name!r}: the model's attribute {CONTAINER!r} already holds {held}")
+    if replicated(model):
+        raise GPartError(
+            f"cannot attach adapter {name!r}: DistributedDataParallel is around the model already and would not reduce"
+            " theta's gradient. Attach before DDP(...) or fabric.setup(...)"
+        )
+    model = unwrapped(model)
+    if adapters := get_adapters(model):
+        raise GPartError(f"cannot attach adapter {name!r}: the model carries {list(adapters)} already")
     return attach_plan(model, config, name, plan(model, config), MemoryPolicy(indices, weights))
 
 
@@ -82,10 +87,11 @@ def attach_plan(model: nn.Module, config: GPartConfig, name: str, made: Plan, me
     Raises:
         GPartError: if the plan may not be carried out; the model is then as it was.
     """
-    check_installable(model, config, name, made)
-    adapter = GPartAdapter(model, config, name, made, memory)
+    home = home_of(model, (path for weight in made.weights for path, _ in weight.owners))
+    check_installable(model, config, name, made, get_submodule(model, home))
+    adapter = GPartAdapter(model, config, name, made, memory, home)
     holder = Theta(config.d, get_parameter(model, made.weights[0].name).device, adapter)
-    install(model, made, name, holder, adapter.weights)
+    install(model, made, name, holder, adapter.weights, adapter.home)
     weights = adapter.weights
     layer = (weights.enter_layer, weights.leave_layer)
     adapter._snapshot.hooks += add_hooks(model, made, (weights.scope.enter, weights.scope.leave), layer)
@@ -93,11 +99,17 @@ def attach_plan(model: nn.Module, config: GPartConfig, name: str, made: Plan, me
 
 
 def get_adapters(model: nn.Module) -> dict[str, GPartAdapter]:
-    """The adapters attached to this very module (not to its children), by name."""
-    container = model._modules.get(CONTAINER)
-    if not isinstance(container, Adapters):
-        return {}
-    return {name: child.adapter for name, child in container.items() if isinstance(child, Theta)}
+    """The adapters attached to this very module (not to a module inside it), by name."""
+    model = unwrapped(model)
+    return {adapter.name: adapter for path, adapter in find_adapters(model) if adapter.model is model}
+
+
+def find_adapters(root: nn.Module) -> list[tuple[str, GPartAdapter]]:
+    """Every adapter in a module, with the plain path of the module that it was attached to."""
+    modules = named_modules(root)
+    paths = {id(module): path for path, module in modules}
+    adapters = [module.adapter for _, module in modules if isinstance(module, Theta)]
+    return [(paths[id(adapter.model)], adapter) for adapter in adapters if id(adapter.model) in paths]
 
 
 class GPartAdapter:
@@ -105,6 +117,7 @@ class GPartAdapter:
 
     Attributes:
         model: the adapted module.
+        home: the module whose last child holds theta: the adapted one, or one below it where that is a container.
         config: its settings.
         name: its name.
         plan: the adapted weights in order, the saved and the frozen parameters' names.
@@ -112,9 +125,13 @@ class GPartAdapter:
         weights: what the adapted layers read.
     """
 
-    def __init__(self, model: nn.Module, config: GPartConfig, name: str, plan: Plan, memory: MemoryPolicy) -> None:
+    def __init__(
+        self, model: nn.Module, config: GPartConfig, name: str, plan: Plan, memory: MemoryPolicy, home: str
+    ) -> None:
         self.model, self.config, self.name, self.plan, self.memory = model, config, name, plan, memory
-        self.weights = Weights(model, name, plan, config, memory)
+        self.home = get_submodule(model, home)
+        self._prefix = f"{home}." if home else ""
+        self.weights = Weights(self.home, name, plan, config, memory)
         self._snapshot = Snapshot(model, plan)
         self._samples: dict[str, Sample] = {}  # of W0, where it is not whole later
 
@@ -145,7 +162,7 @@ class GPartAdapter:
     @property
     def theta_name(self) -> str:
         """Theta's key in the model's state_dict."""
-        return f"{CONTAINER}.{self.name}.theta"
+        return self._prefix + theta_key(self.name)
 
     @property
     def merged(self) -> bool:
@@ -153,7 +170,7 @@ class GPartAdapter:
         return self.weights.bases is not None
 
     def _holder(self) -> Theta:
-        container = self.model._modules.get(CONTAINER)
+        container = self.home._modules.get(CONTAINER)
         holder = container._modules.get(self.name) if isinstance(container, Adapters) else None
         if not isinstance(holder, Theta) or holder.adapter is not self:
             raise GPartError(
@@ -343,15 +360,16 @@ class GPartAdapter:
         Raises:
             GPartError: if theta is not finite, or a parameter outside ``modules_to_save`` is trained.
         """
-        tensors = {self.theta_name: self.values, **self.saved_parameters(), **self.changed_buffers()}
-        check_finite({self.theta_name: self.values}, "the adapter")
+        theta = {theta_key(self.name): self.values}
+        tensors = {**theta, **self.saved_parameters(), **self.changed_buffers()}
+        check_finite(theta, "the adapter")
         gathered = {name: whole(value.detach()) for name, value in tensors.items()}
         if write:
             write_folder(Path(folder), self.manifest(), gathered)
 
     def _take_off(self) -> None:
         self._holder()  # raises where it was taken off already
-        remove(self.model, self.plan, self.name)
+        remove(self.model, self.plan, self.name, self.home)
         remove_hooks(self._snapshot.hooks)
 
     def __repr__(self) -> str:

@@ -18,8 +18,8 @@ from gpart.adapter import GPartAdapter, attach_plan, check_finite, get_adapters
 from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
 from gpart.errors import GPartError
 from gpart.injection.fingerprint import Sample, fingerprint, is_base
-from gpart.injection.modules import CONTAINER, check_name
-from gpart.injection.names import get_parameter, named_buffers
+from gpart.injection.modules import check_name, theta_key
+from gpart.injection.names import get_parameter, named_buffers, unwrapped
 from gpart.injection.targets import Plan, plan
 from gpart.serialization.checkpoint_file import read_checkpoint
 from gpart.serialization.folder import read_folder
@@ -53,6 +53,7 @@ def load_adapter(
     folder, memory = Path(folder), MemoryPolicy(indices, weights)
     manifest, tensors = read_checkpoint(folder) if folder.suffix == ".ckpt" else read_folder(folder)
     config, name = manifest.config, check_manifest_name(manifest, str(folder))
+    model = unwrapped(model)
     attached = get_adapters(model).get(name)
     if attached is not None:
         check_attached(attached, manifest, str(folder), check_base)
@@ -60,10 +61,6 @@ def load_adapter(
     else:
         if get_adapters(model):
             raise GPartError(f"{folder} holds adapter {name!r}; the model carries {list(get_adapters(model))}")
-        if hasattr(model, CONTAINER):
-            raise GPartError(
-                f"the model's attribute {CONTAINER!r} is taken: {type(getattr(model, CONTAINER)).__name__}"
-            )
         made = check_model(model, manifest, str(folder), check_base)
     tensors = check_tensors(model, made, config, name, tensors, str(folder))
     adapter = attached or attach_plan(model, config, name, made, memory)
@@ -144,7 +141,7 @@ def check_tensors(
     Raises:
         GPartError: if one is missing, too many, of another shape, or theta is not finite.
     """
-    theta = f"{CONTAINER}.{name}.theta"
+    theta = theta_key(name)
     shapes = {theta: (config.d,), **{saved: tuple(get_parameter(model, saved).shape) for saved in made.saved}}
     buffers = {buffer: tuple(value.shape) for buffer, value in named_buffers(model).items()}
     missing = sorted(set(shapes) - set(tensors))
@@ -188,7 +185,7 @@ def fill(adapter: GPartAdapter, tensors: Mapping[str, Tensor]) -> None:
     was_merged = adapter.merged
     adapter.unmerge()
     for key, value in tensors.items():
-        target = adapter.theta if key == adapter.theta_name else saved[key] if key in saved else buffers[key]
+        target = adapter.theta if key == theta_key(adapter.name) else saved[key] if key in saved else buffers[key]
         target.copy_(value)
     if was_merged:
         adapter.merge()

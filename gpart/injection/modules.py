@@ -1,6 +1,7 @@
 """What an adapter puts into a model: one small child that holds theta, and layers that read W0 + P·theta as their weight.
 
-Invariants: theta exists once, in :class:`Theta`, the last child of the adapted module; every layer reaches it through
+Invariants: theta exists once, in :class:`Theta`, the last child of the adapted module, or of a module below it where that
+one is a container (:func:`home_of`); every layer reaches it through
 that child at every use, never by a reference of its own, since ``to_empty``, ``.to("meta")`` and sharding replace the
 Parameter object. An adapted layer keeps its parameters under their names, so that a state_dict has the base's keys:
 
@@ -14,9 +15,10 @@ parametrize`` does the like, but moves the parameter to another name, and takes 
 from __future__ import annotations
 
 import copyreg
+import inspect
 import sys
-from collections.abc import Callable
-from types import FrameType
+from collections.abc import Callable, Iterable
+from types import FrameType, FunctionType
 from typing import Any, Protocol
 
 import torch
@@ -24,14 +26,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gpart.errors import GPartError
-from gpart.injection.names import READERS, stored
+from gpart.injection.names import READERS, get_submodule, stored
 from gpart.injection.targets import AdaptedWeight
 
 _MOVERS = ("torch.distributed.", "accelerate.")
 """Who moves parameters about, and asks a layer for them by their names: FSDP 1 and 2, offloading. They get W0."""
 
 CONTAINER = "gpart"
-"""Name of the child of the adapted module that holds its adapters; theta's key is ``gpart.<adapter name>.theta``."""
+"""Name of the child that holds the adapters of a module; in a folder theta's key is ``gpart.<adapter name>.theta``."""
+
+_CHILDREN = frozenset({"children", "named_children", "_modules"})
+"""What a ``forward`` asks for that runs, counts or names all the children of its module."""
 
 
 def check_name(name: object) -> str:
@@ -55,14 +60,18 @@ class WeightReader(Protocol):
 
 
 class Adapters(nn.ModuleDict):
-    """The adapted module's last child: its adapters by name.
+    """The last child of the module that holds theta: its adapters by name."""
 
-    It passes its input on, since a Sequential that is adapted calls every child in turn.
-    """
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Is called where a module's own code runs all its children in turn.
 
-    def forward(self, value: Any) -> Any:
-        """The input itself."""
-        return value
+        Raises:
+            GPartError: always, since the outputs would not be those of the base any more.
+        """
+        raise GPartError(
+            f"adapter {next(iter(self), None)!r} was called: the module that holds it runs all its children in turn, and"
+            " the adapter is one of them. Adapt a module below it, or keep the layers in a ModuleList or a Sequential"
+        )
 
 
 class Theta(nn.Module):
@@ -106,11 +115,69 @@ class Theta(nn.Module):
         return f"d={self.theta.numel()}"
 
 
-def theta_of(model: nn.Module, name: str) -> Tensor:
-    """Theta of an attached adapter, as the layers compute with it; found anew at every use, see above."""
-    holder: Any = model._modules[CONTAINER]._modules[name]  # type: ignore[union-attr]  # it is there while attached
+def theta_of(home: nn.Module, name: str) -> Tensor:
+    """Theta of an attached adapter, as the layers compute with it; found anew at every use, see above.
+
+    Args:
+        home: the module whose child holds it, see :func:`home_of`.
+        name: the adapter's name.
+    """
+    holder: Any = home._modules[CONTAINER]._modules[name]  # type: ignore[union-attr]  # it is there while attached
     theta: Tensor | None = holder._parameters.get("theta")  # what Module.__getattr__ would find, without its call
     return holder.values() if theta is None or holder.plain is not None else theta
+
+
+def theta_key(name: str) -> str:
+    """Theta's key in a folder, wherever it stands in the model.
+
+    >>> theta_key("default")
+    'gpart.default.theta'
+    """
+    return f"{CONTAINER}.{name}.theta"
+
+
+def home_of(model: nn.Module, layers: Iterable[str]) -> str:
+    """Path of the module that gets theta's holder as its last child: the model, or what is no container below it.
+
+    A ModuleList, ModuleDict or Sequential, and a module whose ``forward`` asks for its children, is iterated, indexed and
+    counted by other people's code: theta's holder must not be one of its elements. Then the first module below it takes the
+    holder, on the way to an adapted layer, that is none of these.
+
+    Args:
+        model: the adapted module.
+        layers: the paths of the adapted layers, in order.
+
+    Raises:
+        GPartError: if there is none.
+
+    Example:
+        >>> home_of(nn.Sequential(nn.Linear(2, 2)), ["0"]), home_of(nn.MultiheadAttention(2, 1), ["out_proj"])
+        ('0', '')
+    """
+    tried = []
+    for layer in layers:
+        parts = layer.split(".") if layer else []
+        for path in (".".join(parts[:count]) for count in range(len(parts) + 1)):
+            module = get_submodule(model, path)
+            if not is_iterated(module):
+                return path
+            tried.append(f"{path or 'the model'} ({type(module).__name__})")
+    raise GPartError(
+        f"theta needs a module to stand in whose children nobody iterates over; on the way to the adapted layers there"
+        f" are only {list(dict.fromkeys(tried))[:5]}"
+    )
+
+
+def is_iterated(module: nn.Module) -> bool:
+    """Whether someone may iterate over a module's children, index or count them: a container, or its own ``forward``.
+
+    >>> is_iterated(nn.ModuleList()), is_iterated(nn.Linear(2, 2))
+    (True, False)
+    """
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+        return True
+    forward = inspect.unwrap(plain_class(module).forward)
+    return isinstance(forward, FunctionType) and not _CHILDREN.isdisjoint(forward.__code__.co_names)
 
 
 def adapt(module: nn.Module, attribute: str, reader: WeightReader, weight: AdaptedWeight) -> None:

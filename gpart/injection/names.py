@@ -1,19 +1,23 @@
 """A model's modules, parameters and buffers by their plain names.
 
-Invariant: the names here are those of ``model.named_parameters()`` before anything was attached, as if no layer were
-wrapped for sharding or activation checkpointing. Attaching changes no name; what is found here is the stored tensor, W0,
-never W0 + P·theta.
+Invariant: the names here are those of ``model.named_parameters()`` before anything was attached, as if nothing were
+wrapped for compiling, for several devices, for sharding or for activation checkpointing. Attaching changes no name; what
+is found here is the stored tensor, W0, never W0 + P·theta.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 READERS = "_gpart_readers"
 """The attribute of an adapted layer that says who computes which of its weights, see :mod:`gpart.injection.modules`."""
 
-_WRAPPERS = frozenset({"_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""What torch's FSDP 1 and activation checkpointing put into the paths of the modules that they wrap."""
+_WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
+"""What FSDP 1, activation checkpointing and ``torch.compile`` put into the paths of the modules that they wrap."""
+
+_FABRIC = ("_original_module", "_forward_module")
+"""What Fabric's ``setup`` keeps a module under: as it was given, and as the strategy has wrapped it."""
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -25,43 +29,98 @@ def split_name(name: str) -> tuple[str, str]:
 def plain_name(name: str) -> str:
     """The name of a parameter, buffer or module as if torch had not wrapped the modules on its path.
 
-    >>> plain_name("net._fsdp_wrapped_module.0.weight"), plain_name("net._fsdp_wrapped_module")
+    >>> plain_name("net._fsdp_wrapped_module.0.weight"), plain_name("net._orig_mod")
     ('net.0.weight', 'net')
     """
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS and part not in _FABRIC)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside torch's wrappers; any other as it is.
+    """The module inside the wrappers of torch and Fabric; any other as it is.
 
     >>> layer = nn.Linear(2, 2)
-    >>> unwrapped(layer) is layer
-    True
+    >>> unwrapped(layer) is layer, unwrapped(nn.DataParallel(layer)) is layer
+    (True, True)
     """
-    inside = next((module._modules[name] for name in _WRAPPERS if name in module._modules), None)
+    name = _inside(module)
+    inside = None if name is None else module._modules[name]
     return module if inside is None else unwrapped(inside)
 
 
+def replicated(module: nn.Module) -> bool:
+    """Whether DistributedDataParallel is among the wrappers around a module, as after ``fabric.setup``.
+
+    >>> replicated(nn.Linear(2, 2))
+    False
+    """
+    if isinstance(module, DistributedDataParallel):
+        return True
+    return _inside(module) is not None and any(replicated(child) for child in module.children())
+
+
+def _inside(module: nn.Module) -> str | None:
+    """The name under which a wrapper holds what it wraps; None for a module that is no wrapper."""
+    if isinstance(module, (nn.DataParallel, DistributedDataParallel)):
+        return "module"
+    if all(name in module._modules for name in _FABRIC):
+        return _FABRIC[0]
+    return next((name for name in _WRAPPERS if name in module._modules), None)
+
+
 def get_submodule(model: nn.Module, path: str) -> nn.Module:
-    """The module at a plain path, without what is wrapped around it."""
-    return unwrapped(model.get_submodule(path))
+    """The module at a plain path, without what is wrapped around it.
+
+    Raises:
+        AttributeError: if there is none.
+    """
+    module = model
+    for part in path.split(".") if path else []:
+        if part == _inside(module):  # a path may name the wrappers as well
+            continue
+        module = unwrapped(module)
+        found = module._modules.get(part)
+        if found is None:
+            raise AttributeError(f"{type(module).__name__} has no submodule {part!r} (of {path!r})")
+        module = found
+    return unwrapped(module)
+
+
+def _plain_paths(model: nn.Module) -> dict[str, str]:
+    """The plain path of every module by the path that it has now; that of a wrapper is that of what it wraps."""
+    paths = {"": ""}
+    inside = {"": _inside(model)}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if path:
+            above, _, name = path.rpartition(".")
+            wraps = name == inside[above] or (inside[above] in _FABRIC and name in _FABRIC)
+            paths[path] = paths[above] if wraps else f"{paths[above]}.{name}" if paths[above] else name
+            inside[path] = _inside(module)
+    return paths
 
 
 def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """``model.named_modules()`` by :func:`plain_name`, without the wrappers."""
-    found = model.named_modules()
-    return [(plain_name(path), module) for path, module in found if unwrapped(module) is module]
+    """``model.named_modules()`` by their plain names, without the wrappers."""
+    paths = _plain_paths(model)
+    return [(paths[path], module) for path, module in model.named_modules() if _inside(module) is None]
 
 
 def named_parameters(model: nn.Module, *, remove_duplicate: bool = True) -> dict[str, nn.Parameter]:
-    """``model.named_parameters()`` by :func:`plain_name`."""
-    found = model.named_parameters(remove_duplicate=remove_duplicate)
-    return {plain_name(name): value for name, value in found}
+    """``model.named_parameters()`` by their plain names."""
+    paths = _plain_paths(model)
+    return {
+        _joined(paths, name): value for name, value in model.named_parameters(remove_duplicate=remove_duplicate)
+    }
 
 
 def named_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """``model.named_buffers()`` by :func:`plain_name`."""
-    return {plain_name(name): value for name, value in model.named_buffers()}
+    """``model.named_buffers()`` by their plain names."""
+    paths = _plain_paths(model)
+    return {_joined(paths, name): value for name, value in model.named_buffers()}
+
+
+def _joined(paths: dict[str, str], name: str) -> str:
+    path, attribute = split_name(name)
+    return f"{paths[path]}.{attribute}" if paths[path] else attribute
 
 
 def get_parameter(model: nn.Module, name: str) -> Tensor:

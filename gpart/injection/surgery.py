@@ -24,8 +24,8 @@ Hooks = tuple[Callable[[nn.Module, Any], None], Callable[[nn.Module, Any, Any], 
 """What is called when a module is entered and when it is left."""
 
 
-def check_installable(model: nn.Module, config: GPartConfig, name: str, plan: Plan) -> None:
-    """Checks that a plan that was made for this model may be carried out.
+def check_installable(model: nn.Module, config: GPartConfig, name: str, plan: Plan, home: nn.Module) -> None:
+    """Checks that a plan that was made for this model may be carried out, with theta's holder in ``home``.
 
     Raises:
         GPartError: if a parameter that Transformers has just initialised at random would be frozen, or an adapter of a
@@ -36,6 +36,11 @@ def check_installable(model: nn.Module, config: GPartConfig, name: str, plan: Pl
             f"modules_to_save={config.modules_to_save!r} leaves out {forgotten}, which Transformers has just initialised"
             " at random since the checkpoint has none: name their module in modules_to_save, or they stay random"
         )
+    if hasattr(home, CONTAINER):
+        raise GPartError(
+            f"cannot attach adapter {name!r}: the attribute {CONTAINER!r} of {type(home).__name__} already holds"
+            f" {type(getattr(home, CONTAINER)).__name__}"
+        )
     inside = [path for path, module in named_modules(model) if path and isinstance(module, Theta)]
     if inside:
         raise GPartError(
@@ -43,8 +48,8 @@ def check_installable(model: nn.Module, config: GPartConfig, name: str, plan: Pl
         )
 
 
-def install(model: nn.Module, plan: Plan, name: str, holder: Theta, reader: WeightReader) -> None:
-    """Freezes the base, makes the adapted layers read from ``reader``, and adds theta as the model's last child."""
+def install(model: nn.Module, plan: Plan, name: str, holder: Theta, reader: WeightReader, home: nn.Module) -> None:
+    """Freezes the base, makes the adapted layers read from ``reader``, and adds theta as the last child of ``home``."""
     for parameter in (get_parameter(model, frozen) for frozen in plan.frozen):
         parameter.requires_grad_(False)
     for parameter in (get_parameter(model, saved) for saved in plan.saved):
@@ -52,10 +57,12 @@ def install(model: nn.Module, plan: Plan, name: str, holder: Theta, reader: Weig
     for weight in plan.weights:
         for path, attribute in weight.owners:
             adapt(get_submodule(model, path), attribute, reader, weight)
-    model.add_module(CONTAINER, Adapters({name: holder}).train(model.training))
+    home.add_module(CONTAINER, Adapters({name: holder}).train(home.training))
+    if home is not model:
+        model.__dict__[CONTAINER] = home._modules[CONTAINER]  # ``model.gpart`` is there, and is none of its elements
 
 
-def remove(model: nn.Module, plan: Plan, name: str) -> None:
+def remove(model: nn.Module, plan: Plan, name: str, home: nn.Module) -> None:
     """Undoes :func:`install`, but for the flags.
 
     Raises:
@@ -66,11 +73,12 @@ def remove(model: nn.Module, plan: Plan, name: str) -> None:
         check_releasable(module, path)
     for module in layers.values():
         release(module)
-    container = model._modules[CONTAINER]
+    container = home._modules[CONTAINER]
     if isinstance(container, Adapters):
         del container[name]
     if not container:
-        del model._modules[CONTAINER]
+        del home._modules[CONTAINER]
+        model.__dict__.pop(CONTAINER, None)
 
 
 def add_hooks(model: nn.Module, plan: Plan, forward: Hooks, layer: Hooks) -> list[RemovableHandle]:

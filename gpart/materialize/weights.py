@@ -52,15 +52,15 @@ class Weights:
     """The adapted weights of one adapter: what reads them is a layer's property, see :mod:`gpart.injection.modules`.
 
     Args:
-        model: the adapted module, whose child holds theta.
+        home: the module whose child holds theta.
         name: the adapter's.
         plan: which weights.
         config: the adapter's settings.
         memory: what is kept in memory.
     """
 
-    def __init__(self, model: nn.Module, name: str, plan: Plan, config: GPartConfig, memory: MemoryPolicy) -> None:
-        self.model, self.name, self.plan, self.config, self.memory = model, name, plan, config, memory
+    def __init__(self, home: nn.Module, name: str, plan: Plan, config: GPartConfig, memory: MemoryPolicy) -> None:
+        self.home, self.name, self.plan, self.config, self.memory = home, name, plan, config, memory
         self.disabled = False
         self.bases: dict[str, Tensor] | None = None
         """W0 of every weight, while W0 + P·theta stands in the stored ones."""
@@ -82,7 +82,7 @@ class Weights:
         if self.disabled or self.bases is not None:
             return self._without_theta(weight, base, training)
         name, dropped = weight.name, training and self.config.dropout > 0
-        theta = theta_of(self.model, self.name)
+        theta = theta_of(self.home, self.name)
         if torch.compiler.is_compiling():
             return self._compiled(weight, base, theta, dropped)
         if torch._C._are_functorch_transforms_active():

@@ -104,4 +104,7 @@ def read_checkpoint(path: Path) -> tuple[Manifest, dict[str, Tensor]]:
         raise GPartError(f"{path} holds no state_dict, but a {type(state).__name__} under that key")
     state = {key: value for key, value in state.items() if key != entry.get("hint")}
     check_digest(entry, state, str(path))
-    return manifest, {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    inside = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    # Where the adapted module is a container, theta stands further down in it, and has a longer key than in a folder.
+    theta = f"gpart.{manifest.name}.theta"
+    return manifest, {theta if key.endswith(f".{theta}") else key: value for key, value in inside.items()}

@@ -41,7 +41,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from gpart import load_adapter
 
-TRAINED = {"net.3.weight", "net.3.bias", "net.gpart.default.theta"}
+TRAINED = {"net.3.weight", "net.3.bias", "net.0.gpart.default.theta"}
 
 
 @pytest.fixture

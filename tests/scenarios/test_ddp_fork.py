@@ -151,7 +151,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_the_parent_has_what_its_children_trained(found: dict[str, Any]) -> None:
     assert found["children"][0] == found["children"][1] == found["parent"]
-    assert found["theta"] == found["parent"]["net.gpart.default.theta"]
+    assert found["theta"] == found["parent"]["net.0.gpart.default.theta"]
     assert all(found["theta"])
     assert found["frozen kept"]
 

@@ -97,7 +97,7 @@ def test_theta_is_wide_and_near_to_32_true(precision: str, weights: str, fit: An
     assert looks.dtypes == {wide}
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
-    assert saved["state_dict"]["net.gpart.default.theta"].dtype == wide
+    assert saved["state_dict"]["net.0.gpart.default.theta"].dtype == wide
     assert load_file(tmp_path / "adapter" / TENSORS)["gpart.default.theta"].dtype == wide
     theta, expected = module.net.gpart.default.theta, fit("32-true")[0].net.gpart.default.theta
     assert float((theta.double() - expected.double()).norm() / expected.norm()) <= NEAR[precision]

@@ -11,6 +11,7 @@ from gpart.adapter import GPartAdapter
 from gpart.callbacks.guards.finite import check_finite
 from gpart.errors import GPartError
 from gpart.injection.fingerprint import fingerprint, is_base
+from gpart.injection.modules import theta_key
 from gpart.injection.names import get_parameter, named_buffers, named_parameters
 from gpart.injection.tensors import entries_of
 from gpart.loading import check_attached, check_tensors
@@ -42,7 +43,8 @@ class AdapterContents:
         check_attached(adapter, read_manifest(manifest, source), source, self.check_base)
         _check_keys(adapter.model, self.frozen_keys(), state, source)
         primary = {adapter.theta_name, *adapter.plan.saved, *named_buffers(adapter.model)}
-        tensors = {key: value for key, value in state.items() if key in primary}
+        theta = {adapter.theta_name: theta_key(adapter.name)}
+        tensors = {theta.get(key, key): value for key, value in state.items() if key in primary}
         check_tensors(adapter.model, adapter.plan, adapter.config, adapter.name, tensors, source)
 
 

@@ -80,7 +80,7 @@ def before_sharding(adapter: GPartAdapter) -> None:
     if not any(value.is_meta or isinstance(value, DTensor) for value in values):
         adapter.remember_base()
     adapter.sharded = True
-    replicate(adapter.model.get_submodule(CONTAINER))
+    replicate(adapter.home.get_submodule(CONTAINER))
 
 
 def after_sharding(adapter: GPartAdapter, strategy: Strategy) -> None:

@@ -32,7 +32,7 @@ from gpart import load_adapter
 from gpart.callbacks import AtomicCheckpointIO, GPartCallback, GPartCheckpointIO, LinearProbe, load_from_checkpoint
 
 HINT = "This checkpoint holds an adapter: read it with gpart.callbacks.load_from_checkpoint(cls, path)"
-TRAINED = ["net.3.weight", "net.3.bias", "net.gpart.default.theta"]
+TRAINED = ["net.3.weight", "net.3.bias", "net.0.gpart.default.theta"]
 BUFFERS = ["net.1.running_mean", "net.1.running_var", "net.1.num_batches_tracked"]
 
 
@@ -66,7 +66,7 @@ def test_it_holds_what_is_trained_and_nothing_else(lit_any: Any, lit_fitted: Any
     checkpoint = torch.load(path, weights_only=True)
     assert sorted(checkpoint["state_dict"]) == sorted([*TRAINED, *BUFFERS, HINT])
     (optimizer,) = checkpoint["optimizer_states"]
-    sizes = {"net.3.weight": 32, "net.3.bias": 2, "net.gpart.default.theta": 10}
+    sizes = {"net.3.weight": 32, "net.3.bias": 2, "net.0.gpart.default.theta": 10}
     assert sorted(s["exp_avg"].numel() for s in optimizer["state"].values()) == sorted(sizes.values())
     assert set(checkpoint["gpart"]) == {"module", "manifest", "sha256", "hint"}
     random = checkpoint["callbacks"].pop("RandomStates")
@@ -206,7 +206,7 @@ def test_lr_find_sets_the_rate_and_leaves_every_bit(
     trainer.fit(module, lit_loader())
     assert module.lr != 1e-2
     assert len(starts) == 2  # the search's and the training's
-    assert not starts[0]["net.gpart.default.theta"].any()
+    assert not starts[0]["net.0.gpart.default.theta"].any()
     for key, value in starts[0].items():
         assert torch.equal(starts[1][key], value), key
     assert module.net.gpart.default.theta.count_nonzero() == 10

@@ -108,7 +108,7 @@ def bits(module: LightningModule) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-TRAINED = {"net.4.weight", "net.4.bias", "net.gpart.default.theta"}
+TRAINED = {"net.4.weight", "net.4.bias", "net.0.gpart.default.theta"}
 BUFFERS = {"net.1.running_mean", "net.1.running_var", "net.1.num_batches_tracked"}
 
 
@@ -231,11 +231,11 @@ def _with(key: str) -> Any:
 
 
 def _nan(checkpoint: dict[str, Any]) -> None:
-    checkpoint["state_dict"]["net.gpart.default.theta"][3] = float("nan")
+    checkpoint["state_dict"]["net.0.gpart.default.theta"][3] = float("nan")
 
 
 REFUSED = [
-    (_without("net.gpart.default.theta"), {}, r"keys missing \['gpart\.default\.theta'\]"),
+    (_without("net.0.gpart.default.theta"), {}, r"keys missing \['gpart\.default\.theta'\]"),
     (_without("net.4.bias"), {}, r"keys missing \['4\.bias'\]"),
     (_without("net.1.running_var"), {}, r"keys missing \['1\.running_var'\]"),
     (_with("net.surplus"), {}, r"keys too many \['surplus'\]"),
@@ -267,7 +267,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, change: Any, run: 
         fresh.fit(module, loader(), ckpt_path=path)
     after = {key.replace("parametrizations.weight.original", "weight"): value for key, value in bits(module).items()}
     assert all(torch.equal(after[key], value) for key, value in before.items())
-    assert not after.get("net.gpart.default.theta", torch.zeros(1)).any()
+    assert not after.get("net.0.gpart.default.theta", torch.zeros(1)).any()
 
 
 def test_a_damaged_file_never_loads_wrongly(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gpart.callbacks import load_from_checkpoint
 
-THETA = "net.gpart.default.theta"
+THETA = "net.0.gpart.default.theta"
 HEAD = ["net.3.weight", "net.3.bias"]
 BUFFERS = ["net.1.running_mean", "net.1.running_var", "net.1.num_batches_tracked"]
 EPOCHS = 4
