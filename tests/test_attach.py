@@ -156,7 +156,7 @@ def test_an_outer_model_does_not_silently_freeze_an_inner_adapter(state_of):
     model = nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4))
     attach(model[0], GPartConfig(d=3, target_modules=["0"]), name="inner")
     state = state_of(model)
-    with pytest.raises(ValueError, match=r"cannot attach adapter 'outer'.*\['0\.gpart\.inner'\]"):
+    with pytest.raises(ValueError, match=r"cannot attach adapter 'outer'.*\['0\.0\.gpart\.inner'\]"):
         attach(model, GPartConfig(d=3, target_modules=["1"]), name="outer")
     state.assert_kept()
 
@@ -209,7 +209,7 @@ def test_attach_after_detach_starts_anew():
     first.detach()
     second = attach(model, GPartConfig(d=5, target_modules=["0"], seed=1), name="again")
     assert second.theta.tolist() == [0] * 5
-    assert list(model.state_dict()) == ["0.weight", "0.bias", "gpart.again.theta"]
+    assert list(model.state_dict()) == ["0.weight", "0.bias", "0.gpart.again.theta"]
 
 
 def test_detach_refuses_to_lose_another_parametrization(state_of):

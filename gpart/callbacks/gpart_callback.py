@@ -16,8 +16,11 @@ from torch.optim import Optimizer
 from gpart.adapter import GPartAdapter, attach, get_adapters
 from gpart.callbacks.checkpoints.contents import AdapterContents
 from gpart.callbacks.checkpoints.plugin import Contents
+from gpart.callbacks.copies import adapt_copies, keep_frozen, unnamed_copies
 from gpart.callbacks.guards.finite import FiniteTheta
-from gpart.callbacks.method import MethodCallback, group_of
+from gpart.callbacks.method import MethodCallback
+from gpart.callbacks.networks import find_attached
+from gpart.callbacks.optimizers import group_of
 from gpart.callbacks.sharding.strategies import (
     after_sharding,
     before_sharding,
@@ -28,7 +31,8 @@ from gpart.callbacks.sharding.strategies import (
 )
 from gpart.config import Bias, GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
 from gpart.errors import GPartError
-from gpart.injection.names import get_parameter, named_modules
+from gpart.injection.modules import check_elements
+from gpart.injection.names import get_parameter
 from gpart.injection.tensors import dense, whole
 from gpart.loading import load_adapter
 
@@ -54,6 +58,8 @@ class GPartCallback(MethodCallback):
         isometric: False for the ablation without 1/sqrt(n_j).
         name: the adapter's name, part of theta's key.
         module: the submodule to adapt; default the only child with parameters, or the whole.
+        copies: paths of copies of that submodule, momentum teachers as in BYOL or DINO: they get the same groups and a
+            theta of their own, which follows by the project's own average over ``zip`` of both networks' parameters.
         adapter: an adapter folder or ``.ckpt`` to start from; its settings hold, and those given must agree.
         check_base: False loads ``adapter`` onto another base of the same shape, with a warning.
         save_folder: where the adapter folder is written when fit ends, as the adapter then is.
@@ -86,6 +92,7 @@ class GPartCallback(MethodCallback):
         isometric: bool = True,
         name: str = "default",
         module: str | None = None,
+        copies: list[str] | None = None,
         adapter: str | None = None,
         check_base: bool = True,
         save_folder: str | None = None,
@@ -104,7 +111,9 @@ class GPartCallback(MethodCallback):
                 f" target_modules={target_modules!r}, adapter={adapter!r}"
             )
         self.name, self.start, self.check_base, self.save_folder = name, adapter, check_base, save_folder
+        self.copies = tuple(copies or ())
         self._adapter: GPartAdapter | None = None
+        self._copies: list[GPartAdapter] = []
         self._learned, self._finite = False, FiniteTheta()
         self._evaluation = ExitStack()
         self._sharding, self._rate = False, 0.0
@@ -148,6 +157,15 @@ class GPartCallback(MethodCallback):
         """Attaches the adapter now, or as soon as the network is built; in any case before it is sharded."""
         self._sharding = shards(trainer.strategy)
         super().setup(trainer, pl_module, stage)
+        original = pl_module.configure_optimizers
+
+        def configure_optimizers() -> Any:
+            if self._adapter is None:
+                return original()
+            with self._adapter.disabled():  # ``layer.weight`` is the parameter itself, as groups are made of
+                return original()
+
+        self._replace(pl_module, "configure_optimizers", configure_optimizers)
 
     def shard(self, trainer: Trainer) -> None:
         """Theta stays whole on every rank."""
@@ -155,12 +173,13 @@ class GPartCallback(MethodCallback):
 
     def _applied_to(self, pl_module: LightningModule) -> tuple[str, nn.Module] | None:
         """Also where an adapter of this name was attached before the trainer came."""
-        if self.module is not None:
-            return None
-        for path, module in named_modules(pl_module):
-            if self.name in get_adapters(module):
-                return path, module
-        return super()._applied_to(pl_module)
+        if found := super()._applied_to(pl_module):
+            return found
+        return None if self.module is not None else find_attached(pl_module, self.name, self.config, self.copies)
+
+    def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super()._apply(trainer, pl_module)
+        self._copies = adapt_copies(self.adapter, pl_module, self.copies)
 
     def _load(self, network: nn.Module, folder: str) -> GPartAdapter:
         present = bool(get_adapters(network))
@@ -181,19 +200,29 @@ class GPartCallback(MethodCallback):
         super().on_fit_start(trainer, pl_module)
         self._learned, self._finite = False, FiniteTheta()
         check_reduced(trainer.strategy, pl_module)
+        check_elements(pl_module)
         if self.adapter.merged:
             raise GPartError(f"adapter {self.name!r} is merged: unmerge() before fit, theta has no gradient")
         if group_of(self.adapter.theta, trainer.optimizers) is None:
+            if self._flags is not None:
+                self._flags.check(type(self).__name__)  # where theta is frozen, that is the reason
             raise GPartError(
                 f"theta, {self.adapter.theta_name} of {type(self.adapter.model).__name__}, is in no optimizer: make"
                 " them in configure_optimizers from self.parameters() or the adapted module's parameters(), not from a"
                 " list made earlier; or adapt the submodule whose parameters are used, by module=..."
             )
+        for unnamed in unnamed_copies(pl_module, self._path, self.adapter, self.copies):
+            rank_zero_warn(unnamed)
         self._warn_if_unrepresentable(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Where the base is sharded, takes its fingerprint together with all ranks: one alone writes checkpoints."""
+        """Remembers the frozen weights, which every save compares with what they are then.
+
+        Where the base is sharded, takes its fingerprint together with all ranks: one alone writes checkpoints.
+        """
         remember_base(self.adapter, trainer.strategy)
+        if isinstance(self._contents, AdapterContents):
+            self._contents.remember_bits()
 
     def summary(self, trainer: Trainer) -> dict[str, str]:
         """Adapted weights, D, d."""
@@ -227,6 +256,15 @@ class GPartCallback(MethodCallback):
                 " enabled? Re-entrant checkpointing needs an input that requires grad (enable_input_require_grads)"
             )
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Gives copies the bits of the frozen weights again; checks, before each epoch, that they are still frozen.
+
+        Raises:
+            GPartError: if they are not.
+        """
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        keep_frozen(self.adapter, self._copies)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -252,9 +290,11 @@ class GPartCallback(MethodCallback):
             GPartError: if it is not finite.
         """
         super().on_train_end(trainer, pl_module)
+        keep_frozen(self.adapter, self._copies)
         self._finite.settle(self.adapter.values)
 
     def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        keep_frozen(self.adapter, self._copies)
         # theta stays as it is until the loop's end, so that W0 + P·theta need not be computed at every batch or token.
         self._evaluation.enter_context(self.adapter.cached())
 
@@ -275,6 +315,8 @@ class GPartCallback(MethodCallback):
         """Writes the adapter folder, if one was asked for."""
         if self.save_folder is None:
             return
+        if isinstance(self._contents, AdapterContents):
+            self._contents.check_bits()
         if self.adapter.sharded:  # all ranks gather what is in parts
             self.adapter.save(self.save_folder, write=trainer.is_global_zero)
         elif trainer.is_global_zero:

@@ -11,14 +11,14 @@ checkpoint is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
-from torch.optim import Optimizer
 
 from gpart.callbacks.checkpoints.hyperparameters import loadable
 from gpart.callbacks.checkpoints.plugin import Contents, GPartCheckpointIO
@@ -26,11 +26,13 @@ from gpart.callbacks.checkpoints.random_states import install_random_states
 from gpart.callbacks.guards.averages import COPYING, check_copies, keep_frozen, refuse_empty_copies
 from gpart.callbacks.guards.flags import Flags, refuse_unfrozen
 from gpart.callbacks.guards.refusals import check_callbacks, check_strategy, strategy_name
+from gpart.callbacks.networks import find_network
+from gpart.callbacks.optimizers import put_in_place
 from gpart.callbacks.sharding.strategies import prepare, shards
 from gpart.callbacks.table import print_table
 from gpart.errors import GPartError
 from gpart.injection.forgotten import randomly_initialised
-from gpart.injection.names import get_submodule, named_modules, named_parameters, unwrapped
+from gpart.injection.names import named_modules, named_parameters
 from gpart.injection.targets import saved_parameters
 
 
@@ -49,11 +51,15 @@ class MethodCallback(Callback):
     modules_to_save: list[str] | None = None
     """What is trained and stored in full beside the method's own parameters: the head."""
 
+    copies: tuple[str, ...] = ()
+    """Paths of copies of the network, which follow it."""
+
     def __init__(self, module: str | None = None) -> None:
         self.module = module
-        self._unwrap: Callable[[], None] | None = None
+        self._undo: dict[str, Callable[[], None]] = {}
         self._contents: Contents | None = None
         self._network: nn.Module | None = None
+        self._path = ""
         self._known: set[str] = set()
         self._frozen = 0
         self._added: set[str] = set()
@@ -96,10 +102,10 @@ class MethodCallback(Callback):
             callback.setup(trainer, pl_module, stage)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the module its own ``configure_model`` back."""
-        if self._unwrap is not None:
-            self._unwrap()
-            self._unwrap = None
+        """Gives the module its own methods back."""
+        for undo in self._undo.values():
+            undo()
+        self._undo.clear()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """As teardown, which Lightning does not call after an exception."""
@@ -125,6 +131,11 @@ class MethodCallback(Callback):
             )
         refuse_unfrozen(network, self._contents.frozen_keys())
         check_copies(self._callbacks(trainer), pl_module)
+        named = named_parameters(network)
+        added = {name: named[name] for name in sorted(self._added) if name in named}
+        frozen = [value for value in named.values() if not value.requires_grad]
+        if said := put_in_place(trainer.optimizers, added, frozen):
+            rank_zero_info(f"{type(self).__name__}: {said}")
         if not network.training:
             rank_zero_warn(
                 f"the adapted module ({type(network).__name__}) is in eval mode at the start of fit, so its dropout and"
@@ -196,15 +207,15 @@ class MethodCallback(Callback):
             )
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        path, network = self._applied_to(pl_module) or find_network(pl_module, self.module)
+        path, network = self._applied_to(pl_module) or find_network(pl_module, self.module, self.copies)
         before = set(named_parameters(network))
         self._contents = self.apply(network)
         if self._network is not network:  # FSDP 1 may leave a part of it here
             self._frozen = sum(value.numel() for value in network.parameters() if not value.requires_grad)
-        self._network, self._flags = network, Flags(network)
+        self._network, self._path, self._flags = network, path, Flags(network)
         self._known = set(named_parameters(network))
         self._added |= self._known - before
-        install_checkpoint_io(trainer).connect(pl_module, path, self._contents)
+        install_checkpoint_io(trainer).connect(pl_module, path, self._contents, self.copies)
 
     def _applied_to(self, pl_module: LightningModule) -> tuple[str, nn.Module] | None:
         """Where this method is applied already: a child that was built since does not change the choice."""
@@ -214,25 +225,27 @@ class MethodCallback(Callback):
         return (found[0], self._network) if found else None
 
     def _defer(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._unwrap is not None:
-            return
-        own = pl_module.__dict__.get("configure_model")
         original = pl_module.configure_model
 
-        # Not functools.wraps: Lightning's is_overridden would look through it, and skip the call where the module
-        # has no configure_model of its own.
         def configure_model() -> None:
             original()
             self._apply(trainer, pl_module)
             self.shard(trainer)
 
-        def unwrap() -> None:
-            pl_module.__dict__.pop("configure_model", None)
-            if own is not None:
-                pl_module.__dict__["configure_model"] = own
+        self._replace(pl_module, "configure_model", configure_model)
 
-        pl_module.__dict__["configure_model"] = configure_model
-        self._unwrap = unwrap
+    def _replace(self, pl_module: LightningModule, name: str, method: Callable[[], Any]) -> None:
+        """Puts a method in the place of this instance's own, until teardown.
+
+        Not by functools.wraps: Lightning's is_overridden would look through it, and skip the call of a method that the
+        module does not have itself.
+        """
+        if name in self._undo:
+            return
+        attributes = pl_module.__dict__
+        own = attributes.get(name)
+        attributes[name] = method
+        self._undo[name] = partial(attributes.pop, name) if own is None else partial(attributes.update, {name: own})
 
     @staticmethod
     def _callbacks(trainer: Trainer) -> list[Callback]:
@@ -250,33 +263,6 @@ class MethodCallback(Callback):
         return copying
 
 
-def find_network(pl_module: LightningModule, path: str | None) -> tuple[str, nn.Module]:
-    """The submodule to adapt and its path.
-
-    Args:
-        pl_module: the LightningModule.
-        path: asked for by the user; None for the only child that has parameters, else the whole.
-
-    Raises:
-        GPartError: if there is no submodule of that name.
-    """
-    if path is None:
-        children = [
-            (name, unwrapped(child))
-            for name, child in pl_module.named_children()
-            if any(True for _ in child.parameters())
-        ]
-        # A child that is a layer itself is no network: its own name would have to be left out of the patterns.
-        network = len(children) == 1 and any(True for _ in children[0][1].children())
-        whole = not network or any(True for _ in pl_module.parameters(recurse=False))
-        return ("", pl_module) if whole else children[0]
-    try:
-        return path, get_submodule(pl_module, path)
-    except AttributeError:
-        names = [name for name, _ in pl_module.named_children()]
-        raise GPartError(f"module={path!r} is no submodule of {type(pl_module).__name__}, which has {names}") from None
-
-
 def install_checkpoint_io(trainer: Trainer) -> GPartCheckpointIO:
     """The trainer's GPartCheckpointIO, put around the plugin it has where there is none yet."""
     plugin = trainer.strategy.checkpoint_io
@@ -284,12 +270,3 @@ def install_checkpoint_io(trainer: Trainer) -> GPartCheckpointIO:
         plugin = GPartCheckpointIO(plugin)
         trainer.strategy.checkpoint_io = plugin
     return plugin
-
-
-def group_of(parameter: nn.Parameter, optimizers: Iterable[Optimizer]) -> dict[str, Any] | None:
-    """The parameter group that holds this parameter, or None."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            if any(item is parameter for item in group["params"]):
-                return group
-    return None

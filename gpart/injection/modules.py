@@ -18,6 +18,7 @@ import copyreg
 import inspect
 import sys
 from collections.abc import Callable, Iterable
+from functools import cache
 from types import FrameType, FunctionType
 from typing import Any, Protocol
 
@@ -176,8 +177,34 @@ def is_iterated(module: nn.Module) -> bool:
     """
     if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
         return True
-    forward = inspect.unwrap(plain_class(module).forward)
-    return isinstance(forward, FunctionType) and not _CHILDREN.isdisjoint(forward.__code__.co_names)
+    return not _CHILDREN.isdisjoint(_asked_for(plain_class(module)))
+
+
+@cache
+def _asked_for(kind: type[nn.Module]) -> frozenset[str]:
+    """The names in the code of a class's ``forward``, and of the methods of the class that these names may call."""
+    names: set[str] = set()
+    new = {"forward"}
+    while new:
+        methods = [inspect.unwrap(found) for name in new if callable(found := getattr(kind, name, None))]
+        names |= new
+        new = {name for one in methods if isinstance(one, FunctionType) for name in one.__code__.co_names} - names
+    return frozenset(names)
+
+
+def check_elements(root: nn.Module) -> None:
+    """Checks that no adapter is an element of a container, as of one that was made of the home's children since.
+
+    Raises:
+        GPartError: if one is, with the container.
+    """
+    for path, module in root.named_modules():
+        if any(isinstance(child, Adapters) for child in module._modules.values()) and is_iterated(module):
+            names = [name for name, child in module._modules.items() if isinstance(child, Adapters)]
+            raise GPartError(
+                f"the adapter {names[0]!r} is one of the elements of {path or 'the model'} ({type(module).__name__}), and"
+                " changes what is iterated, indexed or counted there: make that container before the adapter is attached"
+            )
 
 
 def adapt(module: nn.Module, attribute: str, reader: WeightReader, weight: AdaptedWeight) -> None:

@@ -20,7 +20,7 @@ from gpart.callbacks import GPartCallback
 from gpart.injection.names import get_parameter
 
 CONFIG = GPartConfig(d=10, target_modules=["0"], modules_to_save=["3"])
-THETA = "gpart.default.theta"
+THETA = "0.gpart.default.theta"
 
 
 def run(trainer: Trainer, stage: str, module: LightningModule, data: Any) -> Any:
@@ -74,12 +74,12 @@ def test_theta_is_there_once_when_the_optimizer_is_made(
         def configure_optimizers(self) -> Any:
             theta = self.net.gpart.default.theta
             for owner in (self, self.net):
-                names = [name for name, value in owner.named_parameters() if value is theta]
-                seen.extend([*names, list(owner.named_parameters())[-1][0]])
+                seen.extend(name for name, value in owner.named_parameters() if value is theta)
+                assert next(owner.parameters()) is not theta  # Transformers takes a model's dtype from the first
             return super().configure_optimizers()
 
     lit_trainer(lit_gpart()).fit(Looks(), lit_loader())
-    assert seen == ["net." + THETA, "net." + THETA, THETA, THETA]
+    assert seen == ["net." + THETA, THETA]
 
 
 def test_the_module_keeps_its_own_configure_model(
@@ -295,21 +295,6 @@ def test_half_the_settings_are_refused(given: dict[str, Any]) -> None:
 def test_there_is_no_adapter_before_the_trainer_runs(lit_gpart: Any) -> None:
     with pytest.raises(ValueError, match="no adapter yet"):
         lit_gpart().adapter
-
-
-def test_an_optimizer_made_from_an_earlier_list_is_refused(
-    lit_class: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any
-) -> None:
-    class Early(lit_class):
-        def __init__(self) -> None:
-            super().__init__()
-            self.list = list(self.net.parameters())
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.list, lr=0.1)
-
-    with pytest.raises(ValueError, match=rf"{THETA} of Sequential, is in no optimizer.*configure_optimizers from self"):
-        lit_trainer(lit_gpart()).fit(Early(), lit_loader())
 
 
 def test_an_optimizer_for_the_head_alone_takes_no_step(
@@ -580,7 +565,7 @@ def test_stochastic_averaging_holds_theta_wherever_it_stands(
     callback, average = lit_gpart(), StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1)
     callbacks = [average, callback] if first else [callback, average]
     lit_trainer(*callbacks, max_epochs=3).fit(Constant(), lit_loader())
-    theta = average._average_model.net.gpart.default.theta
+    theta = average._average_model.net[0].gpart.default.theta
     assert theta.count_nonzero() == 10
     assert torch.equal(callback.adapter.theta, theta)
 

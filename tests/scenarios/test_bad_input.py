@@ -348,7 +348,7 @@ CHECKPOINTS: list[Row] = [
     ("one number of theta changed", lambda b: b.resume(b.edited(lambda c: c["state_dict"]["net.0.gpart.default.theta"].add_(1))),
      ValueError, r"its state has SHA-256 \w{64}, written was \w{64}"),
     ("no theta", lambda b: b.resume(b.edited(lambda c: c["state_dict"].pop("net.0.gpart.default.theta"))), ValueError,
-     r"missing \['gpart\.default\.theta'\]"),
+     r"missing \['0\.gpart\.default\.theta'\]"),
     ("a state that is a list", lambda b: b.resume(b.edited(lambda c: c.update(state_dict=[1]))), ValueError, "holds no state_dict"),
     ("no manifest", lambda b: b.resume(b.edited(lambda c: c["gpart"].update(manifest=None))), ValueError, "is no adapter's"),
     ("a number for theta", lambda b: b.resume(b.edited(lambda c: c["state_dict"].update({"net.0.gpart.default.theta": 3}))), ValueError,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gpart.adapter import GPartAdapter
 from gpart.callbacks.guards.finite import check_finite
 from gpart.errors import GPartError
-from gpart.injection.fingerprint import fingerprint, is_base
+from gpart.injection.fingerprint import exact_digests, fingerprint, is_base, moved
 from gpart.injection.modules import theta_key
 from gpart.injection.names import get_parameter, named_buffers, named_parameters
 from gpart.injection.tensors import entries_of
@@ -23,14 +23,35 @@ class AdapterContents:
 
     def __init__(self, adapter: GPartAdapter, check_base: bool = True) -> None:
         self.adapter, self.check_base = adapter, check_base
+        self._bits: dict[str, bytes] = {}
+
+    def remember_bits(self) -> None:
+        """Remembers the bits of the frozen weights, for :meth:`check_bits`."""
+        self._bits = exact_digests(self.adapter.base_parameters())
+
+    def check_bits(self) -> None:
+        """Checks that the frozen weights still have the bits that were remembered: W0 is not what theta belongs to else.
+
+        Raises:
+            GPartError: if some have moved, with their names.
+        """
+        if not self._bits:
+            return
+        if changed := moved(self._bits, exact_digests(self.adapter.base_parameters())):
+            raise GPartError(
+                f"{len(changed)} of the {len(self._bits)} frozen weights were written to in training, {changed[:3]}: theta"
+                " alone does not give this model back. Something goes around requires_grad, as an average that writes"
+                " through .data; leave frozen parameters out of it, or name its copies in GPartCallback(copies=[...])"
+            )
 
     def manifest(self) -> dict[str, Any]:
         """The adapter's manifest, as in its folder.
 
         Raises:
-            GPartError: if theta is not finite.
+            GPartError: if theta is not finite, or a frozen weight was written to in training.
         """
         check_finite(self.adapter.values)
+        self.check_bits()
         return self.adapter.manifest().to_dict()
 
     def frozen_keys(self) -> set[str]:

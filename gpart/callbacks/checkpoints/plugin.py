@@ -65,16 +65,24 @@ class GPartCheckpointIO(CheckpointIO):
         self._module: LightningModule | None = None
         self._path = ""
         self._contents: Contents | None = None
+        self._copies: tuple[str, ...] = ()
 
-    def connect(self, module: LightningModule, path: str, contents: Contents) -> None:
-        """Tells the plugin which submodule of which module is partly trained; the method's callback does."""
-        self._module, self._path, self._contents = module, path, contents
+    def connect(self, module: LightningModule, path: str, contents: Contents, copies: tuple[str, ...] = ()) -> None:
+        """Tells the plugin which submodule of which module is partly trained; the method's callback does.
+
+        Args:
+            module: the LightningModule.
+            path: of the submodule in it.
+            contents: what is trained of the submodule.
+            copies: paths of its copies, whose frozen parameters are the submodule's.
+        """
+        self._module, self._path, self._contents, self._copies = module, path, contents, copies
 
     def frozen_keys(self) -> set[str]:
         """The keys of the connected module's state_dict that are not written."""
         if self._contents is None or self._module is None:
             return set()
-        return set(_frozen(self._module, self._path, self._contents))
+        return set(_frozen(self._module, self._path, self._contents, self._copies))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         """Writes a checkpoint without the frozen parameters.
@@ -95,6 +103,7 @@ class GPartCheckpointIO(CheckpointIO):
                 state = checkpoint["state_dict"]
                 checkpoint[CHECKPOINT_KEY] = {
                     "module": self._path,
+                    "copies": list(self._copies),
                     "manifest": self._contents.manifest(),
                     "sha256": state_digest(state),
                     "hint": HINT,
@@ -123,7 +132,7 @@ class GPartCheckpointIO(CheckpointIO):
             raise GPartError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
         if self._contents is None or self._module is None:
             return checkpoint
-        return filled(checkpoint, str(path), self._module, self._path, self._contents)
+        return filled(checkpoint, str(path), self._module, self._path, self._contents, self._copies)
 
     def remove_checkpoint(self, path: _PATH) -> None:
         """Removes a checkpoint, once all that were handed in before are written."""
@@ -153,7 +162,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def filled(
-    checkpoint: dict[str, Any], source: str, module: LightningModule, path: str, contents: Contents
+    checkpoint: dict[str, Any],
+    source: str,
+    module: LightningModule,
+    path: str,
+    contents: Contents,
+    copies: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """A loaded checkpoint, checked against the live module and completed with its frozen parameters.
 
@@ -177,7 +191,7 @@ def filled(
     inside = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     contents.check(entry.get("manifest"), inside, source)
     check_digest(entry, state, source)
-    live, frozen = module.state_dict(), _frozen(module, path, contents)
+    live, frozen = module.state_dict(), _frozen(module, path, contents, copies)
 
     # The live module's order, as if nothing had been left out; what is unknown stays, for Lightning's strictness.
     def completed(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -188,14 +202,16 @@ def filled(
     return with_states({**checkpoint, "state_dict": state}, completed)
 
 
-def _frozen(module: LightningModule, path: str, contents: Contents) -> dict[str, Tensor]:
+def _frozen(module: LightningModule, path: str, contents: Contents, copies: tuple[str, ...]) -> dict[str, Tensor]:
     """The frozen parameters by every key that they have in the whole module's state_dict.
 
     A parameter has further keys where something outside the adapted module holds it too; a module may also leave frozen
     weights out of its state_dict by itself, and then they are not looked for.
     """
-    inside = module.get_submodule(path).state_dict(keep_vars=True)
-    tensors = (inside[key] for key in contents.frozen_keys() if key in inside)
+    tensors: list[Tensor] = []
+    for network in (path, *copies):
+        inside = module.get_submodule(network).state_dict(keep_vars=True)
+        tensors += (inside[key] for key in contents.frozen_keys() if key in inside)
     return entries_of(module.state_dict(keep_vars=True), tensors)
 
 

@@ -235,7 +235,7 @@ def _nan(checkpoint: dict[str, Any]) -> None:
 
 
 REFUSED = [
-    (_without("net.0.gpart.default.theta"), {}, r"keys missing \['gpart\.default\.theta'\]"),
+    (_without("net.0.gpart.default.theta"), {}, r"keys missing \['0\.gpart\.default\.theta'\]"),
     (_without("net.4.bias"), {}, r"keys missing \['4\.bias'\]"),
     (_without("net.1.running_var"), {}, r"keys missing \['1\.running_var'\]"),
     (_with("net.surplus"), {}, r"keys too many \['surplus'\]"),

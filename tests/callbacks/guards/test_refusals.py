@@ -39,7 +39,7 @@ def test_names_and_second_adapters(state_of: Any) -> None:
     with pytest.raises(ValueError, match=r"'nothing' is not adapted.*body\.query\.weight"):
         adapter.delta("nothing")
     taken = net()
-    taken["gpart"] = nn.Linear(2, 2)
+    taken["body"]["query"].add_module("gpart", nn.Linear(2, 2))
     with pytest.raises(ValueError, match="already holds Linear"):
         attach(taken, config)
 

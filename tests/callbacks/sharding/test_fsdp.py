@@ -52,12 +52,12 @@ WRAPPINGS: dict[str, dict[str, Any]] = {
 """Ways to wrap by FSDP 1; options of the strategy from the network."""
 RANKS = {"one": 1, "fsdp1": 2, "fsdp2": 2}
 SKIPPED = [("fsdp1", "clipping")]  # Lightning refuses to clip by the norm there
-TRAINED = {"4.weight": [2, 16], "4.bias": [2], "gpart.default.theta": [10]}
+TRAINED = {"4.weight": [2, 16], "4.bias": [2], "0.gpart.default.theta": [10]}
 SHARDED = {
     "fsdp2": {
         "0.bias": [8], "0.weight": [8, 8],
         "2.bias": [8], "2.weight": [8, 16],
-        "4.weight": [1, 16], "4.bias": [1], "gpart.default.theta": [10],
+        "4.weight": [1, 16], "4.bias": [1], "0.gpart.default.theta": [10],
     },
     # 16 + 128 numbers and 16 + 256, the flat vector of each layer halved
     "fsdp1": {

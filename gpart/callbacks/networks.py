@@ -1,0 +1,118 @@
+"""Which submodule of a LightningModule a method adapts.
+
+Invariant: where two networks could be meant, nothing is chosen in silence: an adapter that is attached elsewhere in the
+module is never gone on with in place of another network, and the error names both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from gpart.adapter import find_adapters
+from gpart.config import GPartConfig
+from gpart.errors import GPartError
+from gpart.injection.names import get_submodule, named_modules, unwrapped
+from gpart.injection.targets import ALL_LINEAR, matches
+
+
+def find_network(pl_module: LightningModule, path: str | None, copies: Collection[str] = ()) -> tuple[str, nn.Module]:
+    """The submodule to adapt and its path.
+
+    Args:
+        pl_module: the LightningModule.
+        path: asked for by the user; None for the only child that has parameters, else the whole.
+        copies: paths of copies of it, which are not meant themselves.
+
+    Raises:
+        GPartError: if there is no submodule of that name, or copies of the whole are asked for.
+    """
+    if path is not None:
+        return path, submodule(pl_module, path, "module")
+    children = [
+        (name, unwrapped(child))
+        for name, child in pl_module.named_children()
+        if any(True for _ in child.parameters()) and name not in copies
+    ]
+    # A child that is a layer itself is no network: its own name would have to be left out of the patterns.
+    network = len(children) == 1 and any(True for _ in children[0][1].children())
+    whole = not network or any(True for _ in pl_module.parameters(recurse=False))
+    if whole and copies:
+        raise GPartError(
+            f"copies={list(copies)} of which network? Besides, {type(pl_module).__name__} has"
+            f" {[name for name, _ in children]}: name one, as in module='student'"
+        )
+    return ("", pl_module) if whole else children[0]
+
+
+def submodule(pl_module: LightningModule, path: str, argument: str) -> nn.Module:
+    """The submodule that an argument of a callback names.
+
+    Raises:
+        GPartError: if there is none, with the argument and the names that there are.
+    """
+    try:
+        return get_submodule(pl_module, path)
+    except AttributeError:
+        names = [name for name, _ in pl_module.named_children()]
+        raise GPartError(
+            f"{argument}={path!r} is no submodule of {type(pl_module).__name__}, which has {names}"
+        ) from None
+
+
+def find_attached(
+    pl_module: LightningModule, name: str, config: GPartConfig | None, copies: Collection[str] = ()
+) -> tuple[str, nn.Module] | None:
+    """The network that carries an adapter of this name already, where no other can be meant.
+
+    Args:
+        pl_module: the LightningModule.
+        name: the adapter's name.
+        config: the settings by which another network could be meant.
+        copies: paths of copies of the network, which are not meant themselves.
+
+    Returns:
+        Its path and itself; None where no adapter of this name is attached.
+
+    Raises:
+        GPartError: if another network could be meant, with both.
+    """
+    attached = [(path, one.model) for path, one in find_adapters(pl_module) if one.name == name and path not in copies]
+    if not attached:
+        return None
+    found = find_network(pl_module, None, copies)
+    if any(found[1] is model for _, model in attached):
+        return found
+    others = _other_networks(pl_module, [path for path, _ in attached], config)
+    if len(attached) == 1 and not others:
+        return attached[0]
+    first = attached[0][0]
+    other = others[0] if others else attached[1][0]
+    raise GPartError(
+        f"which network is meant? {[path for path, _ in attached]} of {type(pl_module).__name__} carries an adapter"
+        f" {name!r} already, and {other!r} could be adapted as well: say module={first!r} to go on with the adapter that"
+        f" is there, or module={other!r} to adapt that one"
+    )
+
+
+def _other_networks(pl_module: LightningModule, attached: list[str], config: GPartConfig | None) -> list[str]:
+    """The children, but for the adapted ones, that have layers which the settings mean."""
+    names = [name for name, _ in pl_module.named_children()]
+    inside = {path.partition(".")[0] for path in attached}
+    return [
+        name
+        for name in names
+        if name not in inside
+        and config is not None
+        and any(_meant(path, module, config) for path, module in named_modules(get_submodule(pl_module, name)))
+    ]
+
+
+def _meant(path: str, module: nn.Module, config: GPartConfig) -> bool:
+    if not path or not any(True for _ in module.parameters(recurse=False)):
+        return False
+    if config.target_modules == ALL_LINEAR:
+        return isinstance(module, nn.Linear)
+    return matches(path, config.target_modules)

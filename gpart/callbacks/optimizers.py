@@ -1,0 +1,67 @@
+"""Optimizers and the parameters that a method adds.
+
+Invariant: what is trained stands in exactly one parameter group, with the settings that its project gave the weights in
+whose place it is trained.
+
+An optimizer that was made before the network was adapted (LightningCLI's ``--optimizer``, one kept from ``__init__``) holds
+the weights that are frozen now. It gets the method's parameters in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+
+def group_of(parameter: nn.Parameter, optimizers: Iterable[Optimizer]) -> dict[str, Any] | None:
+    """The parameter group that holds this parameter, or None."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if any(item is parameter for item in group["params"]):
+                return group
+    return None
+
+
+def put_in_place(
+    optimizers: Sequence[Optimizer], added: Mapping[str, nn.Parameter], frozen: Iterable[nn.Parameter]
+) -> str | None:
+    """Puts a method's own parameters into the group that holds the most of the weights that it has frozen.
+
+    These weights leave all groups; the groups themselves and their settings stay, as schedulers know them.
+
+    Args:
+        optimizers: before their first step.
+        added: the parameters that the method has added, by name.
+        frozen: those that it has frozen.
+
+    Returns:
+        What was done, in one line; None where there was nothing to do, or no optimizer holds frozen weights.
+    """
+    missing = {name: one for name, one in added.items() if group_of(one, optimizers) is None}
+    gone = {id(one) for one in frozen}
+    held = [
+        (sum(one.numel() for one in group["params"] if id(one) in gone), optimizer, group)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+    ]
+    if not missing or not any(count for count, _, _ in held):
+        return None
+    count, optimizer, chosen = max(held, key=lambda item: item[0])
+    for _, _, group in held:
+        kept = [number for number, one in enumerate(group["params"]) if id(one) not in gone]
+        for key in ("params", "param_names"):  # torch keeps the names of named parameters beside them
+            if key in group:
+                group[key] = [group[key][number] for number in kept]
+    chosen["params"] += missing.values()
+    if "param_names" in chosen:
+        chosen["param_names"] += missing
+    rates = sorted({float(group["lr"]) for number, _, group in held if number and "lr" in group})
+    several = f"; frozen weights stood in groups with the learning rates {rates}" if len(rates) > 1 else ""
+    return (
+        f"{type(optimizer).__name__} was made with the {count:,} weights that are frozen now: it trains the"
+        f" {sum(one.numel() for one in missing.values()):,} new numbers in their place, with their group's settings"
+        f" (lr={float(chosen.get('lr', 0.0)):g}){several}"
+    )

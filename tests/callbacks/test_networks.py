@@ -1,0 +1,109 @@
+"""Which network is adapted where several could be meant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from gpart import GPartConfig, attach, load_adapter
+from gpart.callbacks import GPartCallback
+from gpart.callbacks.networks import find_network
+
+CONFIG = GPartConfig(d=5, target_modules=["a"])
+
+
+class Net(nn.Module):
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.a, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.a(x).relu())
+
+
+class Lit(LightningModule):
+    def __init__(self, **networks: nn.Module) -> None:
+        super().__init__()
+        for name, network in networks.items():
+            self.add_module(name, network)
+
+    def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
+        networks = [child for child in self.children() if isinstance(child, Net)]
+        return nn.functional.cross_entropy(sum(net(batch[0]) for net in networks), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([value for value in self.parameters() if value.requires_grad], lr=0.1)
+
+
+def adapted(seed: int = 0) -> Net:
+    net = Net(seed)
+    attach(net, CONFIG)
+    return net
+
+
+def callback(**more: Any) -> GPartCallback:
+    return GPartCallback(**{"d": 5, "target_modules": ["a"], **more})
+
+
+@pytest.mark.parametrize("order", [["teacher", "student"], ["student", "teacher"]])
+def test_a_distilled_students_teacher_is_never_taken_for_it(
+    order: list[str], lit_trainer: Any, lit_loader: Any, state_of: Any
+) -> None:
+    networks = {"teacher": adapted(1), "student": Net(2)}
+    module = Lit(**{name: networks[name] for name in order})
+    state = state_of(module)
+    with pytest.raises(ValueError, match=r"'teacher'.*'student' could be adapted.*module='teacher'.*module='student'"):
+        lit_trainer(callback()).fit(module, lit_loader())
+    state.assert_kept()
+
+
+def test_the_named_one_is_adapted_and_the_other_left_alone(lit_trainer: Any, lit_loader: Any) -> None:
+    teacher, student = adapted(1).requires_grad_(requires_grad=False), Net(2)
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    method = callback(module="student")
+    lit_trainer(method).fit(Lit(teacher=teacher, student=student), lit_loader())
+    assert method.adapter.model is student
+    assert method.adapter.theta.count_nonzero() == 5
+    assert all(value.equal(before[key]) for key, value in teacher.state_dict().items())
+
+
+def test_two_adapted_networks_are_not_chosen_between(lit_trainer: Any, lit_loader: Any) -> None:
+    module = Lit(first=adapted(1), second=adapted(2))
+    with pytest.raises(ValueError, match=r"\['first', 'second'\].*module='first'.*module='second'"):
+        lit_trainer(callback()).fit(module, lit_loader())
+
+
+def test_what_was_attached_by_hand_is_gone_on_with_where_nothing_else_matches(
+    lit_trainer: Any, lit_loader: Any
+) -> None:
+    """The usual project: a network, and beside it a loss or a probe of its own."""
+    module = Lit(net=adapted(), probe=nn.Sequential(nn.Linear(3, 3)))
+    method = callback()
+    lit_trainer(method).fit(module, lit_loader())
+    assert method.adapter.model is module.net
+    assert method.adapter.theta.count_nonzero() == 5
+
+
+def test_a_second_stage_on_a_loaded_first_one(tmp_path: Any, lit_trainer: Any, lit_loader: Any) -> None:
+    first = adapted()
+    next(iter(first.gpart.values())).adapter.save(tmp_path)
+    second = Net()
+    load_adapter(second, tmp_path)
+    module = Lit(first=second, second=Net(3))
+    with pytest.raises(ValueError, match="which network is meant"):
+        lit_trainer(GPartCallback(d=5, target_modules="all-linear")).fit(module, lit_loader())
+
+
+def test_the_only_child_with_parameters_or_the_whole() -> None:
+    net = Net()
+    assert find_network(Lit(net=net, loss=nn.CrossEntropyLoss()), None) == ("net", net)
+    two = Lit(net=net, other=Net())
+    assert find_network(two, None) == ("", two)
+    assert find_network(two, None, ["other"]) == ("net", net)
+    with pytest.raises(ValueError, match=r"module='nett' is no submodule of Lit, which has \['net', 'other'\]"):
+        find_network(two, "nett")
