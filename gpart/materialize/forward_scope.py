@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from gpart.materialize.cache import Store
+from gpart.materialize.plain import is_followed
 from gpart.ops.apart import apart
 
 _TAGS_KEPT = 1 << 16
@@ -50,6 +51,8 @@ class ForwardScope(threading.local):
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """Forward pre-hook."""
+        if torch.compiler.is_compiling() and is_followed() and not module.training:
+            return  # export warns of what it sees changed, and without dropout nothing is kept here
         if id(module) in self.open:
             # It was left by what torch calls no hook for, such as Ctrl-C in a notebook that then goes on.
             self.open.clear()
@@ -60,7 +63,9 @@ class ForwardScope(threading.local):
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook, called also when the forward pass raises an Exception."""
-        if self.open and self.open[-1] == id(module):
+        if not self.open:
+            return
+        if self.open[-1] == id(module):
             self.open.pop()
         # Where another pre-hook raises before ours has run, only this one of the two is called.
         elif id(module) in self.open:

@@ -260,7 +260,7 @@ class Weights:
             keep = torch.rand_like(base.new_empty(sum(sizes), dtype=torch.float32)) >= p
             if self.scope.open:
                 self.scope.values.put(key, (), keep)
-        masks = keep.split(sizes)
+        masks = torch.split(keep, list(sizes))
         return tuple(replace(block, keep=mask, boost=1 / (1 - p)) for block, mask in zip(blocks, masks, strict=True))
 
 

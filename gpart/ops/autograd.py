@@ -87,7 +87,8 @@ def expand_plainly(scaled: Tensor, weight: Tensor, blocks: tuple[Block, ...], sh
         blocks: see there.
         shape: of ``weight``, in numbers: while torch traces, a tensor's own are none.
     """
-    wide = torch.promote_types(scaled.dtype, weight.dtype)
+    # torch.promote_types would become part of an exported program.
+    wide = max(scaled.dtype, weight.dtype, key=lambda dtype: dtype.itemsize)
     dim = blocks[0].dim
     pieces, end = [], 0
 
@@ -114,7 +115,7 @@ def expand_plainly(scaled: Tensor, weight: Tensor, blocks: tuple[Block, ...], sh
 
 def _constant(entries: Entries, count: int) -> Tensor:
     """All entries, which no transform is to follow."""
-    return entries[:count] if isinstance(entries, Tensor) else apart(lambda: entries[:count])
+    return entries if isinstance(entries, Tensor) else apart(lambda: entries[:count])
 
 
 def collected(scaled: Tensor) -> Tensor:
