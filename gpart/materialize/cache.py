@@ -21,6 +21,7 @@ from torch import Tensor, nn
 Versions = tuple[tuple[int, int | None, int, torch.device, torch.dtype], ...]
 """Of each tensor, what tells it from what it was."""
 
+_DENSE = (nn.Parameter, Tensor)
 _use_count = getattr(torch._C, "_storage_Use_Count", None)
 
 
@@ -60,16 +61,16 @@ class Store:
 def versions(*sources: Tensor) -> Versions:
     """What changes when a tensor is written in place, replaced, moved or cast, or gets other ``.data``.
 
+    Not for ``torch.compile``: a compiled forward pass is one function of its inputs, and the question breaks its graph.
+
     Args:
         sources: dense tensors. Of a packed one it is not seen that what it consists of has been replaced.
     """
-    if torch.compiler.is_compiling():
-        return ()  # a compiled forward pass is one function of its inputs, and the question would break its graph
     found = []
     for source in sources:  # a loop: this is called several times for each weight, and a generator doubles its time
         count = None if source.is_inference() else source._version
         # Others may stand for several tensors, and have no place of their own.
-        place = source.data_ptr() if type(source) is nn.Parameter or type(source) is Tensor else 0
+        place = source.data_ptr() if type(source) in _DENSE else 0
         found.append((id(source), count, place, source.device, source.dtype))
     return tuple(found)
 

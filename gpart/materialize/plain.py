@@ -18,6 +18,8 @@ _count_modes = torch._C._len_torch_dispatch_stack
 _mode = torch._C._get_dispatch_mode
 _Mode = torch._C._TorchDispatchModeKey
 
+_DENSE = (nn.Parameter, Tensor)
+
 # Before torch 2.7 strict export cannot be told from torch.compile, and gets what that gets.
 _exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
@@ -37,7 +39,7 @@ def is_followed(*tensors: Tensor) -> bool:
     if _count_modes() and any(_mode(mode) is not None for mode in (_Mode.FAKE, _Mode.PROXY, _Mode.FUNCTIONAL)):
         return True
     for tensor in tensors:  # a loop: a generator takes as long as all else here
-        if type(tensor) is not nn.Parameter and type(tensor) is not Tensor and _is_fake(tensor):
+        if type(tensor) not in _DENSE and _is_fake(tensor):
             return True
     return False
 

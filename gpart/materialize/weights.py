@@ -136,7 +136,8 @@ class Weights:
 
     def scaled(self, theta: Tensor, device: torch.device, sources: Versions | None = None) -> Tensor:
         """theta_j / sqrt(n_j) on a device, shape (d,), once per forward pass; ``sources`` are theta's versions."""
-        sources = versions(theta) if sources is None else sources
+        if sources is None:
+            sources = () if torch.compiler.is_compiling() else versions(theta)
         known = self.scope.values.get(device, sources)
         if known is not None:
             return known
