@@ -73,6 +73,8 @@ class GroupIndex:
                 indices = base.new_empty(count, dtype=self.partition.dtype)
             else:
                 indices = self._constant(offset, count, base.device)
+                if not torch.compiler.is_compiling():
+                    indices = torch.ops.aten.lift_fresh.default(indices)
             made.append(Block(indices, weight.dim, start, stop))
         return tuple(made)
 

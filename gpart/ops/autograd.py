@@ -26,7 +26,7 @@ from torch.autograd import Function
 
 from gpart.ops import dispatch
 from gpart.ops.apart import apart
-from gpart.ops.block import Block, Entries
+from gpart.ops.block import Block, Entries, is_transformed
 from gpart.ops.sums import GroupSums, wide_dtype
 
 
@@ -141,8 +141,8 @@ def reduce(grad: Tensor, blocks: tuple[Block, ...], d: int, dtype: torch.dtype) 
     Returns:
         Shape (d,). How the sums are taken: :mod:`gpart.ops.sums`.
     """
-    if torch._C._are_functorch_transforms_active():
-        return _reduce_plainly(grad, blocks, d, dtype)  # a batch of gradients, as is_grads_batched makes
+    if is_transformed(grad):
+        return _reduce_plainly(grad, blocks, d, dtype)
     return _Reduce.apply(grad, blocks, d, dtype)  # type: ignore[no-any-return]  # torch has no types here
 
 
@@ -187,8 +187,7 @@ class _Expand(Function):
         scaled_grad = None
         if ctx.needs_input_grad[0]:
             # The gradient's own graph (create_graph) has no place for a buffer, and a batch of gradients does not fit in.
-            followed = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-            sums = None if followed else _collection(ctx, grad.device)
+            sums = None if torch.is_grad_enabled() or is_transformed(grad) else _collection(ctx, grad.device)
             if sums is None:
                 scaled_grad = reduce(grad, ctx.blocks, ctx.d, ctx.dtype)
             else:
