@@ -38,7 +38,7 @@ def is_followed(*tensors: Tensor) -> bool:
     # A mode that only watches, such as a counter of operations or selective checkpointing, follows nothing.
     if _count_modes() and any(_mode(mode) is not None for mode in (_Mode.FAKE, _Mode.PROXY, _Mode.FUNCTIONAL)):
         return True
-    for tensor in tensors:  # a loop: a generator takes as long as all else here
+    for tensor in tensors:  # noqa: SIM110  # a generator takes as long as all else here
         if type(tensor) not in _DENSE and _is_fake(tensor):
             return True
     return False
