@@ -237,7 +237,8 @@ class GPartAdapter:
 
         It holds where no gradient is wanted and no dropout is drawn, for one copy of the adapted weights in memory,
         which goes at the end unless ``weights`` keeps them. What was computed is used as long as theta and W0 are not
-        written to; writing through ``.data`` is not seen.
+        written to and get no other ``.data`` (``vector_to_parameters`` gives them one). Writing through ``.data`` into the
+        memory that is there, as ``theta.data.add_(1)`` does, is not seen until the end.
         """
         try:
             with self.weights.cache:

@@ -3,8 +3,9 @@
 Invariants: a value is given again only while the tensors that it was computed from are unchanged. The cache's memory is
 written again only when nobody else holds it: neither a graph whose backward pass is still to come nor the user.
 
-A change is told by the tensors' version counters. The cache compares theta number by number as well, once in each forward
-pass, or once within :meth:`Cache.__enter__` (an evaluation), since optimizers that write through ``.data`` leave no trace.
+A change is told by the tensors' version counters and by where their numbers are: ``parameter.data = tensor`` puts others in
+another place. The cache compares theta number by number as well, once in each forward pass, or once within
+:meth:`Cache.__enter__` (an evaluation), since what writes through ``.data`` into the same place leaves no trace.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-Versions = tuple[tuple[int, int | None, torch.device, torch.dtype], ...]
+Versions = tuple[tuple[int, int | None, int, torch.device, torch.dtype], ...]
 """Of each tensor, what tells it from what it was."""
 
+_DENSE = (nn.Parameter, Tensor)
 _use_count = getattr(torch._C, "_storage_Use_Count", None)
 
 
@@ -57,12 +59,19 @@ class Store:
 
 
 def versions(*sources: Tensor) -> Versions:
-    """What changes when a tensor is written in place, replaced, moved or cast (``.to`` changes a parameter's data)."""
-    if torch.compiler.is_compiling():
-        return ()  # a compiled forward pass is one function of its inputs, and the question would break its graph
+    """What changes when a tensor is written in place, replaced, moved or cast, or gets other ``.data``.
+
+    Not for ``torch.compile``: a compiled forward pass is one function of its inputs, and the question breaks its graph.
+
+    Args:
+        sources: dense tensors. Of a packed one it is not seen that what it consists of has been replaced.
+    """
     found = []
     for source in sources:  # a loop: this is called several times for each weight, and a generator doubles its time
-        found.append((id(source), None if source.is_inference() else source._version, source.device, source.dtype))  # noqa: PERF401
+        count = None if source.is_inference() else source._version
+        # Others may stand for several tensors, and have no place of their own.
+        place = source.data_ptr() if type(source) in _DENSE else 0
+        found.append((id(source), count, place, source.device, source.dtype))
     return tuple(found)
 
 
@@ -84,6 +93,7 @@ class Cache:
         self._given = Store()  # within an evaluation: what was given in it, and is again without further questions
         self._evaluation = 0  # counts the outermost ones down, so that no number is a forward pass's
         self._theta: Tensor | None = None
+        self._place: Tensor | None = None  # theta's memory, which nothing else can get while it is held here
         self._theta_versions: Versions = ()
         self._theta_number = 0  # counts the thetas that were seen
         self._compared_in: int | None = None  # the forward pass or evaluation in which theta was compared last
@@ -112,7 +122,7 @@ class Cache:
         with self._lock:
             self.values.clear()
             self._given.clear()
-            self._theta = None
+            self._theta = self._place = None
 
     def again(self, key: str, sources: Versions) -> Tensor | None:
         """What :meth:`value` gave without dropout within this evaluation, if it would give it again: the quick way."""
@@ -166,7 +176,7 @@ class Cache:
         if now_in is not None and now_in == self._compared_in and now == self._theta_versions:
             return self._theta_number
         if self._theta is None or now != self._theta_versions or not torch.equal(theta, self._theta):
-            self._theta, self._theta_versions = theta.detach().clone(), now
+            self._theta, self._place, self._theta_versions = theta.detach().clone(), theta.detach(), now
             self._theta_number += 1
         self._compared_in = now_in
         return self._theta_number

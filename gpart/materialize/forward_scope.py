@@ -20,6 +20,8 @@ import torch
 from torch import nn
 
 from gpart.materialize.cache import Store
+from gpart.materialize.plain import is_followed
+from gpart.ops.apart import apart
 
 _TAGS_KEPT = 1 << 16
 _numbers = itertools.count()
@@ -49,6 +51,8 @@ class ForwardScope(threading.local):
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """Forward pre-hook."""
+        if torch.compiler.is_compiling() and is_followed() and not module.training:
+            return  # export warns of what it sees changed, and without dropout nothing is kept here
         if id(module) in self.open:
             # It was left by what torch calls no hook for, such as Ctrl-C in a notebook that then goes on.
             self.open.clear()
@@ -59,7 +63,9 @@ class ForwardScope(threading.local):
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook, called also when the forward pass raises an Exception."""
-        if self.open and self.open[-1] == id(module):
+        if not self.open:
+            return
+        if self.open[-1] == id(module):
             self.open.pop()
         # Where another pre-hook raises before ours has run, only this one of the two is called.
         elif id(module) in self.open:
@@ -72,15 +78,19 @@ class ForwardScope(threading.local):
         self.values.clear()
         self.masks.clear()
 
-    def mask_seed(self, key: str) -> int:
+    def mask_seed(self, key: str, followed: bool = False) -> int:
         """The seed of this weight's dropout mask in the forward pass under way; called at every read.
 
         Every read draws a tag from torch's generator, as ``F.dropout`` would draw a mask, and the first read's tag is
         the seed. Gradient checkpointing runs a region again with the generator put back: the same tag is drawn, and
         :attr:`tags` leads from a later read's tag to the seed of its forward pass, also where the first read was in
         another region and where several forward passes are pending.
+
+        Args:
+            key: the weight.
+            followed: whether torch follows operations here, which it is not to do with this one.
         """
-        tag = int(torch.randint(1 << 62, (), device="cpu"))
+        tag = apart(_draw) if followed else _draw()
         seed = self.masks[key] if key in self.masks else self.tags.get((key, tag), tag)
         if self.open:
             self.masks[key] = seed
@@ -89,3 +99,7 @@ class ForwardScope(threading.local):
             while len(self.tags) > _TAGS_KEPT:
                 self.tags.popitem(last=False)
         return seed
+
+
+def _draw() -> int:
+    return int(torch.randint(1 << 62, (), device="cpu"))

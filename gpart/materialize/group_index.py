@@ -7,14 +7,17 @@ built once for a device.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from gpart.config import MemoryPolicy
 from gpart.injection.targets import AdaptedWeight
+from gpart.materialize.plain import is_hollow
 from gpart.materialize.policy import constant_when_compiled, stores_indices
 from gpart.ops import dispatch
+from gpart.ops.apart import apart
 from gpart.ops.block import Block, ComputedIndices, Entries
 from gpart.partition import Partition
 
@@ -47,8 +50,7 @@ class GroupIndex:
 
     def build(self, weight: AdaptedWeight, device: torch.device) -> tuple[Block, ...]:
         """The blocks of a weight with their group indices on ``device``, remembered in :attr:`built`."""
-        nbytes = self.partition.size * self.partition.dtype.itemsize
-        make = self._store if stores_indices(self.memory, nbytes, device) else self._compute
+        make = self._maker(device)
         made = tuple(
             Block(make(offset, count, device), weight.dim, start, stop)
             for (start, stop, offset), count in zip(weight.blocks, block_sizes(weight), strict=True)
@@ -56,6 +58,36 @@ class GroupIndex:
         if not torch.compiler.is_compiling() and device.type != "meta":
             self.built[weight.name] = (device, made)
         return made
+
+    def build_plainly(self, weight: AdaptedWeight, base: torch.Tensor) -> tuple[Block, ...]:
+        """The same where torch follows operations: with indices that are tensors, and none kept that stands for another.
+
+        Args:
+            weight: the blocks' own.
+            base: W0, for its device.
+        """
+        hollow = is_hollow(base)
+        made = []
+        for (start, stop, offset), count in zip(weight.blocks, block_sizes(weight), strict=True):
+            if hollow:
+                indices = base.new_empty(count, dtype=self.partition.dtype)
+            else:
+                indices = self._constant(offset, count, base.device)
+                if not torch.compiler.is_compiling():
+                    indices = torch.ops.aten.lift_fresh.default(indices)
+            made.append(Block(indices, weight.dim, start, stop))
+        return tuple(made)
+
+    @constant_when_compiled  # export does as torch.compile
+    def _constant(self, offset: int, count: int, device: torch.device) -> torch.Tensor:
+        known = self._stored.get(offset)
+        if known is not None and known.device == device:
+            return known
+        return apart(lambda: self._maker(device)(offset, count, device)[:count])
+
+    def _maker(self, device: torch.device) -> Callable[[int, int, torch.device], Entries]:
+        nbytes = self.partition.size * self.partition.dtype.itemsize
+        return self._store if stores_indices(self.memory, nbytes, device) else self._compute
 
     def _compute(self, offset: int, count: int, device: torch.device) -> Entries:
         return ComputedIndices(self.partition, offset, count, device)

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from gpart.materialize.cache import Store, Versions, versions
+from gpart.materialize.cache import Store, Versions
+
+Version = tuple[int | None, torch.device, torch.dtype]
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,10 @@ class _Saved:
     """A tensor as it was; torch does not look at its version itself where there is a hook."""
 
     tensor: Tensor
-    version: Versions
+    version: Version
 
     def get(self) -> Tensor:
-        if versions(self.tensor) != self.version:
+        if _version(self.tensor) != self.version:
             raise RuntimeError(
                 f"a tensor of shape {list(self.tensor.shape)} that is needed for the gradient was modified in place after"
                 " the forward pass"
@@ -127,7 +129,7 @@ class Recomputation(threading.local):
             layer = self.layers[-1]
             layer.values.put(key, sources, value)
             if layer.hooks is not None:
-                saved = _Saved(held, versions(held))
+                saved = _Saved(held, _version(held))
 
                 def again() -> Tensor:
                     saved.get()
@@ -141,8 +143,13 @@ class Recomputation(threading.local):
 def _pack(tensor: Tensor, again: dict[int, Callable[[], Tensor]]) -> _Saved | _Again:
     compute = again.get(tensor.untyped_storage()._cdata)
     if compute is None:
-        return _Saved(tensor, versions(tensor))
+        return _Saved(tensor, _version(tensor))
     return _Again(compute, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
+
+
+def _version(tensor: Tensor) -> Version:
+    """What tells that a tensor was written to; its numbers' place may change, as sharding puts weights together again."""
+    return None if tensor.is_inference() else tensor._version, tensor.device, tensor.dtype
 
 
 def _unpack(saved: _Saved | _Again) -> Tensor:

@@ -13,7 +13,7 @@ with one dropout mask.
 | outside every forward pass        | from the cache               | computed, not kept   | computed, not kept            |
 | merged, or ``disabled()``         | what is stored, or W0, in every mode                                                |
 | torch.compile                     | computed by operations that the compiler plans, in every mode                       |
-| torch.func                        | computed by plain operations, nothing kept, in every mode                           |
+| torch.func, export, tracing, ...  | computed by plain operations, nothing kept, in every mode, see ``plain``            |
 
 The cache holds a value while theta and W0 are unchanged; with dropout, while its mask is. Where the base is sharded, a
 weight is whole only while its layer runs: then nothing is kept longer.
@@ -38,6 +38,7 @@ from gpart.injection.tensors import dense, is_packed
 from gpart.materialize.cache import Cache, Versions, versions
 from gpart.materialize.forward_scope import ForwardScope
 from gpart.materialize.group_index import GroupIndex, block_sizes
+from gpart.materialize.plain import is_followed, is_hollow, is_recorded
 from gpart.materialize.policy import Mode, mode_of
 from gpart.materialize.recompute import Recomputation
 from gpart.ops import compiled
@@ -83,10 +84,10 @@ class Weights:
             return self._without_theta(weight, base, training)
         name, dropped = weight.name, training and self.config.dropout > 0
         theta = theta_of(self.home, self.name)
+        if is_followed(theta, base):
+            return self._plain(weight, base, theta, dropped)
         if torch.compiler.is_compiling():
             return self._compiled(weight, base, theta, dropped)
-        if torch._C._are_functorch_transforms_active():
-            return self._plain(weight, base, theta, dropped)
         sources, graph = versions(theta, base), torch.is_grad_enabled()
         evaluation = self.cache.open > 0 and not dropped and not graph
         if evaluation and (again := self.cache.again(name, sources)) is not None:
@@ -116,7 +117,7 @@ class Weights:
         self.scope.enter(module, args)
         if self.memory.weights in ("kept", "forward") and not self.sharded:
             return
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling() or is_followed():
             return  # they take no hook on saved tensors, and nothing is kept there
         own = [value for value in module._parameters.values() if value is not None]
         if self.sharded or not own or self.mode(own[0]) == "recomputed":
@@ -135,7 +136,8 @@ class Weights:
 
     def scaled(self, theta: Tensor, device: torch.device, sources: Versions | None = None) -> Tensor:
         """theta_j / sqrt(n_j) on a device, shape (d,), once per forward pass; ``sources`` are theta's versions."""
-        sources = versions(theta) if sources is None else sources
+        if sources is None:
+            sources = () if torch.compiler.is_compiling() else versions(theta)
         known = self.scope.values.get(device, sources)
         if known is not None:
             return known
@@ -240,10 +242,27 @@ class Weights:
         return value
 
     def _plain(self, weight: AdaptedWeight, base: Tensor, theta: Tensor, dropped: bool) -> Tensor:
-        """Under a function transform, which allows no write that it did not see made; nothing of it is kept."""
-        seed = self.scope.mask_seed(weight.name) if dropped else None
-        scaled = scale(theta, self.plan.size, self.config.isometric).to(base.device)
-        return expand_plainly(scaled, dense(base), self._masked(weight, base, seed))
+        """Where torch follows operations; nothing of it is kept, but for a mask that is drawn, until the pass ends."""
+        base = dense(base)
+        blocks = self.index.build_plainly(weight, base)
+        if dropped and (is_recorded() or is_hollow(base)):
+            blocks = self._drawn(weight, base, blocks)
+        elif dropped:
+            seed = self.scope.mask_seed(weight.name, followed=True)
+            blocks = with_dropout(blocks, self.config.dropout, seed, block_sizes(weight), base.device, kept=False)
+        scaled = scale(theta, self.plan.size, self.config.isometric, self.config.d).to(base.device)
+        return expand_plainly(scaled, base, blocks, weight.shape)
+
+    def _drawn(self, weight: AdaptedWeight, base: Tensor, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+        """The blocks with masks that the recorded program draws anew whenever it runs."""
+        p, key, sizes = self.config.dropout, ("drawn", weight.name), block_sizes(weight)
+        keep = self.scope.values.get(key, ())
+        if keep is None:
+            keep = torch.rand_like(base.new_empty(sum(sizes), dtype=torch.float32)) >= p
+            if self.scope.open:
+                self.scope.values.put(key, (), keep)
+        masks = torch.split(keep, list(sizes))
+        return tuple(replace(block, keep=mask, boost=1 / (1 - p)) for block, mask in zip(blocks, masks, strict=True))
 
 
 def _expand_again(scaled: Tensor, base: Tensor, blocks: tuple[Block, ...]) -> Tensor:

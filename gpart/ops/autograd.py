@@ -9,8 +9,8 @@ work on one weight, that is on the rows of P that belong to it, and on ``scaled`
 The scaling itself is a differentiable product (:func:`scale`), done once for all weights. Expand and reduce are each
 other's derivative, so the pair can be differentiated any number of times.
 
-Under the transforms of ``torch.func`` :func:`expand_plainly` gives the same numbers by operations that torch can transform
-itself.
+Where torch follows operations (function transforms, tracing, export, fake tensors) :func:`expand_plainly` gives the same
+numbers by operations of its own.
 
 Source: paper, section 3.3 and proposition 3.
 """
@@ -25,17 +25,19 @@ from torch import Tensor
 from torch.autograd import Function
 
 from gpart.ops import dispatch
-from gpart.ops.block import Block
-from gpart.ops.sums import GroupSums
+from gpart.ops.apart import apart
+from gpart.ops.block import Block, Entries, is_transformed
+from gpart.ops.sums import GroupSums, wide_dtype
 
 
-def scale(theta: Tensor, size: int, isometric: bool = True) -> Tensor:
+def scale(theta: Tensor, size: int, isometric: bool = True, d: int | None = None) -> Tensor:
     """theta_j / sqrt(n_j), shape (d,), dtype of ``theta``; the group sizes n_j come in closed form from D and d.
 
     Args:
         theta: the trainable vector, shape (d,).
         size: D, the number of adapted weights.
         isometric: False leaves out 1/sqrt(n_j) (the ablation of the paper's appendix B) and returns ``theta``.
+        d: the length of ``theta``, where it is known: while torch traces, a tensor's own is no number.
 
     Example:
         >>> scale(torch.tensor([2.0, 3.0]), size=5)  # n = 3, 2
@@ -43,7 +45,7 @@ def scale(theta: Tensor, size: int, isometric: bool = True) -> Tensor:
     """
     if not isometric:
         return theta
-    small, larger = divmod(size, theta.numel())
+    small, larger = divmod(size, theta.numel() if d is None else d)
     if larger == 0:
         return theta / math.sqrt(small)
     return torch.cat([theta[:larger] / math.sqrt(small + 1), theta[larger:] / math.sqrt(small)])
@@ -68,30 +70,52 @@ def expand(scaled: Tensor, weight: Tensor, blocks: tuple[Block, ...], known: Ten
         tensor([1.2500, 1.5000])
     """
     if torch._C._are_functorch_transforms_active():
-        return expand_plainly(scaled, weight, blocks)
+        return expand_plainly(scaled, weight, blocks, tuple(weight.shape))
     return _Expand.apply(scaled, weight, blocks, known)  # type: ignore[no-any-return]  # torch has no types here
 
 
-def expand_plainly(scaled: Tensor, weight: Tensor, blocks: tuple[Block, ...]) -> Tensor:
+def expand_plainly(scaled: Tensor, weight: Tensor, blocks: tuple[Block, ...], shape: tuple[int, ...]) -> Tensor:
     """As :func:`expand`, by differentiable operations of torch, without a write to memory that exists.
 
     Whatever goes through a model by way of tensors that are no tensors can follow them: ``torch.func``'s transforms,
-    forward-mode differentiation, fake tensors. The index of each entry is converted, and the gradient of a whole weight
-    is summed by itself, so this takes more time and memory.
+    forward-mode differentiation, tracing, export, fake tensors. The index of each entry is converted, and the gradient of
+    a whole weight is summed by itself, so this takes more time and memory.
+
+    Args:
+        scaled: as for :func:`expand`, like what follows.
+        weight: see there.
+        blocks: see there.
+        shape: of ``weight``, in numbers: while torch traces, a tensor's own are none.
     """
-    wide = torch.promote_types(scaled.dtype, weight.dtype)
-    pieces, end = [], 0
-    for block in sorted(blocks, key=lambda block: block.start):
-        source = block.of(weight)
-        pieces.append(weight.narrow(block.dim, end, block.start - end))
-        update = scaled.index_select(0, block.indices[: source.numel()].to(torch.int32))
-        if block.keep is not None:
-            update = update * block.keep[: source.numel()] * block.boost
-        pieces.append((update.view(source.shape).to(wide) + source).to(weight.dtype))
-        end = block.stop
+    # torch.promote_types would become part of an exported program.
+    wide = max(scaled.dtype, weight.dtype, key=lambda dtype: dtype.itemsize)
     dim = blocks[0].dim
-    pieces.append(weight.narrow(dim, end, weight.shape[dim] - end))
-    return torch.cat([piece for piece in pieces if piece.shape[dim]], dim)
+    pieces, end = [], 0
+
+    def add_piece(start: int, stop: int, block: Block | None = None) -> None:
+        if start == stop:
+            return
+        size = (*shape[:dim], stop - start, *shape[dim + 1 :])
+        source = weight if size == shape else weight.narrow(dim, start, stop - start)
+        if block is not None:
+            count = math.prod(size)
+            update = scaled.index_select(0, _constant(block.indices, count).to(torch.int32))
+            if block.keep is not None:
+                update = update * _constant(block.keep, count) * block.boost
+            source = (update.view(size).to(wide) + source).to(weight.dtype)
+        pieces.append(source)
+
+    for block in sorted(blocks, key=lambda block: block.start):
+        add_piece(end, block.start)
+        add_piece(block.start, block.stop, block)
+        end = block.stop
+    add_piece(end, shape[dim])
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+
+
+def _constant(entries: Entries, count: int) -> Tensor:
+    """All entries, which no transform is to follow."""
+    return entries if isinstance(entries, Tensor) else apart(lambda: entries[:count])
 
 
 def collected(scaled: Tensor) -> Tensor:
@@ -117,7 +141,20 @@ def reduce(grad: Tensor, blocks: tuple[Block, ...], d: int, dtype: torch.dtype) 
     Returns:
         Shape (d,). How the sums are taken: :mod:`gpart.ops.sums`.
     """
+    if is_transformed(grad):
+        return _reduce_plainly(grad, blocks, d, dtype)
     return _Reduce.apply(grad, blocks, d, dtype)  # type: ignore[no-any-return]  # torch has no types here
+
+
+def _reduce_plainly(grad: Tensor, blocks: tuple[Block, ...], d: int, dtype: torch.dtype) -> Tensor:
+    wide = wide_dtype(grad.device)
+    sums = torch.zeros(d, dtype=wide, device=grad.device)
+    for block in blocks:
+        values = block.of(grad).reshape(-1).to(wide)
+        if block.keep is not None:
+            values = values * _constant(block.keep, values.numel()) * block.boost
+        sums = sums.index_add(0, _constant(block.indices, values.numel()).to(torch.int32), values)
+    return sums.to(dtype)
 
 
 def put_in(anchor: Tensor, value: Tensor) -> Tensor:
@@ -149,8 +186,8 @@ class _Expand(Function):
         (grad,) = grads
         scaled_grad = None
         if ctx.needs_input_grad[0]:
-            # The gradient's own graph (create_graph) has no place for a buffer.
-            sums = None if torch.is_grad_enabled() else _collection(ctx, grad.device)
+            # The gradient's own graph (create_graph) has no place for a buffer, and a batch of gradients does not fit in.
+            sums = None if torch.is_grad_enabled() or is_transformed(grad) else _collection(ctx, grad.device)
             if sums is None:
                 scaled_grad = reduce(grad, ctx.blocks, ctx.d, ctx.dtype)
             else:

@@ -101,4 +101,11 @@ def has_memory(tensor: Tensor) -> bool:
     A subclass may stand for a tensor without memory of its own, as torch's fake ones do, and so do the tensors of
     ``torch.func``'s transforms.
     """
-    return type(tensor) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    if type(tensor) not in (Tensor, nn.Parameter) or torch._C._functorch.is_legacy_batchedtensor(tensor):
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether ``torch.func`` transforms what is done here, or ``is_grads_batched`` has made one of many gradients."""
+    return torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(tensor)

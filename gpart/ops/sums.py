@@ -83,12 +83,12 @@ class GroupSums:
         else:
             self._settle()
             sums = self._sums()
-        summed = sums[0] if sums.shape[0] == 1 else sums.sum(0, dtype=_wide_dtype(self._device))
+        summed = sums[0] if sums.shape[0] == 1 else sums.sum(0, dtype=wide_dtype(self._device))
         return summed[: self._d].to(dtype)
 
     def _sums(self) -> Tensor:
         if self._wide is None:
-            self._wide = torch.zeros(self._shape, dtype=_wide_dtype(self._device), device=self._device)
+            self._wide = torch.zeros(self._shape, dtype=wide_dtype(self._device), device=self._device)
         return self._wide
 
     def _sums_for(self, chunk: Tensor) -> Tensor:
@@ -108,5 +108,6 @@ class GroupSums:
             self._terms = 0
 
 
-def _wide_dtype(device: torch.device) -> torch.dtype:
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of the sums."""
     return torch.float64 if device.type != "mps" else torch.float32
