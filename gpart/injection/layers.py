@@ -54,7 +54,7 @@ def check_layer(path: str, module: nn.Module) -> None:
         raise GPartError(f"{what} is parametrized already: it carries another adapter")
     if parametrize.is_parametrized(module):
         computed: list[str] = list(module.parametrizations)  # type: ignore[arg-type]  # a ModuleDict
-        sources = [f"parametrizations.{name}" for name in _own(module.parametrizations)]  # type: ignore[arg-type]
+        sources = [name for name, _ in module.named_parameters() if name.startswith("parametrizations.")]
         raise GPartError(
             f"{what} is parametrized already: its {computed} are computed in each forward pass from {sources}, as by"
             f" weight_norm. {_name_them(sources)}, or call torch's remove_parametrizations first"
@@ -139,9 +139,7 @@ def _instead(path: str, module: nn.Module, attribute: str) -> str:
 
 
 def _own(module: nn.Module) -> Iterator[str]:
-    """The names of the parameters that a layer itself holds; of a torch ModuleDict of parametrizations, all inside."""
-    if isinstance(module, nn.ModuleDict):
-        return (name for name, _ in module.named_parameters())
+    """The names of the parameters that a layer itself holds."""
     return (name for name, value in module._parameters.items() if value is not None)
 
 
