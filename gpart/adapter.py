@@ -32,11 +32,12 @@ from gpart.injection.snapshot import Snapshot
 from gpart.injection.surgery import add_hooks, check_installable, install, remove, remove_hooks
 from gpart.injection.targets import Plan, plan
 from gpart.injection.tensors import is_packed, whole
+from gpart.injection.unadapted import warn_of_unadapted
 from gpart.materialize.weights import Weights
 from gpart.ops.autograd import expand
 from gpart.ops.reference import delta_block
 from gpart.serialization.folder import write_folder
-from gpart.serialization.manifest import Manifest
+from gpart.serialization.manifest import FORMAT, WITH_PADDING_ROWS, Manifest
 from gpart.version import __version__
 
 
@@ -78,7 +79,9 @@ def attach(
     model = unwrapped(model)
     if adapters := get_adapters(model):
         raise GPartError(f"cannot attach adapter {name!r}: the model carries {list(adapters)} already")
-    return attach_plan(model, config, name, plan(model, config), MemoryPolicy(indices, weights))
+    made = plan(model, config)
+    warn_of_unadapted(model, config, made)
+    return attach_plan(model, config, name, made, MemoryPolicy(indices, weights))
 
 
 def attach_plan(model: nn.Module, config: GPartConfig, name: str, made: Plan, memory: MemoryPolicy) -> GPartAdapter:
@@ -203,7 +206,8 @@ class GPartAdapter:
         """Writes W0 + P·theta, rounded once, into the stored weights; W0 is kept for :meth:`unmerge`. Twice is once.
 
         Raises:
-            GPartError: if a weight is packed, and so cannot hold the sum, or the base weights are sharded.
+            GPartError: if a weight is packed, and so cannot hold the sum, the base weights are sharded, or theta is not
+                finite.
         """
         if self.weights.bases is not None:
             return
@@ -215,6 +219,7 @@ class GPartAdapter:
                     f"{weight.name} is packed ({type(stored).__name__}) and would round W0 + P·theta to its few bits:"
                     " load the base in bfloat16 or float32 to merge"
                 )
+        check_finite({theta_key(self.name): self.values}, f"adapter {self.name!r} cannot be merged")
         bases = {}
         for weight in self.plan.weights:
             stored = get_parameter(self.model, weight.name)
@@ -341,7 +346,7 @@ class GPartAdapter:
             name=self.name,
             config=self.config,
             size=self.size,
-            weights=[[weight.name, list(weight.shape)] for weight in self.plan.weights],
+            weights=self.plan.described(),
             base=self.base_fingerprint(),
             versions={
                 "gpart": __version__,
@@ -349,6 +354,7 @@ class GPartAdapter:
                 "safetensors": safetensors.__version__,
                 "python": platform.python_version(),
             },
+            format=WITH_PADDING_ROWS if self.plan.padding_rows else FORMAT,
         )
 
     def save(self, folder: str | Path, write: bool = True) -> None:

@@ -42,9 +42,10 @@ class GPartConfig:
     """Number of groups, the length of theta and the only hyperparameter; from 1 (one shared number) to D, the number
     of adapted weights (full fine-tuning of them)."""
 
-    target_modules: list[str] | str
+    target_modules: list[str] | str | None = None
     """Which layers to adapt, by PEFT's rules: a list of names or name endings (``["query", "value"]``), one regular
-    expression for the whole name, or ``"all-linear"`` (every Linear and Conv1D layer but the output layer)."""
+    expression for the whole name, or ``"all-linear"`` (every Linear and Conv1D layer but the output layer). May be left
+    out where ``target_parameters`` is given."""
 
     modules_to_save: list[str] | None = None
     """Names or name endings of modules that are trained and stored in full: the head."""
@@ -69,6 +70,11 @@ class GPartConfig:
     isometric: bool = True
     """False leaves out 1/sqrt(n_j): the non-isometric variant of the paper's appendix B, an ablation."""
 
+    target_parameters: list[str] | str | None = None
+    """Parameters to adapt besides, by their own names, where they are no layer's ``weight``: names or name endings
+    (``["experts.gate_up_proj", "experts.down_proj"]``, ``["weight_ih_l0"]``), or one regular expression for the whole
+    name. ``bias`` says nothing about them; ``slices`` cuts them along their first dimension."""
+
     def __post_init__(self) -> None:
         if not _whole(self.d) or self.d < 1:
             raise GPartError(f"d must be a whole number, 1 or more, got {self.d!r}")
@@ -81,9 +87,14 @@ class GPartConfig:
         if not isinstance(self.isometric, bool):
             raise GPartError(f"isometric must be true or false, got {self.isometric!r}")
         # Lists of its own: a config does not change when the caller's list does, and tuples and YAML lists are equal.
-        object.__setattr__(self, "target_modules", _patterns("target_modules", self.target_modules))
-        if self.exclude_modules is not None:
-            object.__setattr__(self, "exclude_modules", _patterns("exclude_modules", self.exclude_modules))
+        if self.target_parameters:
+            object.__setattr__(self, "target_modules", self.target_modules or None)  # an empty list is PEFT's way
+        else:
+            object.__setattr__(self, "target_parameters", None)
+        for field in ("target_modules", "target_parameters", "exclude_modules"):
+            value = getattr(self, field)
+            if value is not None or (field == "target_modules" and self.target_parameters is None):
+                object.__setattr__(self, field, _patterns(field, value))
         if self.modules_to_save is not None:
             if isinstance(self.modules_to_save, str):
                 raise GPartError(f"modules_to_save must be a list of names, got {self.modules_to_save!r}")

@@ -23,7 +23,7 @@ from gpart.injection.names import get_parameter, named_buffers, unwrapped
 from gpart.injection.targets import Plan, plan
 from gpart.serialization.checkpoint_file import read_checkpoint
 from gpart.serialization.folder import read_folder
-from gpart.serialization.manifest import Manifest
+from gpart.serialization.manifest import WITH_PADDING_ROWS, Manifest
 
 
 def load_adapter(
@@ -93,7 +93,7 @@ def check_model(model: nn.Module, manifest: Manifest, source: str, check_base: b
     Raises:
         GPartError: if anything differs, with both values.
     """
-    made = plan(model, manifest.config)
+    made = plan(model, manifest.config, padding_rows=manifest.format <= WITH_PADDING_ROWS)
     values = {name: get_parameter(model, name) for name in made.frozen}
     check_same(made, values, manifest, source, check_base)
     return made
@@ -111,11 +111,17 @@ def check_same(
     Raises:
         GPartError: if anything differs, with both values.
     """
-    mine = [[weight.name, list(weight.shape)] for weight in made.weights]
+    mine = made.described()
     its = manifest.weights
     if not isinstance(its, list):
         raise GPartError(f"{source} has no list of adapted weights: {its!r}")
     if mine != its:
+        if manifest.format <= WITH_PADDING_ROWS and not made.padding_rows and [item[:2] for item in mine] == its:
+            raise GPartError(
+                f"{source} is of format {manifest.format}, which adapts the rows of padding_idx as well: it has D ="
+                f" {manifest.size}, here D = {made.size} leaves them out. Load it into the model without an adapter, by"
+                " load_adapter or GPartCallback(adapter=...)"
+            )
         if sorted(map(str, mine)) == sorted(map(str, its)):
             at = next(i for i, (a, b) in enumerate(zip(mine, its, strict=True)) if a != b)
             raise GPartError(f"{source} joins the weights in another order: number {at} is {its[at]}, here {mine[at]}")

@@ -19,6 +19,7 @@ FULL = {
     "bias": "all",
     "dropout": 0.5,
     "isometric": False,
+    "target_parameters": ["experts.down_proj"],
 }
 
 
@@ -33,6 +34,7 @@ def test_the_defaults_are_the_documented_ones():
         "bias": "none",
         "dropout": 0.0,
         "isometric": True,
+        "target_parameters": None,
     }
 
 
@@ -53,6 +55,7 @@ def test_a_config_survives_json(settings):
         *[("isometric", value) for value in (0, 1, "yes", None)],
         *[("target_modules", value) for value in ([], "", None, 5, [""], ["q", 5], {"q"}, {"q": 1}, "layer.(", b"q")],
         *[("exclude_modules", value) for value in ([], "", 5, [""], ["q", None], {"q"}, "*q")],
+        *[("target_parameters", value) for value in (5, [""], ["w", 5], {"w"}, {"w": 1}, "w(", b"w")],
         *[("modules_to_save", value) for value in ("head", [""], [5], {"head"}, 5)],
         *[("slices", value) for value in ("q", [[0, 1]], 5, {"q": None}, {"q": []}, {"q": "ab"}, {5: [[0, 1]]})],
         *[

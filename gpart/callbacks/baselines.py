@@ -11,8 +11,8 @@ from gpart.callbacks.checkpoints.contents import TrainedContents
 from gpart.callbacks.checkpoints.plugin import Contents
 from gpart.callbacks.method import MethodCallback
 from gpart.errors import GPartError
+from gpart.injection.matching import saved_parameters
 from gpart.injection.names import named_parameters, split_name
-from gpart.injection.targets import saved_parameters
 
 
 class _Selection(MethodCallback):

@@ -67,9 +67,11 @@ class GPartCallback(MethodCallback):
             ``"computed"`` (time instead), or ``"auto"``, by the size of the memory.
         weights: W0 + P·theta: ``"kept"`` (computed once per optimizer step), ``"forward"`` (at each forward pass),
             ``"recomputed"`` (in the backward pass again, the least memory), or ``"auto"``. Neither changes a result.
+        target_parameters: parameters that are no layer's ``weight``, by names or name endings or a regular expression:
+            the experts of a mixture (``["experts.gate_up_proj"]``), an LSTM's weights (``["weight_ih_l0"]``).
 
     Raises:
-        GPartError: if the settings are invalid, or neither ``d`` and ``target_modules`` nor ``adapter`` are given.
+        GPartError: if the settings are invalid, or neither ``d`` and what to adapt nor ``adapter`` are given.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -98,17 +100,19 @@ class GPartCallback(MethodCallback):
         save_folder: str | None = None,
         indices: IndicesSetting = "auto",
         weights: WeightsSetting = "auto",
+        target_parameters: list[str] | str | None = None,
     ) -> None:
         given = dict(locals())  # before any other name is bound
         super().__init__(module)
         self.memory = MemoryPolicy(indices, weights)
         self.config: GPartConfig | None = None
-        if d is not None and target_modules is not None:
+        targets = target_modules or target_parameters
+        if d is not None and targets:
             self.config = GPartConfig(**{one.name: given[one.name] for one in fields(GPartConfig)})
-        elif adapter is None or d is not None or target_modules is not None:
+        elif adapter is None or d is not None or targets:
             raise GPartError(
-                f"d and target_modules go together, or an adapter folder has them: got d={d},"
-                f" target_modules={target_modules!r}, adapter={adapter!r}"
+                f"d and target_modules (or target_parameters) go together, or an adapter folder has them: got d={d},"
+                f" target_modules={target_modules!r}, adapter={adapter!r}, target_parameters={target_parameters!r}"
             )
         self.name, self.start, self.check_base, self.save_folder = name, adapter, check_base, save_folder
         self.copies = tuple(copies or ())

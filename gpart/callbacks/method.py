@@ -32,8 +32,8 @@ from gpart.callbacks.sharding.strategies import prepare, shards
 from gpart.callbacks.table import print_table
 from gpart.errors import GPartError
 from gpart.injection.forgotten import randomly_initialised
+from gpart.injection.matching import saved_parameters
 from gpart.injection.names import named_modules, named_parameters
-from gpart.injection.targets import saved_parameters
 
 
 class MethodCallback(Callback):

@@ -15,8 +15,8 @@ from gpart.callbacks.checkpoints.contents import TrainedContents
 from gpart.callbacks.checkpoints.plugin import Contents
 from gpart.callbacks.method import MethodCallback
 from gpart.errors import GPartError
+from gpart.injection.matching import saved_parameters
 from gpart.injection.names import named_parameters
-from gpart.injection.targets import saved_parameters
 
 _APPLIED = "_gpart_peft"
 """The network's attribute for what a callback has done to it: a second trainer's callback adopts that."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from gpart.cli.message import Parser
 from gpart.errors import GPartError
-from gpart.injection.targets import ALL_LINEAR
+from gpart.injection.matching import ALL_LINEAR
 from gpart.studies.architectures import TASKS
 from gpart.studies.bench.launch import REFERENCES, LaunchSettings
 from gpart.studies.bench.settings import KINDS, PARTS, PRECISIONS, Settings, parse_shape

@@ -13,7 +13,7 @@ from rich.table import Table
 from gpart.callbacks.table import readable_bytes
 from gpart.cli.message import Parser
 from gpart.config import INDICES, WEIGHTS
-from gpart.injection.targets import ALL_LINEAR
+from gpart.injection.matching import ALL_LINEAR
 from gpart.studies.architectures import TASKS
 from gpart.studies.counting.memory import DTYPES, MemoryPlan, MemorySettings, plan_memory
 from gpart.studies.counting.params import Report, Row, Settings, count_parameters

@@ -28,6 +28,7 @@ from torch.nn.utils import parametrize
 
 from gpart.errors import GPartError
 from gpart.injection.names import READERS, get_submodule, stored
+from gpart.injection.recurrent import UPKEEP, is_recurrent, overrides
 from gpart.injection.targets import AdaptedWeight
 
 _MOVERS = ("torch.distributed.", "accelerate.")
@@ -275,7 +276,10 @@ def _make_class(plain: type[nn.Module], attributes: tuple[str, ...]) -> type[nn.
                 state[prefix + attribute] = state.pop(old)
         plain._load_from_state_dict(self, state, prefix, *rest)
 
-    namespace: dict[str, Any] = {attribute: _weight_property(attribute) for attribute in attributes}
+    recurrent = is_recurrent(plain)
+    movers = (*_MOVERS, UPKEEP) if recurrent else _MOVERS
+    namespace: dict[str, Any] = {attribute: _weight_property(attribute, movers) for attribute in attributes}
+    namespace |= overrides() if recurrent else {}
     namespace |= {"__reduce_ex__": reduce_ex, "_load_from_state_dict": load, "_gpart_plain": plain}
     namespace |= {"__module__": plain.__module__, "__doc__": plain.__doc__}
     adapted = type(f"GPart{plain.__name__}", (plain,), namespace)
@@ -292,13 +296,13 @@ def _module_of(frame: FrameType) -> str:
     return frame.f_globals.get("__name__") or ""
 
 
-def _weight_property(attribute: str) -> property:
+def _weight_property(attribute: str, movers: tuple[str, ...]) -> property:
     def get(self: nn.Module) -> Tensor:
         base: Tensor | None = self._parameters.get(attribute)
         if base is None:
             base = stored(self, attribute)
         # By the caller's module: torch's sharding asks from hooks of its own, at any time and in any thread.
-        if not torch.compiler.is_compiling() and _module_of(sys._getframe(1)).startswith(_MOVERS):
+        if not torch.compiler.is_compiling() and _module_of(sys._getframe(1)).startswith(movers):
             return base
         reader, weight = self.__dict__[READERS][attribute]
         try:

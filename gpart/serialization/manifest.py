@@ -14,8 +14,12 @@ from gpart.config import GPartConfig
 from gpart.errors import GPartError
 from gpart.partition import SCHEME
 
-FORMAT = 1
-"""Of the manifests that are written. Files from before the number was written are of format 1, too."""
+FORMAT = 2
+"""Of the manifests that are written. Files from before the number was written are of format 1."""
+
+WITH_PADDING_ROWS = 1
+"""The last format in which an embedding's row of ``padding_idx`` is part of the adapted vector. An adapter from such a file
+is written in its format again."""
 
 _OLDER_DEFAULTS: dict[int, dict[str, Any]] = {}
 """By format, the settings whose default was another one then than it is in :class:`GPartConfig` now."""
@@ -35,7 +39,8 @@ class Manifest:
     """D."""
 
     weights: list[list[Any]]
-    """The adapted weights in order, ``[name, shape]`` pairs."""
+    """The adapted weights in order: ``[name, shape]``, and from format 2 on ``[name, shape, row]`` where an embedding's row
+    of ``padding_idx`` is left out."""
 
     base: str
     """The fingerprint of the frozen parameters."""

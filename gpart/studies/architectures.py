@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from gpart.errors import GPartError, GPartFileError
-from gpart.injection.targets import matches
+from gpart.injection.matching import matches
 
 SHIPPED = Path(__file__).resolve().parent.parent / "architectures"
 ALIASES = {"roberta-base": "FacebookAI/roberta-base", "roberta-large": "FacebookAI/roberta-large"}

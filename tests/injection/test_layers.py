@@ -152,8 +152,8 @@ CASES = {
         lambda: nn.Sequential(nn.Embedding(10, 4, padding_idx=0), nn.Tanh(), nn.Linear(4, 3)),
         numbers(5, 6),
         ["0", "2"],
-        [("0.weight", ALL), ("2.weight", ALL)],
-        [("0.weight", ALL), ("2.weight", ALL), ("2.bias", ALL)],
+        [("0.weight", np.s_[1:]), ("2.weight", ALL)],
+        [("0.weight", np.s_[1:]), ("2.weight", ALL), ("2.bias", ALL)],
     ),
     "LayerNorm": Case(
         lambda: nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Tanh()),

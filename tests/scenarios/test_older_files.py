@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from gpart import GPartConfig, attach, load_adapter
 from gpart.callbacks import GPartCallback, load_from_checkpoint
 from gpart.serialization.folder import read_folder
+from gpart.serialization.manifest import FORMAT
 
 FILES = Path(__file__).parents[1] / "files" / "0.1.0"
 CONFIG = GPartConfig(d=11, target_modules=["0"], modules_to_save=["2"], seed=9, bias="all", dropout=0.25)
@@ -65,7 +66,7 @@ def test_the_folder_written_again_has_the_same_tensors(tmp_path: Path) -> None:
     name = "adapter_model.safetensors"
     assert (tmp_path / name).read_bytes() == (FILES / "adapter" / name).read_bytes()
     old, new = read_folder(FILES / "adapter")[0], read_folder(tmp_path)[0]
-    assert (old.format, new.format) == (1, 1)
+    assert (old.format, new.format) == (1, FORMAT)
     assert (old.config, old.size, old.weights, old.base) == (new.config, new.size, new.weights, new.base)
 
 

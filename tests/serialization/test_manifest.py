@@ -60,7 +60,7 @@ def test_an_older_formats_default_stands_for_its_files(monkeypatch: pytest.Monke
         ({"format": True}, "of format True"),
         ({"format": "1"}, "of format '1'"),
         ({"scheme": "gpart-v2"}, "scheme 'gpart-v2'; this version knows 'gpart-v1'"),
-        ({"config": {"d": 3}}, r"lacks settings, missing \['target_modules'\]"),
+        ({"config": {"target_modules": ["q"]}}, r"lacks settings, missing \['d'\]"),
     ],
 )
 def test_what_this_version_does_not_know_is_refused_with_the_version_that_wrote_it(

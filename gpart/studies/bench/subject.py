@@ -17,7 +17,8 @@ from transformers import PretrainedConfig
 from gpart import GPartAdapter, GPartConfig, attach
 from gpart.callbacks import LinearProbe
 from gpart.errors import GPartError
-from gpart.injection.targets import Plan, plan, saved_parameters
+from gpart.injection.matching import saved_parameters
+from gpart.injection.targets import Plan, plan
 from gpart.studies import architectures
 from gpart.studies.architectures import build, default_head, default_targets, find_task
 from gpart.studies.bench.settings import FROZEN, GPART, Method

@@ -18,8 +18,9 @@ from torch import nn
 from gpart import GPartConfig, attach
 from gpart.callbacks import BitFit, FullFineTuning, LinearProbe, PeftCallback
 from gpart.errors import GPartError
+from gpart.injection.matching import saved_parameters
 from gpart.injection.names import split_name
-from gpart.injection.targets import plan, saved_parameters
+from gpart.injection.targets import plan
 from gpart.studies import architectures
 from gpart.studies.architectures import build, default_head, default_targets, find_task
 

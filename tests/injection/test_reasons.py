@@ -1,0 +1,104 @@
+"""A layer that cannot be adapted is told by its real reason and by what to do, and what is told to do works."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+
+from gpart import GPartConfig, GPartError, attach
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+
+
+def pruned() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    prune.l1_unstructured(layer, "weight", 0.5)
+    return layer
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w13, self.w2 = nn.Parameter(torch.randn(3, 4, 8)), nn.Parameter(torch.randn(3, 8, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.w13[0]) @ self.w2[0]
+
+
+NAMED: dict[str, tuple[Callable[[], nn.Module], str, list[str]]] = {
+    "parametrized weight_norm": (
+        lambda: parametrizations.weight_norm(nn.Linear(4, 4)),
+        r"its \['weight'\] are computed in each forward pass .* weight_norm",
+        ["parametrizations.weight.original0", "parametrizations.weight.original1"],
+    ),
+    "orthogonal": (
+        lambda: parametrizations.orthogonal(nn.Linear(4, 4)),
+        "are computed in each forward pass",
+        ["parametrizations.weight.original"],
+    ),
+    "weight_norm": (
+        lambda: weight_norm(nn.Linear(4, 4)),
+        "no parameter 'weight'; it is computed",
+        ["weight_g", "weight_v"],
+    ),
+    "spectral_norm": (lambda: spectral_norm(nn.Linear(4, 4)), "it is computed", ["weight_orig"]),
+    "pruned": (pruned, "it is computed .* pruning", ["weight_orig"]),
+    "GRU": (lambda: nn.GRU(4, 4), r"\(GRU\).*no parameter 'weight'; its weights are", ["weight_ih_l0", "weight_hh_l0"]),
+    "LSTMCell": (lambda: nn.LSTMCell(4, 4), r"it holds \['weight_ih', ", ["weight_ih", "weight_hh"]),
+    "experts": (Experts, r"\(Experts\).* it holds \['w13', 'w2'\]", ["w13", "w2"]),
+}
+
+
+@pytest.mark.parametrize(("build", "said", "names"), NAMED.values(), ids=NAMED)
+def test_what_is_no_weight_is_named_and_can_be_adapted(build: Any, said: str, names: list[str]) -> None:
+    model = nn.Sequential(build()).eval()
+    with pytest.raises(GPartError, match=said) as caught:
+        attach(model, GPartConfig(2, ["0"]))
+    assert re.search(r"target_parameters=(\[[^]]*\])", str(caught.value))[1] == str(names)
+    x, first = torch.randn(3, 4), None
+    first = model(x)
+    adapter = attach(model, GPartConfig(2, target_parameters=names))
+    out = model(x)
+    assert all(a.equal(b) for a, b in zip(_tensors(out), _tensors(first), strict=True))
+    _tensors(out)[0].square().sum().backward()
+    assert adapter.theta.grad.abs().sum() > 0
+
+
+def _tensors(out: Any) -> list[torch.Tensor]:
+    return [out] if isinstance(out, torch.Tensor) else [value for value in out if isinstance(value, torch.Tensor)]
+
+
+OTHERS: list[tuple[Callable[[], nn.Module], str]] = [
+    (
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU()),
+        r"\(Sequential\).* holds layers, .* target_modules, such as \['0\.0'\]",
+    ),
+    (lambda: nn.ModuleDict({"a": nn.Conv1d(4, 4, 1)}), r"\(ModuleDict\).* such as \['0\.a'\]"),
+    (lambda: nn.TransformerEncoderLayer(4, 1, 8), r"such as \['0\.self_attn', '0\.self_attn\.out_proj', '0\.linear1'"),
+    (nn.ReLU, "there is no parameter in it"),
+    (lambda: nn.EmbeddingBag(9, 4, sparse=True), "an EmbeddingBag with sparse=True, .* make it with sparse=False"),
+    (lambda: nn.Embedding(9, 4, sparse=True), "an Embedding with sparse=True, .* make it with sparse=False"),
+    (lambda: nn.EmbeddingBag(9, 4, max_norm=2.0), r"an EmbeddingBag with max_norm=2\.0, which rewrites"),
+]
+
+
+@pytest.mark.parametrize(("build", "said"), OTHERS)
+def test_what_cannot_be_adapted_as_it_is_says_why(build: Any, said: str) -> None:
+    model = nn.Sequential(build())
+    kinds = [type(module) for module in model.modules()]
+    with pytest.raises(GPartError, match=said):
+        attach(model, GPartConfig(2, ["0"]))
+    assert [type(module) for module in model.modules()] == kinds
+
+
+def test_a_tied_embedding_that_wants_sparse_gradients_is_refused_by_its_own_name() -> None:
+    model = nn.ModuleDict({"out": nn.Linear(4, 9), "words": nn.Embedding(9, 4, sparse=True)})
+    model.out.weight = model.words.weight
+    with pytest.raises(GPartError, match="words is an Embedding with sparse=True"):
+        attach(model, GPartConfig(2, ["out"]))
