@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
@@ -26,6 +25,7 @@ from gpart.callbacks.checkpoints.random_states import install_random_states
 from gpart.callbacks.guards.averages import COPYING, check_copies, keep_frozen, refuse_empty_copies
 from gpart.callbacks.guards.flags import Flags, refuse_unfrozen
 from gpart.callbacks.guards.refusals import check_callbacks, check_strategy, strategy_name
+from gpart.callbacks.packages import OfBoth, is_a, is_overridden
 from gpart.callbacks.sharding.strategies import prepare, shards
 from gpart.callbacks.table import print_table
 from gpart.errors import GPartError
@@ -34,7 +34,7 @@ from gpart.injection.names import get_submodule, named_modules, named_parameters
 from gpart.injection.targets import saved_parameters
 
 
-class MethodCallback(Callback):
+class MethodCallback(OfBoth, Callback):
     """Applies a fine-tuning method to any LightningModule; the methods are its subclasses.
 
     A subclass implements :meth:`apply`. This class finds the moment, installs the checkpoint plugin, prints the table
@@ -243,7 +243,7 @@ class MethodCallback(Callback):
         """Puts this callback before those that copy the model; returns those whose setup has already done so."""
         callbacks = self._callbacks(trainer)
         before = callbacks[: callbacks.index(self)] if self in callbacks else []
-        copying: list[Callback] = [callback for callback in before if isinstance(callback, COPYING)]
+        copying: list[Callback] = [callback for callback in before if is_a(callback, *COPYING)]
         if copying:
             # A new list: Lightning is iterating over the present one.
             trainer.callbacks = [self, *[callback for callback in callbacks if callback is not self]]  # type: ignore[attr-defined]

@@ -22,11 +22,13 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from gpart.callbacks.packages import OfBoth, is_a
+
 State = dict[str, Any]
 """The states of one process's generators, as what a checkpoint may hold."""
 
 
-class RandomStates(Callback):
+class RandomStates(OfBoth, Callback):
     """Keeps every rank's random states (torch's, the device's, Python's, numpy's) in checkpoints, and puts them back.
 
     The method's callback puts it in where the user has not. With it, a run resumed from any of its checkpoints ends, bit
@@ -115,7 +117,7 @@ def install_random_states(trainer: Trainer) -> None:
         return
     made = RandomStates()
     made._rank, made._ranks = trainer.global_rank, trainer.world_size
-    at = next((index for index, item in enumerate(callbacks) if isinstance(item, Checkpoint)), len(callbacks))
+    at = next((index for index, item in enumerate(callbacks) if is_a(item, Checkpoint)), len(callbacks))
     # A new list: Lightning may be iterating over the present one.
     trainer.callbacks = [*callbacks[:at], made, *callbacks[at:]]  # type: ignore[attr-defined]
 
