@@ -97,9 +97,7 @@ class MethodCallback(OfBoth, Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the module its own ``configure_model`` back."""
-        if self._unwrap is not None:
-            self._unwrap()
-            self._unwrap = None
+        self._take_back()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """As teardown, which Lightning does not call after an exception."""
@@ -107,6 +105,7 @@ class MethodCallback(OfBoth, Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks that the network is what was adapted and can train; prints the table."""
+        self._take_back()
         network = self._network
         if network is None or self._contents is None:
             raise GPartError(f"{type(self).__name__} was not applied: {type(pl_module).__name__} built no network")
@@ -233,6 +232,12 @@ class MethodCallback(OfBoth, Callback):
 
         pl_module.__dict__["configure_model"] = configure_model
         self._unwrap = unwrap
+
+    def _take_back(self) -> None:
+        """Undoes :meth:`_defer`; when fit starts, so that the module can be pickled from then on."""
+        if self._unwrap is not None:
+            self._unwrap()
+            self._unwrap = None
 
     @staticmethod
     def _callbacks(trainer: Trainer) -> list[Callback]:

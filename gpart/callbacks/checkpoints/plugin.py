@@ -208,6 +208,10 @@ class _Order:
         self._handed_in = self._written = 0
         self._waiting: list[tuple[int, Any]] = []
 
+    def __reduce__(self) -> tuple[type[_Order], tuple[()]]:
+        # A copy in another process begins anew: what is being written here is no affair of its.
+        return _Order, ()
+
     def handed_in(self) -> None:
         with self._lock:
             self._handed_in += 1

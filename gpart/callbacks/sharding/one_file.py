@@ -6,6 +6,7 @@ rank reads the same file; a strategy's own folders of shards are never made.
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +27,13 @@ def become(strategy: Strategy, ours: type[OneFile]) -> None:
 if TYPE_CHECKING:
     _Strategy = Strategy
 else:
-    _Strategy = object
+    _Strategy = ABC  # as Lightning's: an object's class can be changed to one of the same layout only
 
 
 class OneFile(_Strategy):
     """Put before a sharding strategy of Lightning, whose own checkpoints would go past the plugin.
 
-    By itself a subclass of nothing, so that it can stand before the classes of both packages, see :func:`become`.
+    By itself no Strategy, so that it can stand before the classes of both packages, see :func:`become`.
     """
 
     @property
