@@ -109,6 +109,10 @@ class GPartCallback(MethodCallback):
         self._evaluation = ExitStack()
         self._sharding, self._rate = False, 0.0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the evaluation that is going on, which a copy is no part of."""
+        return {**self.__dict__, "_evaluation": ExitStack()}
+
     @property
     def adapter(self) -> GPartAdapter:
         """The adapter, once the network is built.
