@@ -105,7 +105,7 @@ class GPartCallback(MethodCallback):
             )
         self.name, self.start, self.check_base, self.save_folder = name, adapter, check_base, save_folder
         self._adapter: GPartAdapter | None = None
-        self._learned, self._finite = False, FiniteTheta()
+        self._backward, self._learned, self._finite = False, False, FiniteTheta()
         self._evaluation = ExitStack()
         self._sharding, self._rate = False, 0.0
 
@@ -183,7 +183,7 @@ class GPartCallback(MethodCallback):
             GPartError: if no optimizer holds theta.
         """
         super().on_fit_start(trainer, pl_module)
-        self._learned, self._finite = False, FiniteTheta()
+        self._backward, self._learned, self._finite = False, False, FiniteTheta()
         check_reduced(trainer.strategy, pl_module)
         if self.adapter.merged:
             raise GPartError(f"adapter {self.name!r} is merged: unmerge() before fit, theta has no gradient")
@@ -209,8 +209,15 @@ class GPartCallback(MethodCallback):
             "weights per group": f"{adapter.size / adapter.config.d:,.1f}",
         }
 
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From now on theta must have a gradient when its optimizer steps: a step may come without a backward before it."""
+        self._backward = True
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """At the first step of theta's optimizer, checks that theta has a gradient.
+        """At the first step of theta's optimizer after a backward, checks that theta has a gradient.
+
+        Lightning also steps where ``training_step`` has returned None, and StochasticWeightAveraging ends with an epoch
+        without backward passes.
 
         Raises:
             GPartError: if it has none.
@@ -220,11 +227,11 @@ class GPartCallback(MethodCallback):
         if group is None:
             return
         self._rate = float(group["lr"])  # before a schedule goes on
-        # StochasticWeightAveraging ends with an epoch without backward passes, for the batch norms.
-        if self._learned or trainer.fit_loop._skip_backward:
+        if self._learned:
             return
-        self._learned = True
-        if theta.grad is None:
+        self._learned = theta.grad is not None
+        # In manual optimization loss.backward() may be called without Lightning's knowledge.
+        if not self._learned and (self._backward or any(value.grad is not None for value in group["params"])):
             raise GPartError(
                 f"theta has no gradient after the first backward: the loss does not depend on the adapted layers"
                 f" {[weight.name for weight in self.adapter.plan.weights][:3]} ...; are they run, and with gradients"
