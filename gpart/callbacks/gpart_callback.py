@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from gpart.adapter import GPartAdapter, attach, get_adapters
 from gpart.callbacks.checkpoints.contents import AdapterContents
 from gpart.callbacks.checkpoints.plugin import Contents
 from gpart.callbacks.guards.finite import FiniteTheta
+from gpart.callbacks.logged import log_settings
 from gpart.callbacks.method import MethodCallback, group_of
 from gpart.callbacks.sharding.strategies import (
     after_sharding,
@@ -40,7 +41,8 @@ class GPartCallback(MethodCallback):
     and the saved modules only. The module's ``configure_optimizers`` stays as it is: theta is among
     ``self.parameters()`` and the adapted module's parameters.
 
-    With a logger it logs ``gpart/theta_norm``, ‖theta‖ = ‖W - W0‖, and ``gpart/lr``, the learning rate of theta.
+    With a logger it logs ``gpart/theta_norm``, ‖theta‖ = ‖W - W0‖, and ``gpart/lr``, the learning rate of theta; among the
+    hyperparameters stand its settings, as ``gpart/d``, ``gpart/seed``, ``gpart/target_modules``.
 
     Args:
         d: number of groups, the length of theta.
@@ -124,6 +126,11 @@ class GPartCallback(MethodCallback):
             raise GPartError("there is no adapter yet: the trainer attaches it when it sets up the network")
         return self._adapter
 
+    @property
+    def _prefix(self) -> str:
+        """Of what is logged."""
+        return "gpart" if self.name == "default" else f"gpart/{self.name}"
+
     def apply(self, network: nn.Module) -> Contents:
         """Attaches the adapter, or adopts the one that is there with an equal config."""
         attached = get_adapters(network).get(self.name)
@@ -194,6 +201,8 @@ class GPartCallback(MethodCallback):
                 " list made earlier; or adapt the submodule whose parameters are used, by module=..."
             )
         self._warn_if_unrepresentable(trainer)
+        settings = asdict(self.adapter.config)
+        log_settings(trainer, pl_module, {f"{self._prefix}/{key}": value for key, value in settings.items()})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Where the base is sharded, takes its fingerprint together with all ranks: one alone writes checkpoints."""
@@ -250,10 +259,9 @@ class GPartCallback(MethodCallback):
         group = group_of(self.adapter.theta, trainer.optimizers) if trainer.loggers else None
         if group is None:
             return
-        prefix = "gpart" if self.name == "default" else f"gpart/{self.name}"
         norm = self.adapter.values.detach().norm()
         pl_module.log_dict(
-            {f"{prefix}/theta_norm": norm, f"{prefix}/lr": float(group["lr"])}, on_step=True, on_epoch=False
+            {f"{self._prefix}/theta_norm": norm, f"{self._prefix}/lr": float(group["lr"])}, on_step=True, on_epoch=False
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

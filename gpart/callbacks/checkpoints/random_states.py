@@ -41,14 +41,15 @@ class RandomStates(OfBoth, Callback):
     def __init__(self) -> None:
         self._state: State | None = None
         self._loaded: dict[int, State | None] | None = None
-        self._resumed = self._alone = False
+        self._resumed = self._alone = self._warned = False
         self._rank, self._ranks = 0, 1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets an earlier fit."""
         self._rank, self._ranks = trainer.global_rank, trainer.world_size
         if stage == "fit":
-            self._state, self._loaded, self._resumed, self._alone = None, None, False, False
+            self._state = self._loaded = None
+            self._resumed = self._alone = self._warned = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the loader is made, whose first iterator serves a run that resumes from an epoch's end.
@@ -92,6 +93,23 @@ class RandomStates(OfBoth, Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """From here on the other ranks may not answer: a checkpoint then holds this one's states only."""
         self._alone = True
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Warns, once, where the loader could not go on from here: better known now than when the run is resumed."""
+        loop = trainer.fit_loop.epoch_loop
+        begun = loop.batch_progress.current.ready
+        if self._warned or begun == 0 or loop._is_training_done:  # of the epoch's batches, or of max_steps
+            return
+        combined = trainer.fit_loop._combined_loader
+        loaders = [] if combined is None else combined.flattened
+        if fixed := [type(loader).__name__ for loader in loaders if not hasattr(loader, "load_state_dict")]:
+            self._warned = True
+            rank_zero_warn(
+                f"this checkpoint is from the middle of an epoch (after {begun} batches), and the"
+                f" training loader ({fixed[0]}) cannot be resumed there: a run that goes on from it sees other batches"
+                " than it would have without the interruption. Take torchdata's StatefulDataLoader, or the checkpoints"
+                " of epochs' ends"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Every rank's states by rank; called on all of them, as all of a checkpoint's saving."""
