@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from gpart.callbacks.checkpoints.contents import AdapterContents
 from gpart.callbacks.checkpoints.plugin import Contents
 from gpart.callbacks.copies import adapt_copies, keep_frozen, unnamed_copies
 from gpart.callbacks.guards.finite import FiniteTheta
+from gpart.callbacks.logged import log_settings
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.networks import find_attached
 from gpart.callbacks.optimizers import group_of
@@ -44,7 +45,8 @@ class GPartCallback(MethodCallback):
     and the saved modules only. The module's ``configure_optimizers`` stays as it is: theta is among
     ``self.parameters()`` and the adapted module's parameters.
 
-    With a logger it logs ``gpart/theta_norm``, ‖theta‖ = ‖W - W0‖, and ``gpart/lr``, the learning rate of theta.
+    With a logger it logs ``gpart/theta_norm``, ‖theta‖ = ‖W - W0‖, and ``gpart/lr``, the learning rate of theta; among the
+    hyperparameters stand its settings, as ``gpart/d``, ``gpart/seed``, ``gpart/target_modules``.
 
     Args:
         d: number of groups, the length of theta.
@@ -118,9 +120,13 @@ class GPartCallback(MethodCallback):
         self.copies = tuple(copies or ())
         self._adapter: GPartAdapter | None = None
         self._copies: list[GPartAdapter] = []
-        self._learned, self._finite = False, FiniteTheta()
+        self._backward, self._learned, self._finite = False, False, FiniteTheta()
         self._evaluation = ExitStack()
         self._sharding, self._rate = False, 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the evaluation that is going on, which a copy is no part of."""
+        return {**self.__dict__, "_evaluation": ExitStack()}
 
     @property
     def adapter(self) -> GPartAdapter:
@@ -132,6 +138,11 @@ class GPartCallback(MethodCallback):
         if self._adapter is None:
             raise GPartError("there is no adapter yet: the trainer attaches it when it sets up the network")
         return self._adapter
+
+    @property
+    def _prefix(self) -> str:
+        """Of what is logged."""
+        return "gpart" if self.name == "default" else f"gpart/{self.name}"
 
     def apply(self, network: nn.Module) -> Contents:
         """Attaches the adapter, or adopts the one that is there with an equal config."""
@@ -202,7 +213,7 @@ class GPartCallback(MethodCallback):
             GPartError: if no optimizer holds theta.
         """
         super().on_fit_start(trainer, pl_module)
-        self._learned, self._finite = False, FiniteTheta()
+        self._backward, self._learned, self._finite = False, False, FiniteTheta()
         check_reduced(trainer.strategy, pl_module)
         check_elements(pl_module)
         if self.adapter.merged:
@@ -218,6 +229,8 @@ class GPartCallback(MethodCallback):
         for unnamed in unnamed_copies(pl_module, self._path, self.adapter, self.copies):
             rank_zero_warn(unnamed)
         self._warn_if_unrepresentable(trainer)
+        settings = asdict(self.adapter.config)
+        log_settings(trainer, pl_module, {f"{self._prefix}/{key}": value for key, value in settings.items()})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remembers the frozen weights, which every save compares with what they are then.
@@ -238,8 +251,15 @@ class GPartCallback(MethodCallback):
             "weights per group": f"{adapter.size / adapter.config.d:,.1f}",
         }
 
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From now on theta must have a gradient when its optimizer steps: a step may come without a backward before it."""
+        self._backward = True
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """At the first step of theta's optimizer, checks that theta has a gradient.
+        """At the first step of theta's optimizer after a backward, checks that theta has a gradient.
+
+        Lightning also steps where ``training_step`` has returned None, and StochasticWeightAveraging ends with an epoch
+        without backward passes.
 
         Raises:
             GPartError: if it has none.
@@ -249,11 +269,11 @@ class GPartCallback(MethodCallback):
         if group is None:
             return
         self._rate = float(group["lr"])  # before a schedule goes on
-        # StochasticWeightAveraging ends with an epoch without backward passes, for the batch norms.
-        if self._learned or trainer.fit_loop._skip_backward:
+        if self._learned:
             return
-        self._learned = True
-        if theta.grad is None:
+        self._learned = theta.grad is not None
+        # In manual optimization loss.backward() may be called without Lightning's knowledge.
+        if not self._learned and (self._backward or any(value.grad is not None for value in group["params"])):
             raise GPartError(
                 f"theta has no gradient after the first backward: the loss does not depend on the adapted layers"
                 f" {[weight.name for weight in self.adapter.plan.weights][:3]} ...; are they run, and with gradients"
@@ -281,10 +301,9 @@ class GPartCallback(MethodCallback):
         group = group_of(self.adapter.theta, trainer.optimizers) if trainer.loggers else None
         if group is None:
             return
-        prefix = "gpart" if self.name == "default" else f"gpart/{self.name}"
         norm = self.adapter.values.detach().norm()
         pl_module.log_dict(
-            {f"{prefix}/theta_norm": norm, f"{prefix}/lr": float(group["lr"])}, on_step=True, on_epoch=False
+            {f"{self._prefix}/theta_norm": norm, f"{self._prefix}/lr": float(group["lr"])}, on_step=True, on_epoch=False
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
@@ -28,6 +27,7 @@ from gpart.callbacks.guards.flags import Flags, refuse_unfrozen
 from gpart.callbacks.guards.refusals import check_callbacks, check_strategy, strategy_name
 from gpart.callbacks.networks import find_network
 from gpart.callbacks.optimizers import put_in_place
+from gpart.callbacks.packages import OfBoth, is_a, is_overridden
 from gpart.callbacks.sharding.strategies import prepare, shards
 from gpart.callbacks.table import print_table
 from gpart.errors import GPartError
@@ -36,7 +36,7 @@ from gpart.injection.matching import saved_parameters
 from gpart.injection.names import named_modules, named_parameters
 
 
-class MethodCallback(Callback):
+class MethodCallback(OfBoth, Callback):
     """Applies a fine-tuning method to any LightningModule; the methods are its subclasses.
 
     A subclass implements :meth:`apply`. This class finds the moment, installs the checkpoint plugin, prints the table
@@ -103,9 +103,7 @@ class MethodCallback(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the module its own methods back."""
-        for undo in self._undo.values():
-            undo()
-        self._undo.clear()
+        self._take_back()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """As teardown, which Lightning does not call after an exception."""
@@ -113,6 +111,7 @@ class MethodCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks that the network is what was adapted and can train; prints the table."""
+        self._take_back()
         network = self._network
         if network is None or self._contents is None:
             raise GPartError(f"{type(self).__name__} was not applied: {type(pl_module).__name__} built no network")
@@ -247,6 +246,12 @@ class MethodCallback(Callback):
         attributes[name] = method
         self._undo[name] = partial(attributes.pop, name) if own is None else partial(attributes.update, {name: own})
 
+    def _take_back(self) -> None:
+        """Gives the module its own methods back; when fit starts, so that the module can be pickled from then on."""
+        for undo in self._undo.values():
+            undo()
+        self._undo.clear()
+
     @staticmethod
     def _callbacks(trainer: Trainer) -> list[Callback]:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
@@ -256,7 +261,7 @@ class MethodCallback(Callback):
         """Puts this callback before those that copy the model; returns those whose setup has already done so."""
         callbacks = self._callbacks(trainer)
         before = callbacks[: callbacks.index(self)] if self in callbacks else []
-        copying: list[Callback] = [callback for callback in before if isinstance(callback, COPYING)]
+        copying: list[Callback] = [callback for callback in before if is_a(callback, *COPYING)]
         if copying:
             # A new list: Lightning is iterating over the present one.
             trainer.callbacks = [self, *[callback for callback in callbacks if callback is not self]]  # type: ignore[attr-defined]

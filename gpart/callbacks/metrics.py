@@ -15,12 +15,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from gpart.callbacks.method import MethodCallback
+from gpart.callbacks.packages import OfBoth
 from gpart.callbacks.table import kept_bytes
 from gpart.serialization.atomic import replacing
 from gpart.version import __version__
 
 
-class MetricsWriter(Callback):
+class MetricsWriter(OfBoth, Callback):
     """Writes ``fit``'s and ``test``'s results to a JSON file, on the first rank.
 
     After fit: ``fit`` with its ``seconds`` (from the first training step's start to the end of training, validation

@@ -14,8 +14,8 @@ from torch import nn
 from gpart.adapter import find_adapters
 from gpart.config import GPartConfig
 from gpart.errors import GPartError
-from gpart.injection.names import get_submodule, named_modules, unwrapped
 from gpart.injection.matching import ALL_LINEAR, matches
+from gpart.injection.names import get_submodule, named_modules, unwrapped
 
 
 def find_network(pl_module: LightningModule, path: str | None, copies: Collection[str] = ()) -> tuple[str, nn.Module]:

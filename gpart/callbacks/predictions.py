@@ -11,10 +11,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from gpart.callbacks.packages import OfBoth
 from gpart.errors import GPartError
 
 
-class PredictionWriter(Callback):
+class PredictionWriter(OfBoth, Callback):
     """Writes what ``predict_step`` returns, a mapping of equally long columns, as JSON lines.
 
     With several devices each rank writes a file of its own, ``<path>.rank<k>``.

@@ -178,7 +178,7 @@ def is_iterated(module: nn.Module) -> bool:
     """
     if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
         return True
-    return not _CHILDREN.isdisjoint(_asked_for(plain_class(module)))
+    return not _CHILDREN.isdisjoint(_asked_for(plain_class(module)))  # type: ignore[arg-type]  # a class can be hashed
 
 
 @cache

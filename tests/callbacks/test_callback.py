@@ -88,13 +88,17 @@ def test_the_module_keeps_its_own_configure_model(
     wrapped: list[bool] = []
 
     class Looks(lit_any):
+        def setup(self, stage: str) -> None:
+            super().setup(stage)
+            wrapped.append("configure_model" in vars(self))
+
         def on_fit_start(self) -> None:
             wrapped.append("configure_model" in vars(self))
 
     module = Looks()
     lit_trainer(lit_gpart()).fit(module, lit_loader())
     assert "configure_model" not in vars(module)
-    assert wrapped == [lit_any.__name__ != "InInit"]
+    assert wrapped == [lit_any.__name__ != "InInit", False]
 
 
 def test_one_set_on_the_instance_is_called_once_and_put_back(

@@ -159,7 +159,7 @@ def test_frozen_weights_that_moved_are_found_at_the_save(tmp_path: Path, lit_tra
     class Moves(Student):
         def on_train_epoch_end(self) -> None:
             if self.current_epoch == 1:
-                self.student[0].weight  # noqa: B018  # read, as anyone may
+                self.student[0].weight  # read, as anyone may
                 self.student[0]._parameters["weight"].data[2, 2] += 1e-7
 
     keeper = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")

@@ -41,7 +41,7 @@ def test_an_optimizer_kept_from_init_trains_what_a_late_one_does(
         lit_trainer(callback).fit(module, lit_loader())
         assert callback.adapter.theta.count_nonzero() == D
         assert callback.adapter.base_parameters()["0.weight"].equal(before)
-        states.append({key: value for key, value in module.state_dict().items()})
+        states.append(dict(module.state_dict()))
     assert list(states[0]) == list(states[1])
     for key, value in states[0].items():
         assert value.equal(states[1][key]), key

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from gpart.callbacks.checkpoints.hyperparameters import loadable
 from gpart.callbacks.checkpoints.states import with_states
+from gpart.callbacks.packages import OfBoth, both, is_a
 from gpart.errors import GPartError
 from gpart.injection.tensors import entries_of
 from gpart.serialization.atomic import replacing
@@ -47,7 +48,7 @@ class Contents(Protocol):
         """Raises GPartError if manifest and state (relative keys) do not fit the live module."""
 
 
-class GPartCheckpointIO(CheckpointIO):
+class GPartCheckpointIO(OfBoth, CheckpointIO):
     """The outermost checkpoint plugin: filters what is written and fills what is read.
 
     The method's callback puts it in where the user has not: ``Trainer(plugins=[GPartCheckpointIO()])`` says it openly,
@@ -144,7 +145,7 @@ class GPartCheckpointIO(CheckpointIO):
         self._order.finish()
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(OfBoth, TorchCheckpointIO):
     """Local checkpoints, each replaced as a whole: written beside its place, synced, renamed.
 
     Lightning's own goes by the system's temporary folder and a move, which copies across file systems.
@@ -223,6 +224,10 @@ class _Order:
         self._handed_in = self._written = 0
         self._waiting: list[tuple[int, Any]] = []
 
+    def __reduce__(self) -> tuple[type[_Order], tuple[()]]:
+        # A copy in another process begins anew: what is being written here is no affair of its.
+        return _Order, ()
+
     def handed_in(self) -> None:
         with self._lock:
             self._handed_in += 1
@@ -278,11 +283,11 @@ class _Counted(CheckpointIO):
 
 def _with_innermost(plugin: CheckpointIO | None, order: _Order) -> CheckpointIO:
     """The user's plugin with :class:`AtomicCheckpointIO` where Lightning's default would stand, and the count."""
-    if isinstance(plugin, _WrappingCheckpointIO):
+    if is_a(plugin, _WrappingCheckpointIO):
         # Its own setter takes a base plugin once only, and refuses where one is in already.
         plugin._checkpoint_io = _with_innermost(plugin._checkpoint_io, order)
         plugin._base_checkpoint_io_configured = True
         return plugin
-    if plugin is None or type(plugin) is TorchCheckpointIO:
+    if plugin is None or type(plugin) in both(TorchCheckpointIO):
         plugin = AtomicCheckpointIO()
     return _Counted(plugin, order)

@@ -22,11 +22,13 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from gpart.callbacks.packages import OfBoth, is_a
+
 State = dict[str, Any]
 """The states of one process's generators, as what a checkpoint may hold."""
 
 
-class RandomStates(Callback):
+class RandomStates(OfBoth, Callback):
     """Keeps every rank's random states (torch's, the device's, Python's, numpy's) in checkpoints, and puts them back.
 
     The method's callback puts it in where the user has not. With it, a run resumed from any of its checkpoints ends, bit
@@ -39,14 +41,15 @@ class RandomStates(Callback):
     def __init__(self) -> None:
         self._state: State | None = None
         self._loaded: dict[int, State | None] | None = None
-        self._resumed = self._alone = False
+        self._resumed = self._alone = self._warned = False
         self._rank, self._ranks = 0, 1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets an earlier fit."""
         self._rank, self._ranks = trainer.global_rank, trainer.world_size
         if stage == "fit":
-            self._state, self._loaded, self._resumed, self._alone = None, None, False, False
+            self._state = self._loaded = None
+            self._resumed = self._alone = self._warned = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the loader is made, whose first iterator serves a run that resumes from an epoch's end.
@@ -91,6 +94,23 @@ class RandomStates(Callback):
         """From here on the other ranks may not answer: a checkpoint then holds this one's states only."""
         self._alone = True
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Warns, once, where the loader could not go on from here: better known now than when the run is resumed."""
+        loop = trainer.fit_loop.epoch_loop
+        begun = loop.batch_progress.current.ready
+        if self._warned or begun == 0 or loop._is_training_done:  # of the epoch's batches, or of max_steps
+            return
+        combined = trainer.fit_loop._combined_loader
+        loaders = [] if combined is None else combined.flattened
+        if fixed := [type(loader).__name__ for loader in loaders if not hasattr(loader, "load_state_dict")]:
+            self._warned = True
+            rank_zero_warn(
+                f"this checkpoint is from the middle of an epoch (after {begun} batches), and the"
+                f" training loader ({fixed[0]}) cannot be resumed there: a run that goes on from it sees other batches"
+                " than it would have without the interruption. Take torchdata's StatefulDataLoader, or the checkpoints"
+                " of epochs' ends"
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """Every rank's states by rank; called on all of them, as all of a checkpoint's saving."""
         if self._ranks == 1 or self._alone or not torch.distributed.is_initialized():
@@ -115,7 +135,7 @@ def install_random_states(trainer: Trainer) -> None:
         return
     made = RandomStates()
     made._rank, made._ranks = trainer.global_rank, trainer.world_size
-    at = next((index for index, item in enumerate(callbacks) if isinstance(item, Checkpoint)), len(callbacks))
+    at = next((index for index, item in enumerate(callbacks) if is_a(item, Checkpoint)), len(callbacks))
     # A new list: Lightning may be iterating over the present one.
     trainer.callbacks = [*callbacks[:at], made, *callbacks[at:]]  # type: ignore[attr-defined]
 

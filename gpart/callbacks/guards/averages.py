@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
+from gpart.callbacks.packages import is_a, is_overridden
 from gpart.errors import GPartError
 
 COPYING = (WeightAveraging, StochasticWeightAveraging)
@@ -24,9 +24,9 @@ COPYING = (WeightAveraging, StochasticWeightAveraging)
 def copies(callbacks: Iterable[Callback]) -> Iterator[tuple[str, nn.Module]]:
     """The averaged copies of the LightningModule that there are, each with its callback's name."""
     for callback in callbacks:
-        average = getattr(callback, "_average_model", None) if isinstance(callback, COPYING) else None
+        average = getattr(callback, "_average_model", None) if is_a(callback, *COPYING) else None
         if average is not None:
-            yield type(callback).__name__, average.module if isinstance(callback, WeightAveraging) else average
+            yield type(callback).__name__, average.module if is_a(callback, WeightAveraging) else average
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def refuse_empty_copies(callbacks: Iterable[Callback], pl_module: LightningModul
     """
     configures = is_overridden("configure_model", pl_module)
     for callback in callbacks:
-        if isinstance(callback, COPYING) and not (configures and isinstance(callback, WeightAveraging)):
+        if is_a(callback, *COPYING) and not (configures and is_a(callback, WeightAveraging)):
             raise GPartError(_too_early(type(callback).__name__, pl_module, "has no network to adapt yet"))
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelPruning
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 
 from gpart.callbacks.guards.averages import COPYING
+from gpart.callbacks.packages import is_a
 from gpart.errors import GPartError
 
 SHARDING = (ModelParallelStrategy, FSDPStrategy)
@@ -37,7 +38,7 @@ def check_strategy(trainer: Trainer) -> None:
             " reads what was trained without strictness, would go on without theta; use strategy 'ddp', or 'ddp_fork' or"
             " 'ddp_notebook' with an adapter that is attached before fit"
         )
-    if isinstance(strategy, DeepSpeedStrategy):
+    if is_a(strategy, DeepSpeedStrategy):
         raise GPartError(
             f"{type(strategy).__name__} is not supported: in half precision DeepSpeed casts theta too, which has to stay"
             " float32, and it saves past the checkpoint plugin. Stage 2 would split what is trained, which is small: use"
@@ -52,12 +53,12 @@ def check_callbacks(callbacks: Iterable[Callback], method: str, strategy: Strate
         GPartError: for ModelPruning, and under strategies that shard for the callbacks that average a copy.
     """
     callbacks = list(callbacks)
-    if isinstance(strategy, SHARDING) and (copying := [one for one in callbacks if isinstance(one, COPYING)]):
+    if is_a(strategy, *SHARDING) and (copying := [one for one in callbacks if is_a(one, *COPYING)]):
         raise GPartError(
             f"{type(copying[0]).__name__} is not supported under {strategy_name(strategy)}: its copy of the module is made"
             " before the base is sharded, and has other shapes. Use strategy 'ddp'"
         )
-    if any(isinstance(callback, ModelPruning) for callback in callbacks):
+    if any(is_a(callback, ModelPruning) for callback in callbacks):
         raise GPartError(
             f"ModelPruning is not supported beside {method}: it puts other parameters in the place of those that are"
             " adapted and saved. Prune the base before (and torch.nn.utils.prune.remove), or the merged network"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
@@ -40,7 +40,13 @@ def prepare(strategy: FSDPStrategy) -> None:
     become(strategy, OneFileFSDPStrategy)
 
 
-class OneFileFSDPStrategy(OneFile, FSDPStrategy):
+if TYPE_CHECKING:
+    _FSDPStrategy = FSDPStrategy
+else:
+    _FSDPStrategy = object  # see OneFile
+
+
+class OneFileFSDPStrategy(OneFile, _FSDPStrategy):
     """Adds the trained parameters to those that FSDP ignores, wherever it wraps, and averages their gradients."""
 
     def _ignore(self) -> list[nn.Parameter]:

@@ -11,7 +11,7 @@ refuse lists that mix DTensors and plain tensors. The layers compute with its lo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -109,7 +109,13 @@ def _place(value: Tensor) -> tuple[int, torch.dtype, torch.device]:
     return value.data_ptr(), value.dtype, value.device
 
 
-class OneFileModelParallelStrategy(OneFile, ModelParallelStrategy):
+if TYPE_CHECKING:
+    _ModelParallelStrategy = ModelParallelStrategy
+else:
+    _ModelParallelStrategy = object  # see OneFile
+
+
+class OneFileModelParallelStrategy(OneFile, _ModelParallelStrategy):
     """Gathers what is trained, by all ranks, and deals out what is read."""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:

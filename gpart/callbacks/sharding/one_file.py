@@ -6,28 +6,35 @@ rank reads the same file; a strategy's own folders of shards are never made.
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.strategies import Strategy
 from torch.optim import Optimizer
 
 from gpart.callbacks.checkpoints.plugin import GPartCheckpointIO
+from gpart.callbacks.packages import both
 
 
-def become(strategy: Strategy, subclass: type[OneFile]) -> None:
-    """Makes a strategy an instance of our subclass of its class, once.
+def become(strategy: Strategy, ours: type[OneFile]) -> None:
+    """Makes a strategy an instance of a class that has ours before its own, the user's or either package's; once."""
+    if not isinstance(strategy, ours):
+        own = type(strategy)
+        strategy.__class__ = type(own.__name__, (ours, own), {})
 
-    A user's own subclass gets a class made for it, which has both before Lightning's.
+
+if TYPE_CHECKING:
+    _Strategy = Strategy
+else:
+    _Strategy = ABC  # as Lightning's: an object's class can be changed to one of the same layout only
+
+
+class OneFile(_Strategy):
+    """Put before a sharding strategy of Lightning, whose own checkpoints would go past the plugin.
+
+    By itself no Strategy, so that it can stand before the classes of both packages, see :func:`become`.
     """
-    if isinstance(strategy, subclass):
-        return
-    own = type(strategy)
-    strategy.__class__ = subclass if own in subclass.__bases__ else type(own.__name__, (subclass, own), {})
-
-
-class OneFile(Strategy):
-    """Put before a sharding strategy of Lightning, whose own checkpoints would go past the plugin."""
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -49,20 +56,25 @@ class OneFile(Strategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """The first rank writes."""
-        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+        _unsharded(self).save_checkpoint(self, checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Every rank reads."""
-        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+        return _unsharded(self).load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Into the module, as without sharding."""
-        Strategy.load_model_state_dict(self, checkpoint, strict)
+        _unsharded(self).load_model_state_dict(self, checkpoint, strict)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimizer's own."""
-        return Strategy.optimizer_state(self, optimizer)
+        return _unsharded(self).optimizer_state(self, optimizer)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Into the optimizers, as without sharding."""
-        Strategy.load_optimizer_state_dict(self, checkpoint)
+        _unsharded(self).load_optimizer_state_dict(self, checkpoint)
+
+
+def _unsharded(strategy: Strategy) -> type[Strategy]:
+    """The class whose methods do without sharding what a strategy's own would do otherwise."""
+    return next(cls for cls in both(Strategy) if isinstance(strategy, cls))

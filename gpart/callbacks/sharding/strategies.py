@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from gpart.adapter import GPartAdapter
 from gpart.callbacks.guards.refusals import SHARDING
+from gpart.callbacks.packages import is_a
 from gpart.callbacks.sharding import fsdp1, fsdp2
 from gpart.errors import GPartError
 from gpart.injection.modules import CONTAINER
@@ -22,7 +23,7 @@ from gpart.injection.modules import CONTAINER
 
 def shards(strategy: Strategy) -> bool:
     """Whether the base is sharded under this strategy."""
-    return isinstance(strategy, SHARDING)
+    return is_a(strategy, *SHARDING)
 
 
 def prepare(strategy: Strategy) -> bool:
@@ -31,9 +32,9 @@ def prepare(strategy: Strategy) -> bool:
     Raises:
         GPartError: if it would split layers, or put weights in the place of those that are adapted.
     """
-    if isinstance(strategy, ModelParallelStrategy):
+    if is_a(strategy, ModelParallelStrategy):
         fsdp2.prepare(strategy)
-    elif isinstance(strategy, FSDPStrategy):
+    elif is_a(strategy, FSDPStrategy):
         fsdp1.prepare(strategy)
     return shards(strategy)
 
@@ -85,7 +86,7 @@ def before_sharding(adapter: GPartAdapter) -> None:
 
 def after_sharding(adapter: GPartAdapter, strategy: Strategy) -> None:
     """What is left to do when ``configure_model`` has run; FSDP 1 shards later, and its strategy does the rest."""
-    if isinstance(strategy, ModelParallelStrategy):
+    if is_a(strategy, ModelParallelStrategy):
         fsdp2.after_sharding(adapter, strategy.device_mesh["data_parallel"])
 
 
@@ -95,11 +96,11 @@ def check_reduced(strategy: Strategy, module: LightningModule) -> None:
     Raises:
         GPartError: if one is not.
     """
-    if isinstance(strategy, ModelParallelStrategy):
+    if is_a(strategy, ModelParallelStrategy):
         fsdp2.check_reduced(module, strategy.world_size)
 
 
 def remember_base(adapter: GPartAdapter, strategy: Strategy) -> None:
     """Takes the base's fingerprint together with all ranks, as it is when training starts; FSDP 1 has it from before."""
-    if isinstance(strategy, ModelParallelStrategy):
+    if is_a(strategy, ModelParallelStrategy):
         adapter.remember_base()
