@@ -1,11 +1,12 @@
 """A Lightning checkpoint as a file: read without running code in it, with its checksums looked at.
 
-Invariant: ``torch.load(weights_only=True)`` is the only reader, and a tensor's bits are those that were written.
+Invariant: what reads here runs nothing of the file, and a tensor's bits are those that were written.
 """
 
 from __future__ import annotations
 
 import hashlib
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gpart.errors import GPartError, GPartFileError
+from gpart.serialization.inert import read_inert
 from gpart.serialization.manifest import Manifest, read_manifest
 
 CHECKPOINT_KEY = "gpart"
@@ -41,17 +43,20 @@ def check_checksums(path: str | Path) -> None:
 
 
 def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
-    """A ``.ckpt`` as a dict, read without running any code in it.
+    """A ``.ckpt`` as a dict, read without running any code in it: its objects are :class:`gpart.serialization.inert.Inert`.
 
     Raises:
         GPartFileError: if it is not there.
-        GPartError: if it is no checkpoint, is damaged, or holds objects that ``weights_only`` refuses.
+        GPartError: if it is no checkpoint, or is damaged.
     """
     if not Path(path).is_file():
         raise GPartFileError(f"no checkpoint at {path}")
     check_checksums(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # it holds objects
+            loaded = read_inert(path)
     except Exception as error:  # on damaged files torch's reader raises whatever it stumbles over
         raise GPartError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
     if not isinstance(loaded, dict):
@@ -84,6 +89,17 @@ def check_digest(entry: Mapping[str, Any], state: Mapping[str, Any], source: str
 def reason(error: Exception) -> str:
     """What a library said, in one short line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def refused_types(path: str | Path) -> list[str]:
+    """The full names of the types in a ``.ckpt`` that ``torch.load(weights_only=True)`` does not take.
+
+    Those that torch cannot tell, in files of another pickle protocol than it writes, are left out.
+    """
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    except (ValueError, OSError, RuntimeError, pickle.UnpicklingError):
+        return []
 
 
 def read_checkpoint(path: Path) -> tuple[Manifest, dict[str, Tensor]]:
