@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from gpart.adapter import GPartAdapter, attach, get_adapters
 from gpart.callbacks.checkpoints.contents import AdapterContents
-from gpart.callbacks.checkpoints.plugin import Contents
+from gpart.callbacks.checkpoints.filling import Contents
 from gpart.callbacks.guards.finite import FiniteTheta
 from gpart.callbacks.method import MethodCallback, group_of
 from gpart.callbacks.sharding.strategies import (

@@ -20,8 +20,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
-from gpart.callbacks.checkpoints.hyperparameters import loadable
-from gpart.callbacks.checkpoints.plugin import Contents, GPartCheckpointIO
+from gpart.callbacks.checkpoints.filling import Contents
+from gpart.callbacks.checkpoints.plugin import GPartCheckpointIO
 from gpart.callbacks.checkpoints.random_states import install_random_states
 from gpart.callbacks.guards.averages import COPYING, check_copies, keep_frozen, refuse_empty_copies
 from gpart.callbacks.guards.flags import Flags, refuse_unfrozen
@@ -131,11 +131,6 @@ class MethodCallback(Callback):
                 " batch statistics are off: from_pretrained returns it so; call .train() in the LightningModule if"
                 " that is not meant"
             )
-        if trainer.checkpoint_callbacks:
-            # What a checkpoint could not hold is better known now than after an epoch.
-            for owner in (pl_module, getattr(trainer, "datamodule", None)):
-                if owner is not None:
-                    loadable(dict(owner.hparams), f"checkpoint['{owner.CHECKPOINT_HYPER_PARAMS_KEY}']")
         if trainer.is_global_zero:
             print_table(type(self).__name__, self.summary(trainer), network, self._frozen, trainer.optimizers)
 

@@ -107,9 +107,7 @@ def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def named_parameters(model: nn.Module, *, remove_duplicate: bool = True) -> dict[str, nn.Parameter]:
     """``model.named_parameters()`` by their plain names."""
     paths = _plain_paths(model)
-    return {
-        _joined(paths, name): value for name, value in model.named_parameters(remove_duplicate=remove_duplicate)
-    }
+    return {_joined(paths, name): value for name, value in model.named_parameters(remove_duplicate=remove_duplicate)}
 
 
 def named_buffers(model: nn.Module) -> dict[str, Tensor]:

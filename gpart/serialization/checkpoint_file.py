@@ -9,6 +9,7 @@ import hashlib
 import pickle
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +92,19 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def refused_types(path: str | Path) -> list[str]:
-    """The full names of the types in a ``.ckpt`` that ``torch.load(weights_only=True)`` does not take.
-
-    Those that torch cannot tell, in files of another pickle protocol than it writes, are left out.
-    """
-    try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except (ValueError, OSError, RuntimeError, pickle.UnpicklingError):
-        return []
+def unreadable(path: str | Path, error: Exception) -> GPartError:
+    """What to say where a reader of torch has refused a file: the types of the objects in it, whole, or its reason."""
+    types: list[str] = []
+    if isinstance(error, pickle.UnpicklingError):
+        with suppress(ValueError, OSError, RuntimeError, EOFError, pickle.UnpicklingError):  # damaged, or no local file
+            types = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    if not types:
+        return GPartError(f"{path} cannot be read as a checkpoint: {reason(error)}")
+    return GPartError(
+        f"{path} cannot be read with weights_only=True, which is the default: it holds {', '.join(types)}. If you trust the"
+        " file, which may run any code then, pass weights_only=False; or allow the types by"
+        " torch.serialization.add_safe_globals"
+    )
 
 
 def read_checkpoint(path: Path) -> tuple[Manifest, dict[str, Tensor]]:

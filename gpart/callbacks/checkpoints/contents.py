@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from gpart.adapter import GPartAdapter
+from gpart.callbacks.checkpoints.live import plain_state
 from gpart.callbacks.guards.finite import check_finite
 from gpart.errors import GPartError
 from gpart.injection.fingerprint import fingerprint, is_base
@@ -37,15 +39,18 @@ class AdapterContents:
         """All but theta and the saved modules."""
         return _with_other_names(self.adapter.model, set(self.adapter.plan.frozen))
 
-    def check(self, manifest: Any, state: dict[str, Tensor], source: str) -> None:
-        """The checks of the adapter folder, and that every trained parameter and buffer is there."""
-        adapter = self.adapter
+    def check(self, manifest: Any, state: dict[str, Tensor], source: str, whole: bool = True) -> None:
+        """The checks of the adapter folder, and that every trained parameter and buffer is there; else theta alone."""
+        adapter, plan = self.adapter, self.adapter.plan
         check_attached(adapter, read_manifest(manifest, source), source, self.check_base)
-        _check_keys(adapter.model, self.frozen_keys(), state, source)
-        primary = {adapter.theta_name, *adapter.plan.saved, *named_buffers(adapter.model)}
+        if whole:
+            _check_keys(adapter.model, self.frozen_keys(), state, source)
+            primary = {adapter.theta_name, *plan.saved, *named_buffers(adapter.model)}
+        else:
+            primary, plan = {adapter.theta_name}, replace(plan, saved=())
         theta = {adapter.theta_name: theta_key(adapter.name)}
         tensors = {theta.get(key, key): value for key, value in state.items() if key in primary}
-        check_tensors(adapter.model, adapter.plan, adapter.config, adapter.name, tensors, source)
+        check_tensors(adapter.model, plan, adapter.config, adapter.name, tensors, source)
 
 
 class TrainedContents:
@@ -84,7 +89,7 @@ class TrainedContents:
         """All parameters but the trained ones."""
         return _with_other_names(self.model, set(self.frozen))
 
-    def check(self, manifest: Any, state: dict[str, Tensor], source: str) -> None:
+    def check(self, manifest: Any, state: dict[str, Tensor], source: str, whole: bool = True) -> None:
         """Same method and settings, same parameters, same base."""
         if not isinstance(manifest, dict) or manifest.get("method") != self.method:
             found = manifest.get("method", "GPart") if isinstance(manifest, dict) else manifest
@@ -98,14 +103,15 @@ class TrainedContents:
         if not is_base(self._base(), manifest.get("base")):
             found = fingerprint(self._base())
             raise GPartError(f"{source} was trained on base {manifest.get('base')}, this model has fingerprint {found}")
-        _check_keys(self.model, self.frozen_keys(), state, source)
+        if whole:
+            _check_keys(self.model, self.frozen_keys(), state, source)
 
     def _base(self) -> dict[str, Tensor]:
         return {name: get_parameter(self.model, name) for name in self.frozen}
 
 
 def _check_keys(model: nn.Module, frozen: set[str], state: dict[str, Tensor], source: str) -> None:
-    live = model.state_dict()
+    live = plain_state(model)
     needed = set(live) - frozen
     missing, surplus = sorted(needed - set(state)), sorted(set(state) - needed)
     if missing or surplus:
@@ -121,5 +127,5 @@ def _check_keys(model: nn.Module, frozen: set[str], state: dict[str, Tensor], so
 
 def _with_other_names(model: nn.Module, keys: set[str]) -> set[str]:
     """The keys, and the further ones of the tensors that they name."""
-    state = model.state_dict(keep_vars=True)
+    state = plain_state(model)
     return keys | set(entries_of(state, (state[key] for key in keys if key in state)))

@@ -1,0 +1,121 @@
+"""What is done to a checkpoint when it was read: checked against the live module, and completed from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from gpart.callbacks.checkpoints.live import entries, named_by, overrides, plain_state
+from gpart.callbacks.checkpoints.states import with_states
+from gpart.errors import GPartError
+from gpart.injection.names import get_submodule, plain_name
+from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, check_digest
+
+HINT = "This checkpoint holds an adapter: read it with gpart.callbacks.load_from_checkpoint(cls, path)"
+"""A key in the saved state_dict, so that ``LightningModule.load_from_checkpoint``, which no plugin can reach, shows it
+among its unexpected keys."""
+
+_READING = ("on_load_checkpoint", "load_state_dict", "state_dict")
+"""The methods by which a module edits or chooses itself what is loaded."""
+
+
+class Contents(Protocol):
+    """A module of which only a part is trained, as the method's callback has made it."""
+
+    def manifest(self) -> dict[str, Any]:
+        """What the trained part belongs to, as plain values."""
+
+    def frozen_keys(self) -> set[str]:
+        """The state_dict keys of the frozen parameters, relative to the adapted module."""
+
+    def check(self, manifest: Any, state: dict[str, Tensor], source: str, whole: bool = True) -> None:
+        """Raises GPartError if manifest and state (relative keys) do not fit the live module.
+
+        Where ``whole`` is false, the module itself sees to what it trains beside the method's own numbers.
+        """
+
+
+def filled(
+    checkpoint: dict[str, Any],
+    source: str,
+    module: LightningModule,
+    path: str,
+    contents: Contents,
+    strict: bool | None = None,
+) -> dict[str, Any]:
+    """A loaded checkpoint, checked against the live module and completed with its frozen parameters.
+
+    Args:
+        checkpoint: as it was read.
+        source: the file, for messages.
+        module: the LightningModule.
+        path: of the adapted submodule.
+        contents: what of it is trained.
+        strict: whether every key has to be there; default as the module's ``strict_loading`` says. A module that edits
+            what it loads in a hook, or loads it by a method of its own, is checked by its own strictness afterwards.
+
+    Raises:
+        GPartError: if it was written by another method, for another submodule, or does not fit; with both values.
+    """
+    entry = checked_entry(checkpoint, source, module, path)
+    named, state = named_by(module), _state(checkpoint, source)
+    live_keys = {plain_name(key): key for key in named}
+    state = {live_keys.get(key, key): value for key, value in state.items()}
+    names = {key: named[key][0] if key in named else key for key in state}
+    prefix = f"{path}." if path else ""
+    inside = {name[len(prefix) :]: state[key] for key, name in names.items() if name.startswith(prefix)}
+    strict = module.strict_loading if strict is None else strict
+    whole = strict and not any(overrides(module, method) for method in _READING)
+    contents.check(entry.get("manifest"), inside, source, whole)
+    check_digest(entry, _state(checkpoint, source), source)
+    frozen = frozen_entries(module, path, contents)
+
+    # The live module's order, as if nothing had been left out; what is unknown stays, for Lightning's strictness.
+    def completed(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        merged = {**frozen, **{live_keys.get(key, key): value for key, value in found.items()}}
+        ordered = {key: merged.pop(key) for key in named if key in merged}
+        return {**ordered, **merged}
+
+    return with_states({**checkpoint, "state_dict": state}, completed)
+
+
+def checked_entry(checkpoint: Mapping[str, Any], source: str, module: LightningModule, path: str) -> Mapping[str, Any]:
+    """The adapter's entry in a checkpoint.
+
+    Raises:
+        GPartError: if there is none, with what to do, or it is for another submodule.
+    """
+    entry = checkpoint.get(CHECKPOINT_KEY)
+    if not isinstance(entry, Mapping):
+        kind = type(module).__name__
+        raise GPartError(
+            f"{source} holds no adapter: it was written without GPartCheckpointIO; its keys are"
+            f" {sorted(map(str, checkpoint))}. To train an adapter on the weights in it, read them before:"
+            f" {kind}.load_from_checkpoint(path), then fit without ckpt_path; to go on as before, leave the callback out"
+        )
+    if entry.get("module") != path:
+        raise GPartError(f"{source} adapts submodule {entry.get('module')!r}, here it is {path!r}")
+    return entry
+
+
+def frozen_entries(module: LightningModule, path: str, contents: Contents) -> dict[str, Tensor]:
+    """The frozen parameters by every key that they have in the whole module's state_dict.
+
+    A parameter has further keys where something outside the adapted module holds it too; a module may also leave frozen
+    weights out of its state_dict by itself, and then they are not looked for.
+    """
+    inside = plain_state(get_submodule(module, path))
+    tensors: Iterable[Tensor] = (inside[key] for key in contents.frozen_keys() if key in inside)
+    return entries(named_by(module), tensors)
+
+
+def _state(checkpoint: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, Mapping):
+        raise GPartError(f"{source} holds no state_dict; its keys are {sorted(map(str, checkpoint))}")
+    if odd := [key for key in state if not isinstance(key, str)]:
+        raise GPartError(f"{source}: its state_dict has the keys {odd[:3]}, which are no names")
+    return {key: value for key, value in state.items() if key != HINT}
