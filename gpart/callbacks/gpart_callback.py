@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -17,6 +17,7 @@ from gpart.adapter import GPartAdapter, attach, get_adapters
 from gpart.callbacks.checkpoints.contents import AdapterContents
 from gpart.callbacks.checkpoints.filling import Contents
 from gpart.callbacks.guards.finite import FiniteTheta
+from gpart.callbacks.guards.refusals import refuse_merging
 from gpart.callbacks.method import MethodCallback, group_of
 from gpart.callbacks.sharding.strategies import (
     after_sharding,
@@ -59,6 +60,9 @@ class GPartCallback(MethodCallback):
         save_folder: where the adapter folder is written when fit ends, as the adapter then is.
         indices: the group indices: ``"stored"`` (two bytes for each adapted weight, four above d = 32,768),
             ``"computed"`` (time instead), or ``"auto"``, by the size of the memory.
+        checkpoints: ``"adapter"`` (theta, the saved modules and the buffers), or ``"merged"``: W0 + P·theta in the place of the
+            weights, which any reader of Lightning takes for a plain module's; fit resumes from either.
+        merge_at_end: at the end of fit, merges theta into the weights and takes the adapter off: a plain module is left.
         weights: W0 + P·theta: ``"kept"`` (computed once per optimizer step), ``"forward"`` (at each forward pass),
             ``"recomputed"`` (in the backward pass again, the least memory), or ``"auto"``. Neither changes a result.
 
@@ -91,6 +95,8 @@ class GPartCallback(MethodCallback):
         save_folder: str | None = None,
         indices: IndicesSetting = "auto",
         weights: WeightsSetting = "auto",
+        checkpoints: Literal["adapter", "merged"] = "adapter",
+        merge_at_end: bool = False,
     ) -> None:
         given = dict(locals())  # before any other name is bound
         super().__init__(module)
@@ -104,6 +110,9 @@ class GPartCallback(MethodCallback):
                 f" target_modules={target_modules!r}, adapter={adapter!r}"
             )
         self.name, self.start, self.check_base, self.save_folder = name, adapter, check_base, save_folder
+        if checkpoints not in ("adapter", "merged"):
+            raise GPartError(f"checkpoints must be 'adapter' or 'merged', got {checkpoints!r}")
+        self.checkpoints, self.merge_at_end = checkpoints, merge_at_end
         self._adapter: GPartAdapter | None = None
         self._learned, self._finite = False, FiniteTheta()
         self._evaluation = ExitStack()
@@ -142,12 +151,22 @@ class GPartCallback(MethodCallback):
         if self._sharding:
             before_sharding(attached)
         self.modules_to_save = attached.config.modules_to_save
-        return AdapterContents(attached)
+        return AdapterContents(attached, merged=self.checkpoints == "merged")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attaches the adapter now, or as soon as the network is built; in any case before it is sharded."""
         self._sharding = shards(trainer.strategy)
+        if self.merge_at_end or self.checkpoints == "merged":
+            refuse_merging(trainer.strategy, self.merge_at_end)
+        if stage != "fit" and self._taken_off(pl_module):
+            return  # what was merged is evaluated as the plain module that it is
         super().setup(trainer, pl_module, stage)
+
+    def _taken_off(self, pl_module: LightningModule) -> bool:
+        adapter = self._adapter
+        if adapter is None or adapter.attached:
+            return False
+        return any(module is adapter.model for _, module in named_modules(pl_module))
 
     def shard(self, trainer: Trainer) -> None:
         """Theta stays whole on every rank."""
@@ -179,6 +198,8 @@ class GPartCallback(MethodCallback):
             GPartError: if no optimizer holds theta.
         """
         super().on_fit_start(trainer, pl_module)
+        if self.merge_at_end or self.checkpoints == "merged":
+            self.adapter.check_mergeable()
         self._learned, self._finite = False, FiniteTheta()
         check_reduced(trainer.strategy, pl_module)
         if self.adapter.merged:
@@ -256,7 +277,8 @@ class GPartCallback(MethodCallback):
 
     def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # theta stays as it is until the loop's end, so that W0 + P·theta need not be computed at every batch or token.
-        self._evaluation.enter_context(self.adapter.cached())
+        if self.adapter.attached:
+            self._evaluation.enter_context(self.adapter.cached())
 
     def _end_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._evaluation.close()
@@ -270,6 +292,9 @@ class GPartCallback(MethodCallback):
         if self._adapter is not None:
             self._adapter.free()
         super().teardown(trainer, pl_module, stage)
+        # Lightning calls this with a stage only where fit has ended well; every checkpoint is handed in by then.
+        if stage == "fit" and self.merge_at_end and self.adapter.attached:
+            self.adapter.merge_and_unload()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the adapter folder, if one was asked for."""

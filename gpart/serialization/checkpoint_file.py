@@ -123,9 +123,13 @@ def read_checkpoint(path: Path) -> tuple[Manifest, dict[str, Tensor]]:
     state = checkpoint.get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise GPartError(f"{path} holds no state_dict, but a {type(state).__name__} under that key")
-    state = {key: value for key, value in state.items() if key != entry.get("hint")}
-    check_digest(entry, state, str(path))
-    inside = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    if isinstance(merged := entry.get("tensors"), dict):  # the state is a merged module's
+        check_digest(entry, merged, str(path))
+        inside = merged
+    else:
+        state = {key: value for key, value in state.items() if key != entry.get("hint")}
+        check_digest(entry, state, str(path))
+        inside = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     # Where the adapted module is a container, theta stands further down in it, and has a longer key than in a folder.
     theta = f"gpart.{manifest.name}.theta"
     return manifest, {theta if key.endswith(f".{theta}") else key: value for key, value in inside.items()}

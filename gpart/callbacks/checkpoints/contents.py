@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +23,24 @@ from gpart.serialization.manifest import read_manifest
 class AdapterContents:
     """A module with a GPart adapter."""
 
-    def __init__(self, adapter: GPartAdapter, check_base: bool = True) -> None:
-        self.adapter, self.check_base = adapter, check_base
+    def __init__(self, adapter: GPartAdapter, check_base: bool = True, merged: bool = False) -> None:
+        self.adapter, self.check_base, self._merged = adapter, check_base, merged
+
+    @property
+    def attached(self) -> bool:
+        """Whether the adapter was not taken off."""
+        return self.adapter.attached
+
+    def own(self, key: str) -> bool:
+        """Theta's."""
+        return key == self.adapter.theta_name
+
+    def merged(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """The frozen parameters, with W0 + P·theta in the adapted ones, where a checkpoint is to hold them."""
+        if not self._merged:
+            return None
+        theta = trained.get(self.adapter.theta_name)
+        return {**self.adapter.base_parameters(), **self.adapter.merged_weights(theta)}
 
     def manifest(self) -> dict[str, Any]:
         """The adapter's manifest, as in its folder.
@@ -70,6 +86,18 @@ class TrainedContents:
         named = named_parameters(model).items()
         self.trained = [name for name, value in named if id(value) in kept]
         self.frozen = [name for name, value in named if id(value) not in kept]
+
+    @property
+    def attached(self) -> bool:
+        """Whether the module has the parameters that it had."""
+        return {*self.trained, *self.frozen} <= set(named_parameters(self.model, remove_duplicate=False))
+
+    def own(self, key: str) -> bool:
+        """Of a method that adds none, or whose checkpoints plain modules do not read."""
+        return False
+
+    def merged(self, trained: Mapping[str, Tensor]) -> None:
+        """Its checkpoints hold what is trained."""
 
     def freeze(self) -> None:
         """Freezes all that is not trained."""

@@ -25,6 +25,20 @@ _READING = ("on_load_checkpoint", "load_state_dict", "state_dict")
 class Contents(Protocol):
     """A module of which only a part is trained, as the method's callback has made it."""
 
+    @property
+    def attached(self) -> bool:
+        """Whether the method is on the module still; a plain module is written as a plain one."""
+
+    def merged(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """The frozen parameters as a plain reader needs them, or None where a checkpoint leaves them out.
+
+        Args:
+            trained: what the checkpoint holds of the rest, by relative names.
+        """
+
+    def own(self, key: str) -> bool:
+        """Whether a relative key is one that the plain module has not."""
+
     def manifest(self) -> dict[str, Any]:
         """What the trained part belongs to, as plain values."""
 
@@ -61,17 +75,21 @@ def filled(
         GPartError: if it was written by another method, for another submodule, or does not fit; with both values.
     """
     entry = checked_entry(checkpoint, source, module, path)
-    named, state = named_by(module), _state(checkpoint, source)
+    named, state, digested = named_by(module), _state(checkpoint, source), _state(checkpoint, source)
     live_keys = {plain_name(key): key for key in named}
+    prefix = f"{path}." if path else ""
+    frozen = frozen_entries(module, path, contents)
+    if isinstance(tensors := entry.get("tensors"), Mapping):  # its state is a plain module's, with merged weights
+        state = {key: value for key, value in state.items() if live_keys.get(key, key) not in frozen}
+        state |= {f"{prefix}{name}": value for name, value in tensors.items()}
+        digested = dict(tensors)
     state = {live_keys.get(key, key): value for key, value in state.items()}
     names = {key: named[key][0] if key in named else key for key in state}
-    prefix = f"{path}." if path else ""
     inside = {name[len(prefix) :]: state[key] for key, name in names.items() if name.startswith(prefix)}
     strict = module.strict_loading if strict is None else strict
     whole = strict and not any(overrides(module, method) for method in _READING)
     contents.check(entry.get("manifest"), inside, source, whole)
-    check_digest(entry, _state(checkpoint, source), source)
-    frozen = frozen_entries(module, path, contents)
+    check_digest(entry, digested, source)
 
     # The live module's order, as if nothing had been left out; what is unknown stays, for Lightning's strictness.
     def completed(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -91,6 +109,18 @@ def checked_entry(checkpoint: Mapping[str, Any], source: str, module: LightningM
     entry = checkpoint.get(CHECKPOINT_KEY)
     if not isinstance(entry, Mapping):
         kind = type(module).__name__
+        state = checkpoint.get("state_dict")
+        if (
+            theta := [key for key in state if f".{key}".endswith(".theta") and ".gpart." in f".{key}"]
+            if isinstance(state, Mapping)
+            else []
+        ):
+            raise GPartError(
+                f"{source} holds no adapter that can be checked: it has {theta[0]}, but was written by a Trainer without the"
+                " callback, and not what that belongs to. Read it by such a Trainer into a module with the adapter"
+                " attached; give the Trainer that writes the callback, which takes the attached adapter over; or"
+                " merge_and_unload() before it goes on"
+            )
         raise GPartError(
             f"{source} holds no adapter: it was written without GPartCheckpointIO; its keys are"
             f" {sorted(map(str, checkpoint))}. To train an adapter on the weights in it, read them before:"

@@ -22,16 +22,15 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from gpart.callbacks.checkpoints.filling import HINT, Contents, filled, frozen_entries
+from gpart.callbacks.checkpoints.filling import Contents, filled, frozen_entries
 from gpart.callbacks.checkpoints.hyperparameters import NotPlainError, loadable
-from gpart.callbacks.checkpoints.states import with_states
-from gpart.injection.names import plain_name
+from gpart.callbacks.checkpoints.writing import written
+from gpart.errors import GPartError
 from gpart.serialization.atomic import replacing
 from gpart.serialization.checkpoint_file import (
     CHECKPOINT_KEY,
     check_checksums,
     load_checkpoint_file,
-    state_digest,
     unreadable,
 )
 
@@ -62,30 +61,14 @@ class GPartCheckpointIO(CheckpointIO):
 
     def frozen_keys(self) -> set[str]:
         """The keys of the connected module's state_dict that are not written."""
-        if self._contents is None or self._module is None:
+        if self._contents is None or self._module is None or not self._contents.attached:
             return set()
         return set(frozen_entries(self._module, self._path, self._contents))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         """Writes a checkpoint without the frozen parameters; objects in it as Lightning writes them."""
-        if self._contents is not None and self._module is not None:
-            frozen = self.frozen_keys()
-
-            def kept(state: Mapping[str, Any]) -> dict[str, Any]:
-                return {plain_name(key): value for key, value in state.items() if key not in frozen}
-
-            if "state_dict" not in checkpoint:  # a module's bare state, which forked processes hand to their parent
-                checkpoint = kept(checkpoint)
-            else:
-                checkpoint = with_states(checkpoint, kept)
-                state = checkpoint["state_dict"]
-                checkpoint[CHECKPOINT_KEY] = {
-                    "module": self._path,
-                    "manifest": self._contents.manifest(),
-                    "sha256": state_digest(state),
-                    "hint": HINT,
-                }
-                checkpoint["state_dict"] = {**state, HINT: torch.empty(0)}
+        if self._contents is not None and self._module is not None and self._contents.attached:
+            checkpoint = written(checkpoint, self._module, self._path, self._contents)
         try:
             checkpoint = loadable(checkpoint)
         except NotPlainError as found:
@@ -123,6 +106,15 @@ class GPartCheckpointIO(CheckpointIO):
 
     def _filled(self, checkpoint: dict[str, Any], path: _PATH) -> dict[str, Any]:
         if self._contents is None or self._module is None:
+            return checkpoint
+        if not self._contents.attached:
+            entry = checkpoint.get(CHECKPOINT_KEY)
+            if isinstance(entry, Mapping) and "tensors" not in entry:
+                raise GPartError(
+                    f"{path} holds an adapter, and the one of {type(self._module).__name__} was merged or taken off: read it"
+                    " with gpart.callbacks.load_from_checkpoint, or write checkpoints that any module reads, by"
+                    " GPartCallback(checkpoints='merged')"
+                )
             return checkpoint
         return filled(checkpoint, str(path), self._module, self._path, self._contents)
 
