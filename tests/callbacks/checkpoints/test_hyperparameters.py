@@ -191,7 +191,9 @@ class Holder:
 
 @pytest.mark.parametrize("value", [Mode.FAST, Settings(), Holder(), torch.optim.Adam, partial(torch.optim.SGD, lr=0.1)])
 def test_objects_are_written_as_lightning_writes_them(value: Any, lit_fitted: Any, lit_class: Any) -> None:
-    with pytest.warns(UserWarning, match=r"checkpoint\['hyper_parameters'\]\['extra'\]\['here'\]\[0\] is of type") as said:
+    with pytest.warns(
+        UserWarning, match=r"checkpoint\['hyper_parameters'\]\['extra'\]\['here'\]\[0\] is of type"
+    ) as said:
         module, _, path = lit_fitted(lit_class(extra={"here": [value], "path": Path("a/b")}))
     assert sum("weights_only=False" in str(one.message) for one in said) == 1
     adapter = load_adapter(lit_class().net, path)
