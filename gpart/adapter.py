@@ -29,8 +29,8 @@ from gpart.injection.fingerprint import Sample, fingerprint, sample_of
 from gpart.injection.modules import CONTAINER, Adapters, Theta, check_name, home_of, theta_key
 from gpart.injection.names import get_parameter, get_submodule, named_modules, replicated, unwrapped
 from gpart.injection.snapshot import Snapshot
-from gpart.injection.surgery import add_hooks, check_installable, install, remove, remove_hooks
-from gpart.injection.targets import Plan, plan
+from gpart.injection.surgery import add_hooks, check_installable, install, remove, remove_hooks, rename_old_theta
+from gpart.injection.targets import AdaptedWeight, Plan, plan
 from gpart.injection.tensors import is_packed, whole
 from gpart.injection.unadapted import warn_of_unadapted
 from gpart.materialize.weights import Weights
@@ -98,6 +98,8 @@ def attach_plan(model: nn.Module, config: GPartConfig, name: str, made: Plan, me
     weights = adapter.weights
     layer = (weights.enter_layer, weights.leave_layer)
     adapter._snapshot.hooks += add_hooks(model, made, (weights.scope.enter, weights.scope.leave), layer)
+    if home:
+        adapter._snapshot.hooks.append(rename_old_theta(model, theta_key(name), adapter.theta_name))
     return adapter
 
 
@@ -168,6 +170,11 @@ class GPartAdapter:
         return self._prefix + theta_key(self.name)
 
     @property
+    def attached(self) -> bool:
+        """Whether it is on its model still: not taken off by :meth:`detach` or :meth:`merge_and_unload`."""
+        return get_adapters(self.model).get(self.name) is self
+
+    @property
     def merged(self) -> bool:
         """Whether W0 + P·theta stands in the stored weights."""
         return self.weights.bases is not None
@@ -211,6 +218,22 @@ class GPartAdapter:
         """
         if self.weights.bases is not None:
             return
+        self.check_mergeable()
+        check_finite({theta_key(self.name): self.values}, f"adapter {self.name!r} cannot be merged")
+        bases = {}
+        for weight in self.plan.weights:
+            stored = get_parameter(self.model, weight.name)
+            bases[weight.name] = stored.detach().clone()
+            stored.copy_(self._sum(weight, stored, self.values))
+        self.weights.bases = bases
+        self.free()
+
+    def check_mergeable(self) -> None:
+        """Checks that the weights can hold W0 + P·theta.
+
+        Raises:
+            GPartError: if a weight is packed, or the base weights are sharded.
+        """
         if self.sharded:
             raise GPartError(f"adapter {self.name!r} is sharded: load its file into a whole model, and merge there")
         for weight in self.plan.weights:
@@ -219,15 +242,21 @@ class GPartAdapter:
                     f"{weight.name} is packed ({type(stored).__name__}) and would round W0 + P·theta to its few bits:"
                     " load the base in bfloat16 or float32 to merge"
                 )
-        check_finite({theta_key(self.name): self.values}, f"adapter {self.name!r} cannot be merged")
-        bases = {}
-        for weight in self.plan.weights:
-            stored = get_parameter(self.model, weight.name)
-            bases[weight.name] = stored.detach().clone()
-            blocks = self.weights.blocks(weight, stored.device)
-            stored.copy_(expand(self.weights.scaled(self.values, stored.device), stored, blocks))
-        self.weights.bases = bases
-        self.free()
+
+    @torch.no_grad()
+    def merged_weights(self, theta: Tensor | None = None) -> dict[str, Tensor]:
+        """The adapted parameters by name as :meth:`merge` would store them, which this leaves alone.
+
+        Args:
+            theta: another than the adapter's, such as an average of it.
+        """
+        bases, values = self.base_parameters(), self.values if theta is None else theta
+        return {weight.name: self._sum(weight, bases[weight.name], values) for weight in self.plan.weights}
+
+    def _sum(self, weight: AdaptedWeight, base: Tensor, theta: Tensor) -> Tensor:
+        """W0 + P·theta of one parameter, rounded once."""
+        blocks = self.weights.blocks(weight, base.device)
+        return expand(self.weights.scaled(theta.to(base.device), base.device), base, blocks)
 
     @torch.no_grad()
     def unmerge(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -15,9 +15,10 @@ from torch.optim import Optimizer
 
 from gpart.adapter import GPartAdapter, attach, get_adapters
 from gpart.callbacks.checkpoints.contents import AdapterContents
-from gpart.callbacks.checkpoints.plugin import Contents
+from gpart.callbacks.checkpoints.filling import Contents
 from gpart.callbacks.copies import adapt_copies, keep_frozen, unnamed_copies
 from gpart.callbacks.guards.finite import FiniteTheta
+from gpart.callbacks.guards.refusals import refuse_merging
 from gpart.callbacks.logged import log_settings
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.networks import find_attached
@@ -33,7 +34,7 @@ from gpart.callbacks.sharding.strategies import (
 from gpart.config import Bias, GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
 from gpart.errors import GPartError
 from gpart.injection.modules import check_elements
-from gpart.injection.names import get_parameter
+from gpart.injection.names import get_parameter, named_modules
 from gpart.injection.tensors import dense, whole
 from gpart.loading import load_adapter
 
@@ -67,6 +68,9 @@ class GPartCallback(MethodCallback):
         save_folder: where the adapter folder is written when fit ends, as the adapter then is.
         indices: the group indices: ``"stored"`` (two bytes for each adapted weight, four above d = 32,768),
             ``"computed"`` (time instead), or ``"auto"``, by the size of the memory.
+        checkpoints: ``"adapter"`` (theta, the saved modules and the buffers), or ``"merged"``: W0 + P·theta in the place of the
+            weights, which any reader of Lightning takes for a plain module's; fit resumes from either.
+        merge_at_end: at the end of fit, merges theta into the weights and takes the adapter off: a plain module is left.
         weights: W0 + P·theta: ``"kept"`` (computed once per optimizer step), ``"forward"`` (at each forward pass),
             ``"recomputed"`` (in the backward pass again, the least memory), or ``"auto"``. Neither changes a result.
         target_parameters: parameters that are no layer's ``weight``, by names or name endings or a regular expression:
@@ -103,6 +107,8 @@ class GPartCallback(MethodCallback):
         indices: IndicesSetting = "auto",
         weights: WeightsSetting = "auto",
         target_parameters: list[str] | str | None = None,
+        checkpoints: Literal["adapter", "merged"] = "adapter",
+        merge_at_end: bool = False,
     ) -> None:
         given = dict(locals())  # before any other name is bound
         super().__init__(module)
@@ -118,6 +124,13 @@ class GPartCallback(MethodCallback):
             )
         self.name, self.start, self.check_base, self.save_folder = name, adapter, check_base, save_folder
         self.copies = tuple(copies or ())
+        if checkpoints not in ("adapter", "merged"):
+            raise GPartError(f"checkpoints must be 'adapter' or 'merged', got {checkpoints!r}")
+        if checkpoints == "merged" and copies:
+            raise GPartError(
+                f"checkpoints='merged' writes plain weights, and copies={copies} have thetas of their own: write adapters"
+            )
+        self.checkpoints, self.merge_at_end = checkpoints, merge_at_end
         self._adapter: GPartAdapter | None = None
         self._copies: list[GPartAdapter] = []
         self._backward, self._learned, self._finite = False, False, FiniteTheta()
@@ -166,11 +179,17 @@ class GPartCallback(MethodCallback):
         if self._sharding:
             before_sharding(attached)
         self.modules_to_save = attached.config.modules_to_save
-        return AdapterContents(attached)
+        contents = AdapterContents(attached, merged=self.checkpoints == "merged")
+        contents.copies = self.copies
+        return contents
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attaches the adapter now, or as soon as the network is built; in any case before it is sharded."""
         self._sharding = shards(trainer.strategy)
+        if self.merge_at_end or self.checkpoints == "merged":
+            refuse_merging(trainer.strategy, self.merge_at_end)
+        if stage != "fit" and self._taken_off(pl_module):
+            return  # what was merged is evaluated as the plain module that it is
         super().setup(trainer, pl_module, stage)
         original = pl_module.configure_optimizers
 
@@ -181,6 +200,12 @@ class GPartCallback(MethodCallback):
                 return original()
 
         self._replace(pl_module, "configure_optimizers", configure_optimizers)
+
+    def _taken_off(self, pl_module: LightningModule) -> bool:
+        adapter = self._adapter
+        if adapter is None or adapter.attached:
+            return False
+        return any(module is adapter.model for _, module in named_modules(pl_module))
 
     def shard(self, trainer: Trainer) -> None:
         """Theta stays whole on every rank."""
@@ -214,6 +239,8 @@ class GPartCallback(MethodCallback):
         """
         super().on_fit_start(trainer, pl_module)
         self._backward, self._learned, self._finite = False, False, FiniteTheta()
+        if self.merge_at_end or self.checkpoints == "merged":
+            self.adapter.check_mergeable()
         check_reduced(trainer.strategy, pl_module)
         check_elements(pl_module)
         if self.adapter.merged:
@@ -319,7 +346,8 @@ class GPartCallback(MethodCallback):
     def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         keep_frozen(self.adapter, self._copies)
         # theta stays as it is until the loop's end, so that W0 + P·theta need not be computed at every batch or token.
-        self._evaluation.enter_context(self.adapter.cached())
+        if self.adapter.attached:
+            self._evaluation.enter_context(self.adapter.cached())
 
     def _end_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._evaluation.close()
@@ -333,6 +361,9 @@ class GPartCallback(MethodCallback):
         if self._adapter is not None:
             self._adapter.free()
         super().teardown(trainer, pl_module, stage)
+        # Lightning calls this with a stage only where fit has ended well; every checkpoint is handed in by then.
+        if stage == "fit" and self.merge_at_end and self.adapter.attached:
+            self.adapter.merge_and_unload()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the adapter folder, if one was asked for."""

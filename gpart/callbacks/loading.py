@@ -1,85 +1,164 @@
 """From a checkpoint back to a LightningModule, which Lightning's own ``load_from_checkpoint`` cannot do.
 
 ``LightningModule.load_from_checkpoint`` reads the file itself and never asks a plugin, so it meets a state_dict without
-the frozen weights. This builds the module by Lightning's own code, then attaches the adapter and fills it.
+the frozen weights. This lets Lightning build the module and load it, and in between attaches the adapter and fills in the
+frozen weights.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
-from pathlib import Path
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import RLock, get_ident
 from typing import Any, TypeVar
 
-import torch
 from lightning.pytorch import LightningModule
-from torch import nn
+from torch import Tensor, nn
 
 from gpart.adapter import attach_plan, get_adapters
 from gpart.callbacks.baselines import BitFit, FullFineTuning, LinearProbe
 from gpart.callbacks.checkpoints.contents import AdapterContents
-from gpart.callbacks.checkpoints.plugin import Contents, filled
+from gpart.callbacks.checkpoints.filling import Contents, filled
+from gpart.callbacks.copies import adapt_copies
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.peft_callback import PeftCallback
 from gpart.config import MemoryPolicy
 from gpart.errors import GPartError
+from gpart.injection.names import get_submodule
 from gpart.loading import check_manifest_name, check_model
-from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, load_checkpoint_file
+from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, load_checkpoint_file, unreadable
 from gpart.serialization.manifest import read_manifest
 
 Module = TypeVar("Module", bound=LightningModule)
 
+_LOADING = RLock()
+"""Held while a class has another ``on_load_checkpoint`` than its own."""
+
 
 def load_from_checkpoint(
-    cls: type[Module], path: str | Path, map_location: Any = "cpu", check_base: bool = True, **kwargs: Any
+    cls: type[Module],
+    checkpoint_path: Any,
+    map_location: Any = None,
+    hparams_file: Any = None,
+    strict: bool | None = None,
+    weights_only: bool | None = None,
+    *,
+    check_base: bool = True,
+    **kwargs: Any,
 ) -> Module:
     """Builds a LightningModule from a checkpoint that holds what a method trained: an adapter, or a probe's head.
 
+    The arguments are those of ``LightningModule.load_from_checkpoint``, which does the building.
+
     Args:
         cls: the LightningModule's class; the base weights come from its own ``__init__`` or ``configure_model``.
-        path: the ``.ckpt``.
-        map_location: where the module goes.
+        checkpoint_path: the ``.ckpt``.
+        map_location: where the module goes; default where its tensors were saved.
+        hparams_file: a ``.yaml`` or ``.csv`` in place of the saved hyperparameters.
+        strict: whether the keys have to agree; default as the module's ``strict_loading`` says.
+        weights_only: False where the file holds objects and is trusted: reading them may run any code.
         check_base: False loads onto another base of the same shape, with a warning.
         **kwargs: arguments for ``cls``, in place of the saved hyperparameters.
 
     Returns:
         The module, in the mode that its own code leaves it in; its adapter is
-        ``gpart.get_adapters(module.<submodule>)["default"]``.
+        ``gpart.get_adapters(module.<submodule>)["default"]``. Its ``on_load_checkpoint`` sees the whole state, with the
+        frozen weights filled in, and what it changes there is loaded.
 
     Raises:
         GPartFileError: if there is no such file.
-        GPartError: if the file is damaged, holds no adapter, or does not fit the module that was built.
+        GPartError: if the file is damaged, holds no adapter, holds objects without ``weights_only=False``, or does not
+            fit the module that was built.
     """
-    checkpoint = load_checkpoint_file(path)
-    entry = checkpoint.get(CHECKPOINT_KEY)
-    described = entry.get("manifest") if isinstance(entry, dict) else None
-    if not isinstance(entry, dict) or not isinstance(described, dict):
-        raise GPartError(f"{path} holds no GPart adapter: use {cls.__name__}.load_from_checkpoint for it")
-    buffer = io.BytesIO()
-    torch.save({**checkpoint, "state_dict": {}}, buffer)
-    buffer.seek(0)
-    # strict=False and no state: Lightning builds the module from its hyperparameters and leaves its weights alone.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*contains no parameters|.*keys that are in the model state dict")  # meant
-        module = cls.load_from_checkpoint(buffer, map_location=map_location, strict=False, weights_only=True, **kwargs)
-    source = str(path)
-    network = _network(module, entry["module"], source)
-    if "method" in described:
-        contents = _method(described, source).apply(network)
-    else:
-        contents = _adapted(network, described, source, check_base)
-    complete = filled(checkpoint, source, module, entry["module"], contents)
-    module.load_state_dict(complete["state_dict"], strict=True)
-    return module.to(map_location) if isinstance(map_location, (str, torch.device)) else module
+    source = str(checkpoint_path)
+    found = load_checkpoint_file(checkpoint_path)
+    if not isinstance(entry := found.get(CHECKPOINT_KEY), dict) or not isinstance(entry.get("manifest"), dict):
+        raise GPartError(f"{source} holds no GPart adapter: use {cls.__name__}.load_from_checkpoint for it")
+
+    def complete(module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        described, path = entry["manifest"], entry["module"]
+        state = checkpoint.get("state_dict")
+        placed = [value for value in state.values() if isinstance(value, Tensor)] if isinstance(state, dict) else []
+        if placed:  # Lightning moves it to its first tensor's device, and that will be the module's own
+            module.to(placed[0].device)
+        network = _network(module, path, source)
+        contents: Contents
+        if "method" in described:
+            contents = _method(described, source).apply(network)
+        else:
+            contents = adapted = _adapted(network, described, source, check_base)
+            adapted.copies = _copies(entry, source)
+            adapt_copies(adapted.adapter, module, adapted.copies)
+        checkpoint.update(filled(checkpoint, source, module, path, contents, strict))
+
+    try:
+        with _before_loading(_built_class(cls, found), complete):
+            return cls.load_from_checkpoint(
+                checkpoint_path,
+                map_location=map_location,
+                hparams_file=hparams_file,
+                strict=strict,
+                weights_only=weights_only,
+                **kwargs,
+            )
+    except pickle.UnpicklingError as error:
+        raise unreadable(checkpoint_path, error) from error
 
 
-def _adapted(network: nn.Module, described: dict[str, Any], source: str, check_base: bool) -> Contents:
+@contextmanager
+def _before_loading(
+    cls: type[LightningModule], complete: Callable[[LightningModule, dict[str, Any]], None]
+) -> Iterator[None]:
+    """Within it ``complete`` comes right before the ``on_load_checkpoint`` of what this thread builds of a class.
+
+    Lightning builds the module and reads its file in one function, and this is the only hook between the two.
+    """
+    own, thread = cls.__dict__.get("on_load_checkpoint"), get_ident()
+    plain = cls.on_load_checkpoint
+
+    def on_load_checkpoint(module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if get_ident() == thread:
+            complete(module, checkpoint)
+        plain(module, checkpoint)
+
+    on_load_checkpoint.__module__ = plain.__module__  # whether the class has one of its own
+    with _LOADING:
+        cls.on_load_checkpoint = on_load_checkpoint  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            del cls.on_load_checkpoint
+            if own is not None:
+                cls.on_load_checkpoint = own  # type: ignore[method-assign]
+
+
+def _built_class(cls: type[LightningModule], checkpoint: dict[str, Any]) -> type[LightningModule]:
+    """The class that will be built: that of LightningCLI's subclass mode stands in the hyperparameters."""
+    saved = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY)
+    path = saved.get("_class_path") if isinstance(saved, dict) else None
+    if not isinstance(path, str):
+        return cls
+    module, _, name = path.rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)  # Lightning imports nothing for it either
+    return found if isinstance(found, type) and issubclass(found, cls) else cls
+
+
+def _adapted(network: nn.Module, described: dict[str, Any], source: str, check_base: bool) -> AdapterContents:
     manifest = read_manifest(described, source)
     adapter = get_adapters(network).get(check_manifest_name(manifest, source))
     if adapter is None:
         plan = check_model(network, manifest, source, check_base)
         adapter = attach_plan(network, manifest.config, manifest.name, plan, MemoryPolicy())
     return AdapterContents(adapter, check_base)
+
+
+def _copies(entry: dict[str, Any], source: str) -> tuple[str, ...]:
+    copies = entry.get("copies", [])  # which were not there before 0.2
+    if not isinstance(copies, list) or not all(isinstance(path, str) for path in copies):
+        raise GPartError(f"{source} names copies of the network by {copies!r}, where a list of paths is expected")
+    return tuple(copies)
 
 
 def _method(described: dict[str, Any], source: str) -> MethodCallback:
@@ -99,7 +178,7 @@ def _network(module: LightningModule, path: str, source: str) -> nn.Module:
     if not path:
         return module
     try:
-        return module.get_submodule(path)
+        return get_submodule(module, path)
     except AttributeError:
         raise GPartError(
             f"{source} adapts submodule {path!r}, and {type(module).__name__} has"

@@ -19,8 +19,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from gpart.callbacks.checkpoints.hyperparameters import loadable
-from gpart.callbacks.checkpoints.plugin import Contents, GPartCheckpointIO
+from gpart.callbacks.checkpoints.filling import Contents
+from gpart.callbacks.checkpoints.plugin import GPartCheckpointIO
 from gpart.callbacks.checkpoints.random_states import install_random_states
 from gpart.callbacks.guards.averages import COPYING, check_copies, keep_frozen, refuse_empty_copies
 from gpart.callbacks.guards.flags import Flags, refuse_unfrozen
@@ -141,11 +141,6 @@ class MethodCallback(OfBoth, Callback):
                 " batch statistics are off: from_pretrained returns it so; call .train() in the LightningModule if"
                 " that is not meant"
             )
-        if trainer.checkpoint_callbacks:
-            # What a checkpoint could not hold is better known now than after an epoch.
-            for owner in (pl_module, getattr(trainer, "datamodule", None)):
-                if owner is not None:
-                    loadable(dict(owner.hparams), f"checkpoint['{owner.CHECKPOINT_HYPER_PARAMS_KEY}']")
         if trainer.is_global_zero:
             print_table(type(self).__name__, self.summary(trainer), network, self._frozen, trainer.optimizers)
 
@@ -214,7 +209,7 @@ class MethodCallback(OfBoth, Callback):
         self._network, self._path, self._flags = network, path, Flags(network)
         self._known = set(named_parameters(network))
         self._added |= self._known - before
-        install_checkpoint_io(trainer).connect(pl_module, path, self._contents, self.copies)
+        install_checkpoint_io(trainer).connect(pl_module, path, self._contents)
 
     def _applied_to(self, pl_module: LightningModule) -> tuple[str, nn.Module] | None:
         """Where this method is applied already: a child that was built since does not change the choice."""

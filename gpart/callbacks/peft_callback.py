@@ -12,7 +12,7 @@ from torch import nn
 
 from gpart.adapter import get_adapters
 from gpart.callbacks.checkpoints.contents import TrainedContents
-from gpart.callbacks.checkpoints.plugin import Contents
+from gpart.callbacks.checkpoints.filling import Contents
 from gpart.callbacks.method import MethodCallback
 from gpart.errors import GPartError
 from gpart.injection.matching import saved_parameters

@@ -8,6 +8,7 @@ flags and values were is :class:`gpart.injection.snapshot.Snapshot`'s to restore
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -79,6 +80,16 @@ def remove(model: nn.Module, plan: Plan, name: str, home: nn.Module) -> None:
     if not container:
         del home._modules[CONTAINER]
         model.__dict__.pop(CONTAINER, None)
+
+
+def rename_old_theta(model: nn.Module, old: str, new: str) -> RemovableHandle:
+    """Loads theta from where it stood before 0.2: at the end of every adapted module, of containers too."""
+    return model.register_load_state_dict_pre_hook(partial(_rename, old, new))
+
+
+def _rename(old: str, new: str, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    if prefix + old in state:
+        state[prefix + new] = state.pop(prefix + old)
 
 
 def add_hooks(model: nn.Module, plan: Plan, forward: Hooks, layer: Hooks) -> list[RemovableHandle]:

@@ -1,13 +1,15 @@
 """A Lightning checkpoint as a file: read without running code in it, with its checksums looked at.
 
-Invariant: ``torch.load(weights_only=True)`` is the only reader, and a tensor's bits are those that were written.
+Invariant: what reads here runs nothing of the file, and a tensor's bits are those that were written.
 """
 
 from __future__ import annotations
 
 import hashlib
+import pickle
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gpart.errors import GPartError, GPartFileError
+from gpart.serialization.inert import read_inert
 from gpart.serialization.manifest import Manifest, read_manifest
 
 CHECKPOINT_KEY = "gpart"
@@ -41,17 +44,20 @@ def check_checksums(path: str | Path) -> None:
 
 
 def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
-    """A ``.ckpt`` as a dict, read without running any code in it.
+    """A ``.ckpt`` as a dict, read without running any code in it: its objects are :class:`gpart.serialization.inert.Inert`.
 
     Raises:
         GPartFileError: if it is not there.
-        GPartError: if it is no checkpoint, is damaged, or holds objects that ``weights_only`` refuses.
+        GPartError: if it is no checkpoint, or is damaged.
     """
     if not Path(path).is_file():
         raise GPartFileError(f"no checkpoint at {path}")
     check_checksums(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # it holds objects
+            loaded = read_inert(path)
     except Exception as error:  # on damaged files torch's reader raises whatever it stumbles over
         raise GPartError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
     if not isinstance(loaded, dict):
@@ -86,6 +92,21 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def unreadable(path: str | Path, error: Exception) -> GPartError:
+    """What to say where a reader of torch has refused a file: the types of the objects in it, whole, or its reason."""
+    types: list[str] = []
+    if isinstance(error, pickle.UnpicklingError):
+        with suppress(ValueError, OSError, RuntimeError, EOFError, pickle.UnpicklingError):  # damaged, or no local file
+            types = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    if not types:
+        return GPartError(f"{path} cannot be read as a checkpoint: {reason(error)}")
+    return GPartError(
+        f"{path} cannot be read with weights_only=True, which is the default: it holds {', '.join(types)}. If you trust the"
+        " file, which may run any code then, pass weights_only=False; or allow the types by"
+        " torch.serialization.add_safe_globals"
+    )
+
+
 def read_checkpoint(path: Path) -> tuple[Manifest, dict[str, Tensor]]:
     """The adapter in a Lightning ``.ckpt``: its manifest and its tensors by their names in the adapted module.
 
@@ -102,9 +123,13 @@ def read_checkpoint(path: Path) -> tuple[Manifest, dict[str, Tensor]]:
     state = checkpoint.get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise GPartError(f"{path} holds no state_dict, but a {type(state).__name__} under that key")
-    state = {key: value for key, value in state.items() if key != entry.get("hint")}
-    check_digest(entry, state, str(path))
-    inside = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    if isinstance(merged := entry.get("tensors"), dict):  # the state is a merged module's
+        check_digest(entry, merged, str(path))
+        inside = merged
+    else:
+        state = {key: value for key, value in state.items() if key != entry.get("hint")}
+        check_digest(entry, state, str(path))
+        inside = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     # Where the adapted module is a container, theta stands further down in it, and has a longer key than in a folder.
     theta = f"gpart.{manifest.name}.theta"
     return manifest, {theta if key.endswith(f".{theta}") else key: value for key, value in inside.items()}

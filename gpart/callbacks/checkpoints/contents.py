@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from gpart.adapter import GPartAdapter
+from gpart.callbacks.checkpoints.live import plain_state
 from gpart.callbacks.guards.finite import check_finite
 from gpart.errors import GPartError
 from gpart.injection.fingerprint import exact_digests, fingerprint, is_base, moved
@@ -21,9 +23,30 @@ from gpart.serialization.manifest import read_manifest
 class AdapterContents:
     """A module with a GPart adapter."""
 
-    def __init__(self, adapter: GPartAdapter, check_base: bool = True) -> None:
-        self.adapter, self.check_base = adapter, check_base
+    def __init__(self, adapter: GPartAdapter, check_base: bool = True, merged: bool = False) -> None:
+        self.adapter, self.check_base, self._merged = adapter, check_base, merged
+        self.copies: tuple[str, ...] = ()
         self._bits: dict[str, bytes] = {}
+
+    @property
+    def attached(self) -> bool:
+        """Whether the adapter was not taken off."""
+        return self.adapter.attached
+
+    def placed(self, key: str) -> str:
+        """Before 0.2 theta stood at the end of every module, of containers too."""
+        return self.adapter.theta_name if key == theta_key(self.adapter.name) else key
+
+    def own(self, key: str) -> bool:
+        """Theta's."""
+        return key == self.adapter.theta_name
+
+    def merged(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """The frozen parameters, with W0 + P·theta in the adapted ones, where a checkpoint is to hold them."""
+        if not self._merged:
+            return None
+        theta = trained.get(self.adapter.theta_name)
+        return {**self.adapter.base_parameters(), **self.adapter.merged_weights(theta)}
 
     def remember_bits(self) -> None:
         """Remembers the bits of the frozen weights, for :meth:`check_bits`."""
@@ -58,15 +81,18 @@ class AdapterContents:
         """All but theta and the saved modules."""
         return _with_other_names(self.adapter.model, set(self.adapter.plan.frozen))
 
-    def check(self, manifest: Any, state: dict[str, Tensor], source: str) -> None:
-        """The checks of the adapter folder, and that every trained parameter and buffer is there."""
-        adapter = self.adapter
+    def check(self, manifest: Any, state: dict[str, Tensor], source: str, whole: bool = True) -> None:
+        """The checks of the adapter folder, and that every trained parameter and buffer is there; else theta alone."""
+        adapter, plan = self.adapter, self.adapter.plan
         check_attached(adapter, read_manifest(manifest, source), source, self.check_base)
-        _check_keys(adapter.model, self.frozen_keys(), state, source)
-        primary = {adapter.theta_name, *adapter.plan.saved, *named_buffers(adapter.model)}
+        if whole:
+            _check_keys(adapter.model, self.frozen_keys(), state, source)
+            primary = {adapter.theta_name, *plan.saved, *named_buffers(adapter.model)}
+        else:
+            primary, plan = {adapter.theta_name}, replace(plan, saved=())
         theta = {adapter.theta_name: theta_key(adapter.name)}
         tensors = {theta.get(key, key): value for key, value in state.items() if key in primary}
-        check_tensors(adapter.model, adapter.plan, adapter.config, adapter.name, tensors, source)
+        check_tensors(adapter.model, plan, adapter.config, adapter.name, tensors, source)
 
 
 class TrainedContents:
@@ -79,6 +105,8 @@ class TrainedContents:
         settings: what the method was made with, plain values, for the checkpoint.
     """
 
+    copies: tuple[str, ...] = ()
+
     def __init__(self, model: nn.Module, trained: Iterable[str], method: str, settings: dict[str, Any]) -> None:
         self.model, self.method, self.settings = model, method, settings
         every = named_parameters(model, remove_duplicate=False)
@@ -86,6 +114,22 @@ class TrainedContents:
         named = named_parameters(model).items()
         self.trained = [name for name, value in named if id(value) in kept]
         self.frozen = [name for name, value in named if id(value) not in kept]
+
+    @property
+    def attached(self) -> bool:
+        """Whether the module has the parameters that it had."""
+        return {*self.trained, *self.frozen} <= set(named_parameters(self.model, remove_duplicate=False))
+
+    def placed(self, key: str) -> str:
+        """The key itself."""
+        return key
+
+    def own(self, key: str) -> bool:
+        """Of a method that adds none, or whose checkpoints plain modules do not read."""
+        return False
+
+    def merged(self, trained: Mapping[str, Tensor]) -> None:
+        """Its checkpoints hold what is trained."""
 
     def freeze(self) -> None:
         """Freezes all that is not trained."""
@@ -105,7 +149,7 @@ class TrainedContents:
         """All parameters but the trained ones."""
         return _with_other_names(self.model, set(self.frozen))
 
-    def check(self, manifest: Any, state: dict[str, Tensor], source: str) -> None:
+    def check(self, manifest: Any, state: dict[str, Tensor], source: str, whole: bool = True) -> None:
         """Same method and settings, same parameters, same base."""
         if not isinstance(manifest, dict) or manifest.get("method") != self.method:
             found = manifest.get("method", "GPart") if isinstance(manifest, dict) else manifest
@@ -119,14 +163,15 @@ class TrainedContents:
         if not is_base(self._base(), manifest.get("base")):
             found = fingerprint(self._base())
             raise GPartError(f"{source} was trained on base {manifest.get('base')}, this model has fingerprint {found}")
-        _check_keys(self.model, self.frozen_keys(), state, source)
+        if whole:
+            _check_keys(self.model, self.frozen_keys(), state, source)
 
     def _base(self) -> dict[str, Tensor]:
         return {name: get_parameter(self.model, name) for name in self.frozen}
 
 
 def _check_keys(model: nn.Module, frozen: set[str], state: dict[str, Tensor], source: str) -> None:
-    live = model.state_dict()
+    live = plain_state(model)
     needed = set(live) - frozen
     missing, surplus = sorted(needed - set(state)), sorted(set(state) - needed)
     if missing or surplus:
@@ -142,5 +187,5 @@ def _check_keys(model: nn.Module, frozen: set[str], state: dict[str, Tensor], so
 
 def _with_other_names(model: nn.Module, keys: set[str]) -> set[str]:
     """The keys, and the further ones of the tensors that they name."""
-    state = model.state_dict(keep_vars=True)
+    state = plain_state(model)
     return keys | set(entries_of(state, (state[key] for key in keys if key in state)))

@@ -1,7 +1,7 @@
 """What a checkpoint may hold so that ``torch.load(weights_only=True)`` reads it again without running code.
 
 Invariant: what :func:`loadable` returns, that reader accepts; a value is converted only where the loaded one serves in
-its place without anyone noticing, and else named in an error when saving, not met as a surprise when loading.
+its place without anyone noticing. What holds anything else is not converted in part, but written as Lightning writes it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpart.errors import GPartError
-
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _TORCH = (torch.Tensor, torch.nn.Parameter, torch.Size, torch.dtype, torch.device)
+
+
+class NotPlainError(ValueError):
+    """A value has no plain equal, so that its file takes ``weights_only=False``; the message has its place and type."""
 
 
 def loadable(value: Any, where: str = "checkpoint") -> Any:
@@ -33,7 +35,7 @@ def loadable(value: Any, where: str = "checkpoint") -> Any:
         where: its name in messages.
 
     Raises:
-        GPartError: if something has no plain equal (an object, a function, a plain Enum), with its place and type.
+        NotPlainError: if something has no plain equal (an object, a function, a plain Enum), with its place and type.
 
     Example:
         >>> loadable({"path": PurePath("a/b"), "lr": np.float32(0.5)})
@@ -41,7 +43,7 @@ def loadable(value: Any, where: str = "checkpoint") -> Any:
         >>> loadable({"hyper_parameters": {"config": object()}})
         Traceback (most recent call last):
             ...
-        gpart.errors.GPartError: checkpoint['hyper_parameters']['config'] is of type builtins.object, which ...weights_only=True...
+        gpart.callbacks.checkpoints.hyperparameters.NotPlainError: checkpoint['hyper_parameters']['config'] is of type builtins.object
     """
     if type(value) in _PLAIN or type(value) in _TORCH or _registered(type(value)):
         return value
@@ -69,11 +71,7 @@ def loadable(value: Any, where: str = "checkpoint") -> Any:
         for kind in (int, float, str):
             if isinstance(value, kind):
                 return kind(value)
-    raise GPartError(
-        f"{where} is of type {type(value).__module__}.{type(value).__qualname__}, which a checkpoint cannot hold, since"
-        " it is read with torch.load(weights_only=True): pass plain values, or leave it out by"
-        " save_hyperparameters(ignore=[...]), or allow the type by torch.serialization.add_safe_globals"
-    )
+    raise NotPlainError(f"{where} is of type {type(value).__module__}.{type(value).__qualname__}")
 
 
 def _key(key: Any, where: str) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
@@ -20,32 +20,20 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
-from torch import Tensor
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from gpart.callbacks.checkpoints.hyperparameters import loadable
-from gpart.callbacks.checkpoints.states import with_states
+from gpart.callbacks.checkpoints.filling import Contents, filled, frozen_entries
+from gpart.callbacks.checkpoints.hyperparameters import NotPlainError, loadable
+from gpart.callbacks.checkpoints.writing import written
 from gpart.callbacks.packages import OfBoth, both, is_a
 from gpart.errors import GPartError
-from gpart.injection.tensors import entries_of
 from gpart.serialization.atomic import replacing
-from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, check_checksums, check_digest, reason, state_digest
-
-HINT = "This checkpoint holds an adapter: read it with gpart.callbacks.load_from_checkpoint(cls, path)"
-"""A key in the saved state_dict, so that ``LightningModule.load_from_checkpoint``, which no plugin can reach, shows it
-among its unexpected keys."""
-
-
-class Contents(Protocol):
-    """A module of which only a part is trained, as the method's callback has made it."""
-
-    def manifest(self) -> dict[str, Any]:
-        """What the trained part belongs to, as plain values."""
-
-    def frozen_keys(self) -> set[str]:
-        """The state_dict keys of the frozen parameters, relative to the adapted module."""
-
-    def check(self, manifest: Any, state: dict[str, Tensor], source: str) -> None:
-        """Raises GPartError if manifest and state (relative keys) do not fit the live module."""
+from gpart.serialization.checkpoint_file import (
+    CHECKPOINT_KEY,
+    check_checksums,
+    load_checkpoint_file,
+    unreadable,
+)
 
 
 class GPartCheckpointIO(OfBoth, CheckpointIO):
@@ -66,74 +54,79 @@ class GPartCheckpointIO(OfBoth, CheckpointIO):
         self._module: LightningModule | None = None
         self._path = ""
         self._contents: Contents | None = None
-        self._copies: tuple[str, ...] = ()
+        self._said = False
 
-    def connect(self, module: LightningModule, path: str, contents: Contents, copies: tuple[str, ...] = ()) -> None:
-        """Tells the plugin which submodule of which module is partly trained; the method's callback does.
-
-        Args:
-            module: the LightningModule.
-            path: of the submodule in it.
-            contents: what is trained of the submodule.
-            copies: paths of its copies, whose frozen parameters are the submodule's.
-        """
-        self._module, self._path, self._contents, self._copies = module, path, contents, copies
+    def connect(self, module: LightningModule, path: str, contents: Contents) -> None:
+        """Tells the plugin which submodule of which module is partly trained; the method's callback does."""
+        self._module, self._path, self._contents = module, path, contents
 
     def frozen_keys(self) -> set[str]:
         """The keys of the connected module's state_dict that are not written."""
-        if self._contents is None or self._module is None:
+        if self._contents is None or self._module is None or not self._contents.attached:
             return set()
-        return set(_frozen(self._module, self._path, self._contents, self._copies))
+        return set(frozen_entries(self._module, self._path, self._contents))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
-        """Writes a checkpoint without the frozen parameters.
-
-        Raises:
-            GPartError: if it holds a value that could not be read again, with its place.
-        """
-        if self._contents is not None and self._module is not None:
-            frozen = self.frozen_keys()
-
-            def kept(state: Mapping[str, Any]) -> dict[str, Any]:
-                return {key: value for key, value in state.items() if key not in frozen}
-
-            if "state_dict" not in checkpoint:  # a module's bare state, which forked processes hand to their parent
-                checkpoint = kept(checkpoint)
-            else:
-                checkpoint = with_states(checkpoint, kept)
-                state = checkpoint["state_dict"]
-                checkpoint[CHECKPOINT_KEY] = {
-                    "module": self._path,
-                    "copies": list(self._copies),
-                    "manifest": self._contents.manifest(),
-                    "sha256": state_digest(state),
-                    "hint": HINT,
-                }
-                checkpoint["state_dict"] = {**state, HINT: torch.empty(0)}
-        checkpoint = loadable(checkpoint)  # what is refused was not handed in, and must not hold back removals
+        """Writes a checkpoint without the frozen parameters; objects in it as Lightning writes them."""
+        if self._contents is not None and self._module is not None and self._contents.attached:
+            checkpoint = written(checkpoint, self._module, self._path, self._contents)
+        try:
+            checkpoint = loadable(checkpoint)
+        except NotPlainError as found:
+            self._say(str(found))
         self._order.handed_in()
         self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options=storage_options)
 
     def load_checkpoint(
         self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads a checkpoint, never running code in it, checks it, and fills in the live frozen parameters.
+        """Reads a checkpoint, checks it, and fills in the live frozen parameters.
+
+        Args:
+            path: the file.
+            map_location: where its tensors go; default as the plugin that reads has it.
+            weights_only: False unpickles the objects in it, which may run any code; a local file is checked before that.
+                Default as ``torch.load`` has it: nothing is run, and objects are an error that names their types.
 
         Raises:
             GPartFileError: if there is none at ``path``.
-            GPartError: if it is damaged or does not fit the live model, with both values.
+            GPartError: if it is damaged, holds objects, or does not fit the live model, with both values.
         """
         if Path(path).is_file():
             check_checksums(path)
+            if weights_only is False:
+                self._filled(load_checkpoint_file(path), path)
+        placed = {} if map_location is None else {"map_location": map_location}
         try:
-            checkpoint = self.checkpoint_io.load_checkpoint(path, weights_only=True)
+            checkpoint = self.checkpoint_io.load_checkpoint(path, **placed, weights_only=weights_only)
         except FileNotFoundError:
             raise
         except Exception as error:  # on damaged files torch's reader raises whatever it stumbles over
-            raise GPartError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
+            raise unreadable(path, error) from error
+        return self._filled(checkpoint, path)
+
+    def _filled(self, checkpoint: dict[str, Any], path: _PATH) -> dict[str, Any]:
         if self._contents is None or self._module is None:
             return checkpoint
-        return filled(checkpoint, str(path), self._module, self._path, self._contents, self._copies)
+        if not self._contents.attached:
+            entry = checkpoint.get(CHECKPOINT_KEY)
+            if isinstance(entry, Mapping) and "tensors" not in entry:
+                raise GPartError(
+                    f"{path} holds an adapter, and the one of {type(self._module).__name__} was merged or taken off: read it"
+                    " with gpart.callbacks.load_from_checkpoint, or write checkpoints that any module reads, by"
+                    " GPartCallback(checkpoints='merged')"
+                )
+            return checkpoint
+        return filled(checkpoint, str(path), self._module, self._path, self._contents)
+
+    def _say(self, found: str) -> None:
+        if not self._said:
+            rank_zero_warn(
+                f"{found}: it is written as Lightning writes it, and read again with weights_only=False: Trainer.fit, validate,"
+                " test and predict take that beside ckpt_path, and so does gpart.callbacks.load_from_checkpoint."
+                " gpart.load_adapter reads the adapter in the file without"
+            )
+        self._said = True
 
     def remove_checkpoint(self, path: _PATH) -> None:
         """Removes a checkpoint, once all that were handed in before are written."""
@@ -160,60 +153,6 @@ class AtomicCheckpointIO(OfBoth, TorchCheckpointIO):
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as file:
             torch.save(checkpoint, file)
-
-
-def filled(
-    checkpoint: dict[str, Any],
-    source: str,
-    module: LightningModule,
-    path: str,
-    contents: Contents,
-    copies: tuple[str, ...] = (),
-) -> dict[str, Any]:
-    """A loaded checkpoint, checked against the live module and completed with its frozen parameters.
-
-    Raises:
-        GPartError: if it was written by another method, for another submodule, or does not fit; with both values.
-    """
-    entry = checkpoint.get(CHECKPOINT_KEY)
-    if not isinstance(entry, Mapping):
-        raise GPartError(
-            f"{source} holds no adapter: it was written without GPartCheckpointIO; its keys are"
-            f" {sorted(map(str, checkpoint))}"
-        )
-    if entry.get("module") != path:
-        raise GPartError(f"{source} adapts submodule {entry.get('module')!r}, here it is {path!r}")
-    prefix = f"{path}." if path else ""
-    if not isinstance(checkpoint.get("state_dict"), Mapping):
-        raise GPartError(f"{source} holds no state_dict; its keys are {sorted(map(str, checkpoint))}")
-    if odd := [key for key in checkpoint["state_dict"] if not isinstance(key, str)]:
-        raise GPartError(f"{source}: its state_dict has the keys {odd[:3]}, which are no names")
-    state = {key: value for key, value in checkpoint["state_dict"].items() if key != HINT}
-    inside = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    contents.check(entry.get("manifest"), inside, source)
-    check_digest(entry, state, source)
-    live, frozen = module.state_dict(), _frozen(module, path, contents, copies)
-
-    # The live module's order, as if nothing had been left out; what is unknown stays, for Lightning's strictness.
-    def completed(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        merged = {**frozen, **found}
-        ordered = {key: merged.pop(key) for key in live if key in merged}
-        return {**ordered, **merged}
-
-    return with_states({**checkpoint, "state_dict": state}, completed)
-
-
-def _frozen(module: LightningModule, path: str, contents: Contents, copies: tuple[str, ...]) -> dict[str, Tensor]:
-    """The frozen parameters by every key that they have in the whole module's state_dict.
-
-    A parameter has further keys where something outside the adapted module holds it too; a module may also leave frozen
-    weights out of its state_dict by itself, and then they are not looked for.
-    """
-    tensors: list[Tensor] = []
-    for network in (path, *copies):
-        inside = module.get_submodule(network).state_dict(keep_vars=True)
-        tensors += (inside[key] for key in contents.frozen_keys() if key in inside)
-    return entries_of(module.state_dict(keep_vars=True), tensors)
 
 
 class _Order:

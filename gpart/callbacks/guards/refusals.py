@@ -64,3 +64,18 @@ def check_callbacks(callbacks: Iterable[Callback], method: str, strategy: Strate
             " adapted and saved. Prune the base before (and torch.nn.utils.prune.remove), or the merged network"
             " afterwards (merge_and_unload)"
         )
+
+
+def refuse_merging(strategy: Strategy, at_end: bool) -> None:
+    """Refuses merged checkpoints, and merging when fit ends, where this process has not the whole module at that moment.
+
+    Raises:
+        GPartError: under strategies that shard; for merging at the end, in forked processes.
+    """
+    forks = at_end and getattr(strategy, "_start_method", None) == "fork"
+    if isinstance(strategy, SHARDING) or forks:
+        asked = "merge_at_end=True" if at_end else "checkpoints='merged'"
+        raise GPartError(
+            f"{asked} is not supported under {strategy_name(strategy)}: no process has the whole merged module that the caller"
+            " gets. Leave it out, and merge afterwards (load_adapter, merge_and_unload)"
+        )

@@ -442,23 +442,6 @@ def test_harmless_hyperparameters_are_converted(tmp_path: Path) -> None:
     assert load_from_checkpoint(Module, path).hparams["extra"]["path"] == "a/b"
 
 
-@pytest.mark.parametrize(
-    ("extra", "kind"),
-    [(Settings(), "Settings"), (Mode.FAST, "Mode"), (print, "builtin_function"), (np.array(["a"], object), "ndarray")],
-)
-def test_others_are_named_when_saving(tmp_path: Path, extra: Any, kind: str) -> None:
-    with pytest.raises(ValueError, match=rf"\['hyper_parameters'\]\['extra'\]\['here'\]\[1\] is of type .*{kind}"):
-        fitted(tmp_path, module=Module(extra={"here": [0, extra]}))
-
-
-def test_they_are_named_before_the_first_step(tmp_path: Path) -> None:
-    module = Module(extra=Settings())
-    with pytest.raises(ValueError, match="Settings"):
-        trainer(tmp_path, gpart()).fit(module, loader())
-    assert not module.net.gpart.default.theta.any()
-    trainer(tmp_path, gpart(), enable_checkpointing=False).fit(Module(extra=Settings()), loader())
-
-
 def test_a_type_that_the_user_has_allowed_is_kept(tmp_path: Path) -> None:
     with torch.serialization.safe_globals([Settings]):
         assert loadable({"a": Settings()}) == {"a": Settings()}

@@ -1,0 +1,165 @@
+"""What is done to a checkpoint when it was read: checked against the live module, and completed from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from gpart.callbacks.checkpoints.live import entries, named_by, overrides, plain_state
+from gpart.callbacks.checkpoints.states import with_states
+from gpart.errors import GPartError
+from gpart.injection.names import get_submodule, plain_name
+from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, check_digest
+
+HINT = "This checkpoint holds an adapter: read it with gpart.callbacks.load_from_checkpoint(cls, path)"
+"""A key in the saved state_dict, so that ``LightningModule.load_from_checkpoint``, which no plugin can reach, shows it
+among its unexpected keys."""
+
+_READING = ("on_load_checkpoint", "load_state_dict", "state_dict")
+"""The methods by which a module edits or chooses itself what is loaded."""
+
+
+class Contents(Protocol):
+    """A module of which only a part is trained, as the method's callback has made it."""
+
+    copies: tuple[str, ...]
+    """Paths of copies of the module in the LightningModule, whose frozen parameters are left out as well."""
+
+    @property
+    def attached(self) -> bool:
+        """Whether the method is on the module still; a plain module is written as a plain one."""
+
+    def merged(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """The frozen parameters as a plain reader needs them, or None where a checkpoint leaves them out.
+
+        Args:
+            trained: what the checkpoint holds of the rest, by relative names.
+        """
+
+    def placed(self, key: str) -> str:
+        """Where a relative key of a file stands in the live module; the same, but for what other versions had elsewhere."""
+
+    def own(self, key: str) -> bool:
+        """Whether a relative key is one that the plain module has not."""
+
+    def manifest(self) -> dict[str, Any]:
+        """What the trained part belongs to, as plain values."""
+
+    def frozen_keys(self) -> set[str]:
+        """The state_dict keys of the frozen parameters, relative to the adapted module."""
+
+    def check(self, manifest: Any, state: dict[str, Tensor], source: str, whole: bool = True) -> None:
+        """Raises GPartError if manifest and state (relative keys) do not fit the live module.
+
+        Where ``whole`` is false, the module itself sees to what it trains beside the method's own numbers.
+        """
+
+
+def filled(
+    checkpoint: dict[str, Any],
+    source: str,
+    module: LightningModule,
+    path: str,
+    contents: Contents,
+    strict: bool | None = None,
+) -> dict[str, Any]:
+    """A loaded checkpoint, checked against the live module and completed with its frozen parameters.
+
+    Args:
+        checkpoint: as it was read.
+        source: the file, for messages.
+        module: the LightningModule.
+        path: of the adapted submodule.
+        contents: what of it is trained.
+        strict: whether every key has to be there; default as the module's ``strict_loading`` says. A module that edits
+            what it loads in a hook, or loads it by a method of its own, is checked by its own strictness afterwards.
+
+    Raises:
+        GPartError: if it was written by another method, for another submodule, or does not fit; with both values.
+    """
+    entry = checked_entry(checkpoint, source, module, path)
+    named, state, digested = named_by(module), _state(checkpoint, source), _state(checkpoint, source)
+    live_keys = {plain_name(key): key for key in named}
+    prefix = f"{path}." if path else ""
+    frozen = frozen_entries(module, path, contents)
+    if isinstance(tensors := entry.get("tensors"), Mapping):  # its state is a plain module's, with merged weights
+        state = {key: value for key, value in state.items() if live_keys.get(key, key) not in frozen}
+        state |= {f"{prefix}{name}": value for name, value in tensors.items()}
+        digested = dict(tensors)
+    placed = {key: _placed(key, prefix, contents) for key in state}
+    state = {live_keys.get(placed[key], placed[key]): value for key, value in state.items()}
+    names = {key: named[key][0] if key in named else key for key in state}
+    inside = {name[len(prefix) :]: state[key] for key, name in names.items() if name.startswith(prefix)}
+    strict = module.strict_loading if strict is None else strict
+    whole = strict and not any(overrides(module, method) for method in _READING)
+    contents.check(entry.get("manifest"), inside, source, whole)
+    check_digest(entry, digested, source)
+
+    # The live module's order, as if nothing had been left out; what is unknown stays, for Lightning's strictness.
+    def completed(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        names = {key: _placed(key, prefix, contents) for key in found}
+        merged = {**frozen, **{live_keys.get(names[key], names[key]): value for key, value in found.items()}}
+        ordered = {key: merged.pop(key) for key in named if key in merged}
+        return {**ordered, **merged}
+
+    return with_states({**checkpoint, "state_dict": state}, completed)
+
+
+def checked_entry(checkpoint: Mapping[str, Any], source: str, module: LightningModule, path: str) -> Mapping[str, Any]:
+    """The adapter's entry in a checkpoint.
+
+    Raises:
+        GPartError: if there is none, with what to do, or it is for another submodule.
+    """
+    entry = checkpoint.get(CHECKPOINT_KEY)
+    if not isinstance(entry, Mapping):
+        kind = type(module).__name__
+        state = checkpoint.get("state_dict")
+        if (
+            theta := [key for key in state if f".{key}".endswith(".theta") and ".gpart." in f".{key}"]
+            if isinstance(state, Mapping)
+            else []
+        ):
+            raise GPartError(
+                f"{source} holds no adapter that can be checked: it has {theta[0]}, but was written by a Trainer without the"
+                " callback, and not what that belongs to. Read it by such a Trainer into a module with the adapter"
+                " attached; give the Trainer that writes the callback, which takes the attached adapter over; or"
+                " merge_and_unload() before it goes on"
+            )
+        raise GPartError(
+            f"{source} holds no adapter: it was written without GPartCheckpointIO; its keys are"
+            f" {sorted(map(str, checkpoint))}. To train an adapter on the weights in it, read them before:"
+            f" {kind}.load_from_checkpoint(path), then fit without ckpt_path; to go on as before, leave the callback out"
+        )
+    if entry.get("module") != path:
+        raise GPartError(f"{source} adapts submodule {entry.get('module')!r}, here it is {path!r}")
+    return entry
+
+
+def frozen_entries(module: LightningModule, path: str, contents: Contents) -> dict[str, Tensor]:
+    """The frozen parameters by every key that they have in the whole module's state_dict.
+
+    A parameter has further keys where something outside the adapted module holds it too; a module may also leave frozen
+    weights out of its state_dict by itself, and then they are not looked for.
+    """
+    tensors: list[Tensor] = []
+    for network in (path, *contents.copies):
+        inside = plain_state(get_submodule(module, network))
+        tensors += (inside[key] for key in contents.frozen_keys() if key in inside)
+    return entries(named_by(module), tensors)
+
+
+def _placed(key: str, prefix: str, contents: Contents) -> str:
+    return prefix + contents.placed(key[len(prefix) :]) if key.startswith(prefix) else key
+
+
+def _state(checkpoint: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, Mapping):
+        raise GPartError(f"{source} holds no state_dict; its keys are {sorted(map(str, checkpoint))}")
+    if odd := [key for key in state if not isinstance(key, str)]:
+        raise GPartError(f"{source}: its state_dict has the keys {odd[:3]}, which are no names")
+    return {key: value for key, value in state.items() if key != HINT}

@@ -1,0 +1,52 @@
+"""What a checkpoint holds of a module of which only a part is trained, when it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from gpart.callbacks.checkpoints.filling import HINT, Contents, frozen_entries
+from gpart.callbacks.checkpoints.live import plain_state
+from gpart.callbacks.checkpoints.states import with_states
+from gpart.injection.names import get_submodule, plain_name
+from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, state_digest
+
+
+def written(checkpoint: dict[str, Any], module: LightningModule, path: str, contents: Contents) -> dict[str, Any]:
+    """A checkpoint of Lightning without the frozen parameters, with the adapter's entry; by plain names.
+
+    Where the contents are to be merged, its state is a plain module's: W0 + P·theta under the plain names, and the
+    adapter's own tensors lie in its entry.
+    """
+    frozen = frozen_entries(module, path, contents)
+
+    def kept(state: Mapping[str, Any]) -> dict[str, Any]:
+        return {plain_name(key): value for key, value in state.items() if key not in frozen}
+
+    if "state_dict" not in checkpoint:  # a module's bare state, which forked processes hand to their parent
+        return kept(checkpoint)
+    whole = checkpoint["state_dict"]
+    checkpoint = with_states(checkpoint, kept)
+    state = checkpoint["state_dict"]
+    entry = {"module": path, "copies": list(contents.copies), "manifest": contents.manifest(), "hint": HINT}
+    prefix = f"{path}." if path else ""
+    inside = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    merged = contents.merged(inside)
+    if merged is None:
+        checkpoint[CHECKPOINT_KEY] = {**entry, "sha256": state_digest(state)}
+        checkpoint["state_dict"] = {**state, HINT: torch.empty(0)}
+        return checkpoint
+    names = {id(value): name for name, value in plain_state(get_submodule(module, path)).items() if name in merged}
+    plain: dict[str, Tensor] = {}
+    for key, value in whole.items():
+        if key in frozen:
+            plain[plain_name(key)] = merged[names[id(frozen[key])]].detach()
+        elif not contents.own(plain_name(key).removeprefix(prefix)):
+            plain[plain_name(key)] = value
+    checkpoint["state_dict"] = plain
+    checkpoint[CHECKPOINT_KEY] = {**entry, "sha256": state_digest(inside), "tensors": inside}
+    return checkpoint
