@@ -17,7 +17,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from os import PathLike
 
 import safetensors
 import torch
@@ -350,11 +350,11 @@ class GPartAdapter:
             },
         )
 
-    def save(self, folder: str | Path, write: bool = True) -> None:
+    def save(self, folder: str | PathLike[str], write: bool = True) -> None:
         """Writes the adapter folder; while merged, theta and the base's fingerprint are stored all the same.
 
         Args:
-            folder: is made where it is missing.
+            folder: a path, or a URL that fsspec knows (``s3://...``); is made where it is missing.
             write: False where another rank writes, and this one only takes part in gathering what is sharded.
 
         Raises:
@@ -365,7 +365,7 @@ class GPartAdapter:
         check_finite(theta, "the adapter")
         gathered = {name: whole(value.detach()) for name, value in tensors.items()}
         if write:
-            write_folder(Path(folder), self.manifest(), gathered)
+            write_folder(folder, self.manifest(), gathered)
 
     def _take_off(self) -> None:
         self._holder()  # raises where it was taken off already

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
+from os import PathLike
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from gpart.serialization.manifest import Manifest
 
 def load_adapter(
     model: nn.Module,
-    folder: str | Path,
+    folder: str | PathLike[str],
     check_base: bool = True,
     indices: IndicesSetting = "auto",
     weights: WeightsSetting = "auto",
@@ -37,7 +37,7 @@ def load_adapter(
 
     Args:
         model: the base model, without an adapter, or with one of the same name and config, which is filled.
-        folder: an adapter folder, or a ``.ckpt`` file.
+        folder: an adapter folder, or a ``.ckpt`` file; a path, or a URL that fsspec knows (``s3://...``).
         check_base: False loads onto another base of the same shape, with a warning.
         indices: as for :func:`gpart.attach`; an attached adapter keeps its own.
         weights: the same.
@@ -50,19 +50,19 @@ def load_adapter(
         GPartError: if a file was changed or truncated, or the adapter does not fit the model; the message has both
             values, and the model is as it was.
     """
-    folder, memory = Path(folder), MemoryPolicy(indices, weights)
-    manifest, tensors = read_checkpoint(folder) if folder.suffix == ".ckpt" else read_folder(folder)
-    config, name = manifest.config, check_manifest_name(manifest, str(folder))
+    source, memory = str(folder), MemoryPolicy(indices, weights)
+    manifest, tensors = read_checkpoint(source) if source.endswith(".ckpt") else read_folder(source)
+    config, name = manifest.config, check_manifest_name(manifest, source)
     model = unwrapped(model)
     attached = get_adapters(model).get(name)
     if attached is not None:
-        check_attached(attached, manifest, str(folder), check_base)
+        check_attached(attached, manifest, source, check_base)
         made = attached.plan
     else:
         if get_adapters(model):
-            raise GPartError(f"{folder} holds adapter {name!r}; the model carries {list(get_adapters(model))}")
-        made = check_model(model, manifest, str(folder), check_base)
-    tensors = check_tensors(model, made, config, name, tensors, str(folder))
+            raise GPartError(f"{source} holds adapter {name!r}; the model carries {list(get_adapters(model))}")
+        made = check_model(model, manifest, source, check_base)
+    tensors = check_tensors(model, made, config, name, tensors, source)
     adapter = attached or attach_plan(model, config, name, made, memory)
     fill(adapter, tensors)
     return adapter

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from pathlib import Path
-from typing import Any, TypeVar
+from os import PathLike
+from typing import IO, Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -31,13 +31,17 @@ Module = TypeVar("Module", bound=LightningModule)
 
 
 def load_from_checkpoint(
-    cls: type[Module], path: str | Path, map_location: Any = "cpu", check_base: bool = True, **kwargs: Any
+    cls: type[Module],
+    path: str | PathLike[str] | IO[bytes],
+    map_location: Any = "cpu",
+    check_base: bool = True,
+    **kwargs: Any,
 ) -> Module:
     """Builds a LightningModule from a checkpoint that holds what a method trained: an adapter, or a probe's head.
 
     Args:
         cls: the LightningModule's class; the base weights come from its own ``__init__`` or ``configure_model``.
-        path: the ``.ckpt``.
+        path: the ``.ckpt``: a local path, a URL that fsspec knows, or a file object.
         map_location: where the module goes.
         check_base: False loads onto another base of the same shape, with a warning.
         **kwargs: arguments for ``cls``, in place of the saved hyperparameters.

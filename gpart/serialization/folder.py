@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -21,67 +20,66 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from gpart.errors import GPartError, GPartFileError
-from gpart.serialization.atomic import replacing
+from gpart.serialization.locations import Place, inside, is_file, is_folder, located, read, write
 from gpart.serialization.manifest import Manifest, read_manifest
 
 TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 
-def write_folder(folder: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
+def write_folder(folder: Place, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
     """Writes both files, each as a whole.
 
-    Each is written beside its place, synced and renamed, the config last: a killed process leaves the old adapter or one
-    that is refused, never one that loads wrongly.
+    Each appears at its place when it is complete (:mod:`gpart.serialization.locations`), the config last: a killed process
+    leaves the old adapter or one that is refused, never one that loads wrongly.
 
     Args:
-        folder: is made where it is missing.
+        folder: a path or a URL; is made where it is missing.
         manifest: what the tensors belong to.
         tensors: by name.
     """
     content = dump_tensors({name: value.cpu().contiguous().clone() for name, value in tensors.items()})
     described = {**manifest.to_dict(), "tensors_sha256": hashlib.sha256(content).hexdigest()}
-    folder.mkdir(parents=True, exist_ok=True)
     text = _render({**described, "sha256": _content_hash(_render(described))})
-    for path, written in ((folder / TENSORS, content), (folder / CONFIG, text.encode())):
-        with replacing(path) as file:
-            file.write(written)
+    write(located(folder), {TENSORS: content, CONFIG: text.encode()})
 
 
-def read_folder(folder: Path) -> tuple[Manifest, dict[str, Tensor]]:
+def read_folder(folder: Place) -> tuple[Manifest, dict[str, Tensor]]:
     """What :func:`write_folder` wrote.
 
     Raises:
         GPartFileError: if there is no such folder, or a file is missing in it.
         GPartError: if a file was changed or truncated, or is no adapter's.
     """
-    if not folder.is_dir():
-        raise GPartFileError(f"no adapter at {folder}: there is no such folder")
-    for needed in (folder / CONFIG, folder / TENSORS):
-        if not needed.is_file():
-            raise GPartFileError(f"no adapter at {folder}: there is no file {needed.name}")
-    text = (folder / CONFIG).read_bytes().decode("utf-8", errors="replace")
+    at = located(folder)
+    if not is_folder(at):
+        raise GPartFileError(f"no adapter at {at}: there is no such folder")
+    for needed in (CONFIG, TENSORS):
+        if not is_file(inside(at, needed)):
+            raise GPartFileError(f"no adapter at {at}: there is no file {needed}")
+    config_file, tensor_file = inside(at, CONFIG), inside(at, TENSORS)
+    text = read(config_file).decode("utf-8", errors="replace")
     try:
         described = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise GPartError(f"{folder / CONFIG} is no JSON: {error}") from None
+        raise GPartError(f"{config_file} is no JSON: {error}") from None
     if not isinstance(described, dict):
-        raise GPartError(f"{folder / CONFIG} holds a {type(described).__name__}, not an object")
+        raise GPartError(f"{config_file} holds a {type(described).__name__}, not an object")
     written, found = described.pop("sha256", None), _content_hash(text)
     if written != found:
-        raise GPartError(f"{folder / CONFIG} was changed: its content has SHA-256 {found}, written was {written}")
+        raise GPartError(f"{config_file} was changed: its content has SHA-256 {found}, written was {written}")
     tensors_hash = described.pop("tensors_sha256", None)
-    manifest = read_manifest(described, str(folder / CONFIG))
-    content = (folder / TENSORS).read_bytes()
+    manifest = read_manifest(described, str(config_file))
+    content = read(tensor_file)
     if (found := hashlib.sha256(content).hexdigest()) != tensors_hash:
         raise GPartError(
-            f"{folder / TENSORS} was changed or truncated: its {len(content)} bytes have SHA-256 {found},"
+            f"{tensor_file} was changed or truncated: its {len(content)} bytes have SHA-256 {found},"
             f" the config has {tensors_hash}"
         )
     try:
         return manifest, load_tensors(content)
     except SafetensorError as error:
-        raise GPartError(f"{folder / TENSORS} is no safetensors file: {error}") from None
+        raise GPartError(f"{tensor_file} is no safetensors file: {error}") from None
 
 
 def _render(described: Mapping[str, Any]) -> str:
