@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
 from gpart.errors import GPartError
-from gpart.injection.fingerprint import Sample, fingerprint, sample_of
+from gpart.injection.fingerprint import Sample, joined, parts, sample_of, shortened
 from gpart.injection.modules import CONTAINER, Adapters, Theta, check_name, home_of, theta_key
 from gpart.injection.names import get_parameter, get_submodule, named_modules, replicated, unwrapped
 from gpart.injection.snapshot import Snapshot
@@ -294,8 +294,11 @@ class GPartAdapter:
         return {**values, **(self.weights.bases or {})}
 
     def base_fingerprint(self) -> str:
-        """The fingerprint of the frozen parameters, as :func:`gpart.base.fingerprint`; of sharded ones from memory."""
-        return fingerprint(self._samples if self.sharded and self._samples else self.base_parameters())
+        """The fingerprint of the frozen parameters (:mod:`gpart.injection.fingerprint`); of sharded ones from memory."""
+        return joined(self._base_parts())
+
+    def _base_parts(self) -> dict[str, bytes]:
+        return parts(self._samples if self.sharded and self._samples else self.base_parameters())
 
     def base_samples(self) -> dict[str, Tensor | Sample]:
         """Every frozen parameter, or what is remembered of it where this process has only a flat part."""
@@ -336,12 +339,14 @@ class GPartAdapter:
                 f"{trained[:5]} require a gradient but are not in modules_to_save={self.config.modules_to_save!r}:"
                 " freeze them again, or name their modules there"
             )
+        base = self._base_parts()
         return Manifest(
             name=self.name,
             config=self.config,
             size=self.size,
             weights=[[weight.name, list(weight.shape)] for weight in self.plan.weights],
-            base=self.base_fingerprint(),
+            base=joined(base),
+            parts=shortened(base),
             versions={
                 "gpart": __version__,
                 "torch": str(torch.__version__),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gpart.adapter import GPartAdapter, attach_plan, check_finite, get_adapters
 from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
 from gpart.errors import GPartError
-from gpart.injection.fingerprint import Sample, fingerprint, is_base
+from gpart.injection.fingerprint import Sample, differing, fingerprint, is_base
 from gpart.injection.modules import check_name, theta_key
 from gpart.injection.names import get_parameter, named_buffers, unwrapped
 from gpart.injection.targets import Plan, plan
@@ -125,9 +125,15 @@ def check_same(
         )
     if manifest.size != made.size:
         raise GPartError(f"{source} has D = {manifest.size}, this model has D = {made.size}")
-    if not is_base(frozen, manifest.base):
-        found = fingerprint(frozen)
+    if not check_base and any(value.is_meta for value in frozen.values() if isinstance(value, Tensor)):
+        return  # nothing to look at: the base is offloaded
+    if not is_base(frozen, manifest.base, manifest.format):
+        found = fingerprint(frozen, manifest.format)
         message = f"{source} was trained on another base model: fingerprint {manifest.base}, this model has {found}"
+        if others := differing(frozen, manifest.parts):
+            message += f"; of {len(frozen)} frozen parameters differ {', '.join(others[:3])}"
+            message += f" and {len(others) - 3} more" if len(others) > 3 else ""
+        message += "; check_base=False loads it all the same" if check_base else ""
         if check_base:
             raise GPartError(message)
         warnings.warn(f"{message}; loaded all the same, since check_base=False", stacklevel=3)

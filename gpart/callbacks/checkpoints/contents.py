@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gpart.adapter import GPartAdapter
 from gpart.callbacks.guards.finite import check_finite
 from gpart.errors import GPartError
-from gpart.injection.fingerprint import fingerprint, is_base
+from gpart.injection.fingerprint import FORMAT, fingerprint, is_base
 from gpart.injection.modules import theta_key
 from gpart.injection.names import get_parameter, named_buffers, named_parameters
 from gpart.injection.tensors import entries_of
@@ -77,6 +77,7 @@ class TrainedContents:
             "method": self.method,
             "settings": self.settings,
             "trained": self.trained,
+            "format": FORMAT,
             "base": fingerprint(self._base()),
         }
 
@@ -95,8 +96,9 @@ class TrainedContents:
             raise GPartError(
                 f"{source} was trained by {self.method} with {manifest.get('settings')}, this run has {self.settings}"
             )
-        if not is_base(self._base(), manifest.get("base")):
-            found = fingerprint(self._base())
+        version = 1 if manifest.get("format", 1) == 1 else FORMAT
+        if not is_base(self._base(), manifest.get("base"), version):
+            found = fingerprint(self._base(), version)
             raise GPartError(f"{source} was trained on base {manifest.get('base')}, this model has fingerprint {found}")
         _check_keys(self.model, self.frozen_keys(), state, source)
 
