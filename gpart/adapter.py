@@ -17,7 +17,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from os import PathLike
 
 import safetensors
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
 from gpart.errors import GPartError
-from gpart.injection.fingerprint import Sample, fingerprint, sample_of
+from gpart.injection.fingerprint import Sample, fingerprint, parts, sample_of, shortened
 from gpart.injection.modules import CONTAINER, Adapters, Theta, check_name, home_of, theta_key
 from gpart.injection.names import get_parameter, get_submodule, named_modules, replicated, unwrapped
 from gpart.injection.snapshot import Snapshot
@@ -329,8 +329,11 @@ class GPartAdapter:
         return {**values, **(self.weights.bases or {})}
 
     def base_fingerprint(self) -> str:
-        """The fingerprint of the frozen parameters, as :func:`gpart.base.fingerprint`; of sharded ones from memory."""
-        return fingerprint(self._samples if self.sharded and self._samples else self.base_parameters())
+        """The fingerprint of the frozen parameters (:mod:`gpart.injection.fingerprint`); of sharded ones from memory."""
+        return fingerprint(self._base_values())
+
+    def _base_values(self) -> Mapping[str, Tensor | Sample]:
+        return self._samples if self.sharded and self._samples else self.base_parameters()
 
     def base_samples(self) -> dict[str, Tensor | Sample]:
         """Every frozen parameter, or what is remembered of it where this process has only a flat part."""
@@ -371,26 +374,28 @@ class GPartAdapter:
                 f"{trained[:5]} require a gradient but are not in modules_to_save={self.config.modules_to_save!r}:"
                 " freeze them again, or name their modules there"
             )
+        version, base = WITH_PADDING_ROWS if self.plan.padding_rows else FORMAT, self._base_values()
         return Manifest(
             name=self.name,
             config=self.config,
             size=self.size,
             weights=self.plan.described(),
-            base=self.base_fingerprint(),
+            base=fingerprint(base, version),
+            parts="" if version == 1 else shortened(parts(base)),
             versions={
                 "gpart": __version__,
                 "torch": str(torch.__version__),
                 "safetensors": safetensors.__version__,
                 "python": platform.python_version(),
             },
-            format=WITH_PADDING_ROWS if self.plan.padding_rows else FORMAT,
+            format=version,
         )
 
-    def save(self, folder: str | Path, write: bool = True) -> None:
+    def save(self, folder: str | PathLike[str], write: bool = True) -> None:
         """Writes the adapter folder; while merged, theta and the base's fingerprint are stored all the same.
 
         Args:
-            folder: is made where it is missing.
+            folder: a path, or a URL that fsspec knows (``s3://...``); is made where it is missing.
             write: False where another rank writes, and this one only takes part in gathering what is sharded.
 
         Raises:
@@ -401,7 +406,7 @@ class GPartAdapter:
         check_finite(theta, "the adapter")
         gathered = {name: whole(value.detach()) for name, value in tensors.items()}
         if write:
-            write_folder(Path(folder), self.manifest(), gathered)
+            write_folder(folder, self.manifest(), gathered)
 
     def _take_off(self) -> None:
         self._holder()  # raises where it was taken off already

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
+from os import PathLike
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gpart.adapter import GPartAdapter, attach_plan, check_finite, get_adapters
 from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
 from gpart.errors import GPartError
-from gpart.injection.fingerprint import Sample, fingerprint, is_base
+from gpart.injection.fingerprint import Sample, differing, fingerprint, is_base
 from gpart.injection.modules import check_name, theta_key
 from gpart.injection.names import get_parameter, named_buffers, unwrapped
 from gpart.injection.targets import Plan, plan
@@ -28,7 +28,7 @@ from gpart.serialization.manifest import WITH_PADDING_ROWS, Manifest
 
 def load_adapter(
     model: nn.Module,
-    folder: str | Path,
+    folder: str | PathLike[str],
     check_base: bool = True,
     indices: IndicesSetting = "auto",
     weights: WeightsSetting = "auto",
@@ -37,7 +37,7 @@ def load_adapter(
 
     Args:
         model: the base model, without an adapter, or with one of the same name and config, which is filled.
-        folder: an adapter folder, or a ``.ckpt`` file.
+        folder: an adapter folder, or a ``.ckpt`` file; a path, or a URL that fsspec knows (``s3://...``).
         check_base: False loads onto another base of the same shape, with a warning.
         indices: as for :func:`gpart.attach`; an attached adapter keeps its own.
         weights: the same.
@@ -50,19 +50,19 @@ def load_adapter(
         GPartError: if a file was changed or truncated, or the adapter does not fit the model; the message has both
             values, and the model is as it was.
     """
-    folder, memory = Path(folder), MemoryPolicy(indices, weights)
-    manifest, tensors = read_checkpoint(folder) if folder.suffix == ".ckpt" else read_folder(folder)
-    config, name = manifest.config, check_manifest_name(manifest, str(folder))
+    source, memory = str(folder), MemoryPolicy(indices, weights)
+    manifest, tensors = read_checkpoint(source) if source.endswith(".ckpt") else read_folder(source)
+    config, name = manifest.config, check_manifest_name(manifest, source)
     model = unwrapped(model)
     attached = get_adapters(model).get(name)
     if attached is not None:
-        check_attached(attached, manifest, str(folder), check_base)
+        check_attached(attached, manifest, source, check_base)
         made = attached.plan
     else:
         if get_adapters(model):
-            raise GPartError(f"{folder} holds adapter {name!r}; the model carries {list(get_adapters(model))}")
-        made = check_model(model, manifest, str(folder), check_base)
-    tensors = check_tensors(model, made, config, name, tensors, str(folder))
+            raise GPartError(f"{source} holds adapter {name!r}; the model carries {list(get_adapters(model))}")
+        made = check_model(model, manifest, source, check_base)
+    tensors = check_tensors(model, made, config, name, tensors, source)
     adapter = attached or attach_plan(model, config, name, made, memory)
     fill(adapter, tensors)
     return adapter
@@ -131,9 +131,15 @@ def check_same(
         )
     if manifest.size != made.size:
         raise GPartError(f"{source} has D = {manifest.size}, this model has D = {made.size}")
-    if not is_base(frozen, manifest.base):
-        found = fingerprint(frozen)
+    if not check_base and any(value.is_meta for value in frozen.values() if isinstance(value, Tensor)):
+        return  # nothing to look at: the base is offloaded
+    if not is_base(frozen, manifest.base, manifest.format):
+        found = fingerprint(frozen, manifest.format)
         message = f"{source} was trained on another base model: fingerprint {manifest.base}, this model has {found}"
+        if others := differing(frozen, manifest.parts):
+            message += f"; of {len(frozen)} frozen parameters differ {', '.join(others[:3])}"
+            message += f" and {len(others) - 3} more" if len(others) > 3 else ""
+        message += "; check_base=False loads it all the same" if check_base else ""
         if check_base:
             raise GPartError(message)
         warnings.warn(f"{message}; loaded all the same, since check_base=False", stacklevel=3)

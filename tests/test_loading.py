@@ -403,10 +403,12 @@ def test_the_fingerprint_is_what_its_description_says():
     """It stands in files, so it must stay what it is."""
     parameters = {"b": torch.randn(3, 5), "a": torch.randn(4096), "c": torch.randn(5, 1000), "d": torch.zeros(0)}
     expected = fingerprint_by_hand(parameters)
-    assert fingerprint(parameters) == expected
-    assert fingerprint(dict(reversed(parameters.items()))) == expected
-    assert fingerprint({name: value.bfloat16() for name, value in parameters.items()}) == expected
-    assert fingerprint({**parameters, "c": parameters["c"].t().contiguous().t()}) == expected
+    assert fingerprint(parameters, 1) == expected
+    for version in (1, 2):
+        expected = fingerprint(parameters, version)
+        assert fingerprint(dict(reversed(parameters.items())), version) == expected
+        assert fingerprint({name: value.bfloat16() for name, value in parameters.items()}, version) == expected
+        assert fingerprint({**parameters, "c": parameters["c"].t().contiguous().t()}, version) == expected
 
 
 @pytest.mark.parametrize(
@@ -420,8 +422,9 @@ def test_the_fingerprint_is_what_its_description_says():
     ],
     ids=["name", "shape", "missing", "value", "length"],
 )
-def test_the_fingerprint_tells_bases_apart(changed):
-    assert fingerprint(changed) != fingerprint({"a": torch.ones(5000), "b": torch.zeros(2, 3)})
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_fingerprint_tells_bases_apart(changed, version):
+    assert fingerprint(changed, version) != fingerprint({"a": torch.ones(5000), "b": torch.zeros(2, 3)}, version)
 
 
 def test_the_saved_modules_are_no_part_of_the_base(tmp_path):
@@ -434,5 +437,22 @@ def test_the_saved_modules_are_no_part_of_the_base(tmp_path):
     other = base()
     with torch.no_grad():
         other[1].weight.add_(5)
-    with pytest.raises(ValueError, match=r"another base model: fingerprint [0-9a-f]{64}, this model has [0-9a-f]{64}"):
+    with pytest.raises(
+        ValueError, match=r"another base model: fingerprint [0-9a-f]{64}, this model has [0-9a-f]{64}; of "
+    ):
         load_adapter(other, tmp_path)
+
+
+def test_a_foreign_base_is_named_by_its_first_parameters_and_unlooked_at_with_check_base_off(tmp_path):
+    trained().save(tmp_path)
+    other = base()
+    with torch.no_grad():
+        other[1].weight.add_(5)
+    with pytest.raises(ValueError, match=r"of \d frozen parameters differ 1\.weight; check_base=False"):
+        load_adapter(other, tmp_path)
+    other[1].bias = nn.Parameter(
+        other[1].bias.to("meta"), requires_grad=False
+    )  # as accelerate leaves what is offloaded
+    with pytest.raises(ValueError, match=r"1\.bias is on the meta device"):
+        load_adapter(other, tmp_path)
+    load_adapter(other, tmp_path, check_base=False)

@@ -44,7 +44,7 @@ MAY_IMPORT = {
 """Every room, and the rooms that it may import; ``face`` is ``gpart/__init__.py``."""
 
 HEAVY = {"lightning", "transformers", "timm", "peft", "datasets", "torchvision", "torchmetrics"}
-LIGHT = {"torch", "safetensors", "triton"}
+LIGHT = {"torch", "safetensors", "triton", "fsspec"}  # the last two come with torch
 """What the method may import beside the standard library; Triton where torch brings it."""
 
 ELSEWHERE = {"lightning_modules": {"peft"}, "datamodules": {"peft"}}

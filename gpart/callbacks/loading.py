@@ -54,7 +54,7 @@ def load_from_checkpoint(
 
     Args:
         cls: the LightningModule's class; the base weights come from its own ``__init__`` or ``configure_model``.
-        checkpoint_path: the ``.ckpt``.
+        checkpoint_path: the ``.ckpt``: a local path, a URL that fsspec knows, or a file object.
         map_location: where the module goes; default where its tensors were saved.
         hparams_file: a ``.yaml`` or ``.csv`` in place of the saved hyperparameters.
         strict: whether the keys have to agree; default as the module's ``strict_loading`` says.

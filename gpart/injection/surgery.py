@@ -84,10 +84,11 @@ def remove(model: nn.Module, plan: Plan, name: str, home: nn.Module) -> None:
 
 def rename_old_theta(model: nn.Module, old: str, new: str) -> RemovableHandle:
     """Loads theta from where it stood before 0.2: at the end of every adapted module, of containers too."""
-    return model.register_load_state_dict_pre_hook(partial(_rename, old, new))
+    handle: RemovableHandle = model.register_load_state_dict_pre_hook(partial(_rename, old, new))  # type: ignore[no-untyped-call]  # torch has no types here
+    return handle
 
 
-def _rename(old: str, new: str, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _rename(old: str, new: str, _module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     if prefix + old in state:
         state[prefix + new] = state.pop(prefix + old)
 

@@ -11,57 +11,70 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from gpart.errors import GPartError, GPartFileError
+from gpart.errors import GPartError
 from gpart.serialization.inert import read_inert
+from gpart.serialization.locations import Place, readable
 from gpart.serialization.manifest import Manifest, read_manifest
 
 CHECKPOINT_KEY = "gpart"
 """Where a Lightning checkpoint holds the manifest and the adapted module's path."""
 
 
-def check_checksums(path: str | Path) -> None:
+def check_checksums(path: str | Path | IO[bytes], source: str | None = None) -> None:
     """Checks the CRC-32 that ``torch.save`` writes with each record, since ``torch.load`` does not look at it.
+
+    Args:
+        path: a local file, or a file object, which is left where it starts.
+        source: its name in messages; default the path.
 
     Raises:
         GPartError: if a record was changed.
     """
     if not torch.serialization.get_crc32_options():
         return  # none were written
+    source = str(path) if source is None else source
     try:
         if not zipfile.is_zipfile(path):
             return  # torch's reader says what it is
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
     except Exception as error:  # on damaged files zipfile raises whatever it stumbles over
-        raise GPartError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
+        raise GPartError(f"{source} cannot be read as a checkpoint: {reason(error)}") from error
+    finally:
+        if not isinstance(path, str | Path):
+            path.seek(0)
     if bad is not None:
-        raise GPartError(f"{path} cannot be read as a checkpoint: {bad} was changed, its checksum differs")
+        raise GPartError(f"{source} cannot be read as a checkpoint: {bad} was changed, its checksum differs")
 
 
-def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
+def load_checkpoint_file(path: Place | IO[bytes]) -> dict[str, Any]:
     """A ``.ckpt`` as a dict, read without running any code in it: its objects are :class:`gpart.serialization.inert.Inert`.
+
+    Args:
+        path: a local path, a URL that fsspec knows, or a file object.
 
     Raises:
         GPartFileError: if it is not there.
         GPartError: if it is no checkpoint, or is damaged.
     """
-    if not Path(path).is_file():
-        raise GPartFileError(f"no checkpoint at {path}")
-    check_checksums(path)
+    file, source = readable(path)
+    check_checksums(file, source)
     try:
         try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:  # it holds objects
-            loaded = read_inert(path)
+            if not isinstance(file, Path):
+                file.seek(0)
+            loaded = read_inert(file)
     except Exception as error:  # on damaged files torch's reader raises whatever it stumbles over
-        raise GPartError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
+        raise GPartError(f"{source} cannot be read as a checkpoint: {reason(error)}") from error
     if not isinstance(loaded, dict):
-        raise GPartError(f"{path} holds a {type(loaded).__name__}, not a checkpoint's dict")
+        raise GPartError(f"{source} holds a {type(loaded).__name__}, not a checkpoint's dict")
     return loaded
 
 
@@ -107,7 +120,7 @@ def unreadable(path: str | Path, error: Exception) -> GPartError:
     )
 
 
-def read_checkpoint(path: Path) -> tuple[Manifest, dict[str, Tensor]]:
+def read_checkpoint(path: Place) -> tuple[Manifest, dict[str, Tensor]]:
     """The adapter in a Lightning ``.ckpt``: its manifest and its tensors by their names in the adapted module.
 
     Raises:

@@ -5,6 +5,10 @@ Invariant: what is read is, byte for byte, what was written; nothing is unpickle
 The tensor file holds theta, the parameters of ``modules_to_save`` and the buffers that training changed. The config file
 holds the manifest (:mod:`gpart.serialization.manifest`), the tensor file's SHA-256 (safetensors has no checksum of its
 own) and the SHA-256 of its own content.
+
+The names are PEFT's, so Transformers and PEFT take the folder for one of theirs. Two fields of PEFT's then stand in their
+errors and say what it is. Transformers looks for an adapter beside every ``config.json``: in a model's folder both files
+go to a folder ``gpart`` in it, so that the model still loads.
 """
 
 from __future__ import annotations
@@ -12,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -21,67 +24,94 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from gpart.errors import GPartError, GPartFileError
-from gpart.serialization.atomic import replacing
+from gpart.serialization.locations import Place, inside, is_file, is_folder, located, read, write
 from gpart.serialization.manifest import Manifest, read_manifest
 
 TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+BASE, BESIDE_BASE = "config.json", "gpart"
+KIND = {
+    "peft_type": "GPART: not one of PEFT's, gpart.load_adapter reads it",
+    "base_model_name_or_path": "a GPart adapter: gpart.load_adapter reads it onto its base model",
+}
+"""What Transformers and PEFT show in their errors of an adapter that they do not know."""
 
 
-def write_folder(folder: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
+def write_folder(folder: Place, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
     """Writes both files, each as a whole.
 
-    Each is written beside its place, synced and renamed, the config last: a killed process leaves the old adapter or one
-    that is refused, never one that loads wrongly.
+    Each appears at its place when it is complete (:mod:`gpart.serialization.locations`), the config last: a killed process
+    leaves the old adapter or one that is refused, never one that loads wrongly.
 
     Args:
-        folder: is made where it is missing.
+        folder: a path or a URL; is made where it is missing. Where a model lies in it, a folder ``gpart`` in it is taken.
         manifest: what the tensors belong to.
         tensors: by name.
     """
     content = dump_tensors({name: value.cpu().contiguous().clone() for name, value in tensors.items()})
-    described = {**manifest.to_dict(), "tensors_sha256": hashlib.sha256(content).hexdigest()}
-    folder.mkdir(parents=True, exist_ok=True)
+    described = {**KIND, **manifest.to_dict(), "tensors_sha256": hashlib.sha256(content).hexdigest()}
     text = _render({**described, "sha256": _content_hash(_render(described))})
-    for path, written in ((folder / TENSORS, content), (folder / CONFIG, text.encode())):
-        with replacing(path) as file:
-            file.write(written)
+    at = located(folder)
+    write(inside(at, BESIDE_BASE) if is_file(inside(at, BASE)) else at, {TENSORS: content, CONFIG: text.encode()})
 
 
-def read_folder(folder: Path) -> tuple[Manifest, dict[str, Tensor]]:
+def read_folder(folder: Place) -> tuple[Manifest, dict[str, Tensor]]:
     """What :func:`write_folder` wrote.
 
     Raises:
         GPartFileError: if there is no such folder, or a file is missing in it.
         GPartError: if a file was changed or truncated, or is no adapter's.
     """
-    if not folder.is_dir():
-        raise GPartFileError(f"no adapter at {folder}: there is no such folder")
-    for needed in (folder / CONFIG, folder / TENSORS):
-        if not needed.is_file():
-            raise GPartFileError(f"no adapter at {folder}: there is no file {needed.name}")
-    text = (folder / CONFIG).read_bytes().decode("utf-8", errors="replace")
+    at = located(folder)
+    if not is_folder(at):
+        raise GPartFileError(f"no adapter at {at}: there is no such folder")
+    if is_file(inside(at, BASE)) and is_file(inside(inside(at, BESIDE_BASE), CONFIG)):
+        at = inside(at, BESIDE_BASE)
+    config_file, tensor_file = inside(at, CONFIG), inside(at, TENSORS)
+    if not is_file(config_file):
+        model = f", but a model's {BASE}" if is_file(inside(at, BASE)) else ""
+        raise GPartFileError(f"no adapter at {at}: there is no file {CONFIG}{model}")
+    text = read(config_file).decode("utf-8", errors="replace")
     try:
         described = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise GPartError(f"{folder / CONFIG} is no JSON: {error}") from None
+        raise GPartError(f"{config_file} is no JSON: {error}") from None
     if not isinstance(described, dict):
-        raise GPartError(f"{folder / CONFIG} holds a {type(described).__name__}, not an object")
+        raise GPartError(f"{config_file} holds a {type(described).__name__}, not an object")
+    _check_kind(described, str(at))
     written, found = described.pop("sha256", None), _content_hash(text)
     if written != found:
-        raise GPartError(f"{folder / CONFIG} was changed: its content has SHA-256 {found}, written was {written}")
+        raise GPartError(f"{config_file} was changed: its content has SHA-256 {found}, written was {written}")
     tensors_hash = described.pop("tensors_sha256", None)
-    manifest = read_manifest(described, str(folder / CONFIG))
-    content = (folder / TENSORS).read_bytes()
+    described = {key: value for key, value in described.items() if key not in KIND}
+    manifest = read_manifest(described, str(config_file))
+    if not is_file(tensor_file):
+        raise GPartFileError(f"no adapter at {at}: there is no file {TENSORS}")
+    content = read(tensor_file)
     if (found := hashlib.sha256(content).hexdigest()) != tensors_hash:
         raise GPartError(
-            f"{folder / TENSORS} was changed or truncated: its {len(content)} bytes have SHA-256 {found},"
+            f"{tensor_file} was changed or truncated: its {len(content)} bytes have SHA-256 {found},"
             f" the config has {tensors_hash}"
         )
     try:
         return manifest, load_tensors(content)
     except SafetensorError as error:
-        raise GPartError(f"{folder / TENSORS} is no safetensors file: {error}") from None
+        raise GPartError(f"{tensor_file} is no safetensors file: {error}") from None
+
+
+def _check_kind(described: Mapping[str, Any], source: str) -> None:
+    """Looks whose adapter it is: those of ours have a checksum, and since format 2 a kind.
+
+    Raises:
+        GPartError: if it is another library's.
+    """
+    if not described or {"sha256", "scheme"} & set(described):
+        return
+    if (kind := described.get("peft_type")) is not None:
+        raise GPartError(
+            f"{source} holds an adapter of PEFT (peft_type {kind}), not of GPart: peft.PeftModel.from_pretrained reads it"
+        )
+    raise GPartError(f"{source} holds no adapter of GPart: the keys in its {CONFIG} are {sorted(described)}")
 
 
 def _render(described: Mapping[str, Any]) -> str:

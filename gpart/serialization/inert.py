@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class Inert:
         return f"Inert({self.name!r})"
 
 
-def read_inert(path: str | Path) -> Any:
+def read_inert(path: str | Path | IO[bytes]) -> Any:
     """What a file of ``torch.save`` holds, on the CPU, with an :class:`Inert` for each object.
 
     Raises:
@@ -47,6 +47,8 @@ def read_inert(path: str | Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         if any(name.endswith("/constants.pkl") for name in archive.namelist()):
             raise pickle.UnpicklingError("a TorchScript archive, which torch.load would run")
+    if not isinstance(path, str | Path):
+        path.seek(0)
     return torch.load(path, "cpu", _AS_PICKLE, weights_only=False)
 
 

@@ -15,7 +15,7 @@ from gpart.errors import GPartError
 from gpart.partition import SCHEME
 
 FORMAT = 2
-"""Of the manifests that are written. Files from before the number was written are of format 1."""
+"""Of the manifests that are written; the base's fingerprint is of the same. Files without the number are of format 1."""
 
 WITH_PADDING_ROWS = 1
 """The last format in which an embedding's row of ``padding_idx`` is part of the adapted vector. An adapter from such a file
@@ -45,6 +45,9 @@ class Manifest:
     base: str
     """The fingerprint of the frozen parameters."""
 
+    parts: str = ""
+    """Two letters for each of them, to name what differs in another base; empty in files of format 1."""
+
     versions: dict[str, str] = field(default_factory=dict)
     """Of gpart and the libraries that wrote it."""
 
@@ -56,7 +59,7 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """The manifest as it stands in files."""
         values = {name: getattr(self, name) for name in ("format", "scheme", "name")}
-        rest = {name: getattr(self, name) for name in ("size", "weights", "base", "versions")}
+        rest = {name: getattr(self, name) for name in ("size", "weights", "base", "parts", "versions")}
         return {**values, "config": asdict(self.config), **rest}
 
 
@@ -73,7 +76,7 @@ def read_manifest(values: Any, source: str) -> Manifest:
 
     Example:
         >>> config = GPartConfig(d=2, target_modules=["query"])
-        >>> made = Manifest("default", config, 8, [["query.weight", [2, 4]]], "0" * 64, {"gpart": "0.9"})
+        >>> made = Manifest("default", config, 8, [["query.weight", [2, 4]]], "0" * 64, versions={"gpart": "0.9"})
         >>> read_manifest(made.to_dict(), "a file") == made
         True
         >>> read_manifest({**made.to_dict(), "rank": 4}, "a file")
@@ -81,7 +84,7 @@ def read_manifest(values: Any, source: str) -> Manifest:
             ...
         gpart.errors.GPartError: a file has the key 'rank', which this version does not know: gpart 0.9 wrote it
     """
-    needed = {one.name for one in fields(Manifest) if one.name not in ("format", "versions")} | {"versions"}
+    needed = {one.name for one in fields(Manifest) if one.name not in ("format", "parts", "versions")} | {"versions"}
     if not isinstance(values, dict) or not set(values) >= needed:
         found = sorted(map(str, values)) if isinstance(values, dict) else type(values).__name__
         raise GPartError(f"{source} is no adapter's: it needs {sorted(needed)} and holds {found}")
@@ -93,12 +96,14 @@ def read_manifest(values: Any, source: str) -> Manifest:
         raise GPartError(
             f"{source} uses partition scheme {values['scheme']!r}; this version knows {SCHEME!r}: {writer} wrote it"
         )
-    if unknown := sorted(set(map(str, values)) - needed - {"format"}):
+    if unknown := sorted(set(map(str, values)) - needed - {"format", "parts"}):
         raise GPartError(f"{source} has the key {unknown[0]!r}, which this version does not know: {writer} wrote it")
     if not isinstance(values["name"], str):
         raise GPartError(f"{source}: an adapter's name must be an identifier, got {values['name']!r}")
+    if not isinstance(parts := values.get("parts", ""), str):
+        raise GPartError(f"{source}: parts is no text, but {parts!r}")
     config = _read_config(values["config"], version, source, writer)
-    return Manifest(**{**{name: values[name] for name in needed}, "config": config, "format": version})
+    return Manifest(**{**{name: values[name] for name in needed}, "config": config, "parts": parts, "format": version})
 
 
 def _read_config(values: Any, version: int, source: str, writer: str) -> GPartConfig:

@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from gpart.injection.fingerprint import exact_digests, moved
+from gpart.injection.fingerprint import (
+    differing,
+    exact_digests,
+    fingerprint,
+    is_base,
+    moved,
+    parts,
+    sample_of,
+    shortened,
+)
 
 SHAPES = {"matrix": (300, 400), "filters": (64, 32, 3, 3), "experts": (4, 100, 200), "vector": (50_000,), "small": (5,)}
 
@@ -49,3 +58,38 @@ def test_what_was_converted_or_has_no_bits_is_not_compared():
     assert list(before) == ["w"]
     assert moved(before, exact_digests({"w": weight.bfloat16()})) == []
     assert moved(before, {}) == []
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_rows_that_were_added_at_the_end_are_seen_when_they_differ(shape):
+    weight = torch.ones(shape)
+    before = fingerprint({"w": weight})
+    weight[-1].reshape(-1)[-1] += 1
+    assert fingerprint({"w": weight}) != before
+    weight[-1].reshape(-1)[-1] -= 1
+    weight[0].reshape(-1)[0] += 1
+    assert fingerprint({"w": weight}) != before
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_sample_has_the_fingerprint_of_the_whole_in_both_formats(version):
+    weights = {name: torch.randn(shape) for name, shape in SHAPES.items()}
+    samples = {name: sample_of(name, value) for name, value in weights.items()}
+    assert fingerprint(samples, version) == fingerprint(weights, version)
+    half = {name: value.half() for name, value in weights.items()}
+    assert is_base(samples, fingerprint(half, version), version)
+    assert not is_base(samples, fingerprint(half, version), 3 - version)
+
+
+@pytest.mark.parametrize("count", [3, 400, 401, 1000])
+def test_the_parts_name_what_differs_and_stay_short(count):
+    weights = {f"layers.{i:04}.weight": torch.full((3,), float(i)) for i in range(count)}
+    short = shortened(parts(weights))
+    assert len(short) <= 800
+    assert differing(weights, short) == []
+    assert differing({name: value.half() for name, value in weights.items()}, short) == []
+    weights["layers.0002.weight"][0] += 9
+    (found,) = differing(weights, short)
+    assert "layers.0002.weight" in found or found.startswith("layers.0000.weight to ")
+    del weights["layers.0000.weight"]
+    assert differing(weights, "") == []

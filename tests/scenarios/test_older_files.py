@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from gpart import GPartConfig, attach, load_adapter
 from gpart.callbacks import GPartCallback, load_from_checkpoint
+from gpart.errors import GPartError
 from gpart.serialization.folder import read_folder
-from gpart.serialization.manifest import FORMAT
 
 FILES = Path(__file__).parents[1] / "files" / "0.1.0"
 CONFIG = GPartConfig(d=11, target_modules=["0"], modules_to_save=["2"], seed=9, bias="all", dropout=0.25)
@@ -66,8 +66,19 @@ def test_the_folder_written_again_has_the_same_tensors(tmp_path: Path) -> None:
     name = "adapter_model.safetensors"
     assert (tmp_path / name).read_bytes() == (FILES / "adapter" / name).read_bytes()
     old, new = read_folder(FILES / "adapter")[0], read_folder(tmp_path)[0]
-    assert (old.format, new.format) == (1, FORMAT)
-    assert (old.config, old.size, old.weights, old.base) == (new.config, new.size, new.weights, new.base)
+    assert (old.format, new.format) == (1, 2)
+    assert (old.config, old.size, old.weights) == (new.config, new.size, new.weights)
+    assert old.base != new.base  # fingerprints of two formats
+
+
+def test_another_base_is_told_by_the_old_fingerprint() -> None:
+    net = network()
+    with torch.no_grad():
+        net[0].weight[0, 0] += 1
+    with pytest.raises(GPartError, match="was trained on another base model"):
+        load_adapter(net, FILES / "adapter")
+    with pytest.warns(UserWarning, match="check_base=False"):
+        load_adapter(net, FILES / "adapter", check_base=False)
 
 
 def test_a_state_of_an_adapted_module_loads_with_its_old_names(written: dict[str, torch.Tensor]) -> None:

@@ -12,7 +12,7 @@ from gpart.adapter import GPartAdapter
 from gpart.callbacks.checkpoints.live import plain_state
 from gpart.callbacks.guards.finite import check_finite
 from gpart.errors import GPartError
-from gpart.injection.fingerprint import exact_digests, fingerprint, is_base, moved
+from gpart.injection.fingerprint import FORMAT, exact_digests, fingerprint, is_base, moved
 from gpart.injection.modules import theta_key
 from gpart.injection.names import get_parameter, named_buffers, named_parameters
 from gpart.injection.tensors import entries_of
@@ -142,6 +142,7 @@ class TrainedContents:
             "method": self.method,
             "settings": self.settings,
             "trained": self.trained,
+            "format": FORMAT,
             "base": fingerprint(self._base()),
         }
 
@@ -160,8 +161,9 @@ class TrainedContents:
             raise GPartError(
                 f"{source} was trained by {self.method} with {manifest.get('settings')}, this run has {self.settings}"
             )
-        if not is_base(self._base(), manifest.get("base")):
-            found = fingerprint(self._base())
+        version = 1 if manifest.get("format", 1) == 1 else FORMAT
+        if not is_base(self._base(), manifest.get("base"), version):
+            found = fingerprint(self._base(), version)
             raise GPartError(f"{source} was trained on base {manifest.get('base')}, this model has fingerprint {found}")
         if whole:
             _check_keys(self.model, self.frozen_keys(), state, source)
