@@ -1,8 +1,9 @@
-"""The forgotten head: parameters that would be frozen though Transformers has just initialised them at random."""
+"""Parameters that would be frozen though they are random: a head that the checkpoint lacks, rows added to an embedding."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -26,3 +27,44 @@ def randomly_initialised(model: nn.Module, names: Iterable[str]) -> list[str]:
         if marked:
             missing.update(name for name in inside if name not in marked)
     return [name for name in names if name in missing]
+
+
+def resized(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Which of these parameters have rows that were added to a loaded model, with how many it was loaded with.
+
+    ``resize_token_embeddings`` keeps the Parameter with its mark and writes the new number into the model's config, so the
+    config beside the loaded weights is asked. It is only read where it lies on this machine; else nothing is listed.
+    """
+    names = list(names)
+    found: dict[str, str] = {}
+    for path, module in named_modules(model):
+        if not hasattr(module, "resize_token_embeddings") or not hasattr(module, "config"):
+            continue
+        rows, before = _rows(module.config), _rows(_loaded_config(module.config))
+        if rows is None or before is None or rows <= before:
+            continue
+        prefix = f"{path}." if path else ""
+        tables = [module.get_input_embeddings(), module.get_output_embeddings()]  # type: ignore[operator]
+        owned = {id(value) for table in tables if table is not None for value in table.parameters()}
+        for name in names:
+            value = get_parameter(model, name)
+            if name.startswith(prefix) and id(value) in owned and value.shape[0] == rows:
+                found[name] = f"{name} ({before:,} rows when it was loaded, now {rows:,})"
+    return list(found.values())
+
+
+def _loaded_config(config: Any) -> Any:
+    """The config that a model was loaded with, or None."""
+    source = getattr(config, "_name_or_path", "")
+    if not source:
+        return None
+    try:
+        return type(config).from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError):  # not on this machine any more
+        return None
+
+
+def _rows(config: Any) -> int | None:
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    rows = getattr(text, "vocab_size", None)
+    return rows if isinstance(rows, int) else None

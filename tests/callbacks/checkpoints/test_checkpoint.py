@@ -356,7 +356,7 @@ def test_the_probes_and_gparts_are_not_taken_for_each_other(
         (
             lambda: LinearProbe(["3"]),
             lit_gpart,
-            r"is no adapter's: it needs .*holds \['base', 'method', 'settings', 'trained'\]",
+            r"is no adapter's: it needs .*holds \['base', 'format', 'method', 'settings', 'trained'\]",
         ),
     ):
         _, _, path = lit_fitted(method=mine())
