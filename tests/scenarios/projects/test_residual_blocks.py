@@ -53,7 +53,7 @@ def project(package: str) -> Project:
             optimizer = torch.optim.Adam(self.parameters(), lr=0.02)
             return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
 
-    line = {"d": 9, "target_modules": r".*layers\.\d", "modules_to_save": ["1.1.theta"]}
+    line = {"d": 9, "target_modules": r".*layers\.(0|2)", "modules_to_save": ["1.1.theta"]}
     return Project(package, Beats, lambda: loader(PAST, FUTURE), line, lambda module: module(PAST))
 
 
