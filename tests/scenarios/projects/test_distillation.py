@@ -8,8 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from project_checks import Project, both_packages, check_line, check_load, check_merged, check_resume, drawn, loader, run
-from project_checks import assert_same_states
+from project_checks import (
+    Project,
+    assert_same_states,
+    both_packages,
+    check_line,
+    check_load,
+    check_merged,
+    check_resume,
+    drawn,
+    loader,
+    run,
+)
 from torch import Tensor, nn
 
 from gpart import load_adapter

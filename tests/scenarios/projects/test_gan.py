@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from project_checks import Project, both_packages, check_line, check_load, check_merged, check_resume, drawn, loader, run, same
+from project_checks import (
+    Project,
+    both_packages,
+    check_line,
+    check_load,
+    check_merged,
+    check_resume,
+    drawn,
+    loader,
+    run,
+    same,
+)
 from torch import Tensor, nn
 
 REAL, NOISE = drawn(16, 3), drawn(4, 5, seed=1)

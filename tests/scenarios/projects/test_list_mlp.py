@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from project_checks import (
-    Project, both_packages, check_line, check_load, check_merged, check_merged_at_end, check_resume, drawn, loader,
-)  # fmt: skip
+    Project,
+    both_packages,
+    check_line,
+    check_load,
+    check_merged,
+    check_merged_at_end,
+    check_resume,
+    drawn,
+    loader,
+)
 from torch import Tensor, nn
 
 INPUTS = drawn(16, 6)
@@ -25,7 +34,7 @@ def project(package: str, alone: bool) -> Project:
             super().__init__()
             self.save_hyperparameters()
             torch.manual_seed(1)
-            layers = [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+            layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
             self.layers = nn.ModuleList(layers if alone else layers[:-1])
             if not alone:
                 self.last = layers[-1]

@@ -8,8 +8,15 @@ from typing import Any
 
 import torch
 from project_checks import (
-    Project, both_packages, check_line, check_load, check_merged, check_merged_at_end, check_resume, loader,
-)  # fmt: skip
+    Project,
+    both_packages,
+    check_line,
+    check_load,
+    check_merged,
+    check_merged_at_end,
+    check_resume,
+    loader,
+)
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 

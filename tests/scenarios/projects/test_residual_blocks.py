@@ -8,8 +8,16 @@ from typing import Any
 
 import torch
 from project_checks import (
-    Project, both_packages, check_line, check_load, check_merged, check_merged_at_end, check_resume, drawn, loader,
-)  # fmt: skip
+    Project,
+    both_packages,
+    check_line,
+    check_load,
+    check_merged,
+    check_merged_at_end,
+    check_resume,
+    drawn,
+    loader,
+)
 from torch import Tensor, nn
 
 PAST, FUTURE = drawn(16, 8), drawn(16, 2, seed=1)
