@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import re
 import warnings
+from functools import update_wrapper
+from types import MethodType
 from typing import Any, NoReturn
 
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, instantiate_class
 
 # The rooms are imported so that recipes can name their classes by the short name.
 import gpart.callbacks
 import gpart.datamodules
 import gpart.lightning_modules
+from gpart.callbacks.method import MethodCallback
 from gpart.cli.commands import TRAINING
 from gpart.cli.configs import with_recipes
 from gpart.cli.message import causes, told
 from gpart.cli.quiet import silence_warnings
+from gpart.cli.resume import ResumedSettings, ask_for_training, model_settings
 from gpart.errors import GPartError
 from gpart.serialization.checkpoint_file import load_checkpoint_file
 
@@ -30,7 +34,11 @@ GPartCallback the settings of a class; --model.help and --data.help do the same.
 CLASSES = {
     "model": gpart.lightning_modules.__all__,
     "data": gpart.datamodules.__all__,
-    "method": gpart.callbacks.__all__,
+    "method": [
+        name
+        for name in gpart.callbacks.__all__
+        if isinstance(found := getattr(gpart.callbacks, name), type) and issubclass(found, MethodCallback)
+    ],
 }
 """The short names that each key takes, for messages."""
 
@@ -42,6 +50,8 @@ HEADINGS = {
     "model": "the model and its task",
     "data": "the data",
     "method": "the method; without one every weight is trained",
+    "optimizer": "an optimizer in place of the model's own",
+    "lr_scheduler": "its schedule",
 }
 """Of the settings in ``--help``, by their key."""
 
@@ -77,6 +87,8 @@ class GPartCLI(LightningCLI):
         parser.add_argument(
             "--test_best", type=bool, default=False, help="After fit, score the best checkpoint by the test set."
         )
+        parser.add_optimizer_args()
+        parser.add_lr_scheduler_args()
         # Else they are the first lines of Lightning's docstrings, some cut in the middle.
         groups = parser.groups or {}
         for key, title in HEADINGS.items():
@@ -90,17 +102,53 @@ class GPartCLI(LightningCLI):
             raise
         except (ValueError, OSError) as error:  # of a file that a word names, such as one that is no text
             raise GPartError(told(error)) from error
-        self._check_checkpoint()
+        self._words = list(args or [])
 
-    def _check_checkpoint(self) -> None:
-        """Lightning reads a checkpoint's hyperparameters while parsing: a damaged file is to be named, not traced."""
-        path = self.config[self.config["subcommand"]].get("ckpt_path")
-        if path and path not in ("best", "last", "hpc", "registry") and "://" not in str(path):
-            load_checkpoint_file(path)
+    def _parse_ckpt_path(self) -> None:
+        """As Lightning's, but words of the command line go over the checkpoint's hyperparameters, and so does the class.
+
+        Raises:
+            GPartError: if the checkpoint cannot be read: a damaged file is named, not traced.
+        """
+        command = self.config["subcommand"]
+        path, model = self.config[command].get("ckpt_path"), self.config[command]["model"]
+        if not path or path in ("best", "last", "hpc", "registry") or "://" in str(path):
+            return
+        saved = load_checkpoint_file(path).get("hyper_parameters") or {}
+        theirs = {name: value for name, value in saved.items() if name not in ("_class_path", "_instantiator")}
+        for name in model_settings(self._words):
+            theirs.pop(name, None)
+        if theirs:
+            both = {"class_path": model["class_path"], "dict_kwargs": theirs}
+            self.config = self.parser.parse_object({command: {"model": both}}, self.config)
+
+    def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
+        """As Lightning's, but they are made when the Trainer asks: the network may not be built before.
+
+        Raises:
+            GPartError: if there is a schedule for no optimizer.
+        """
+        chosen, schedule = (self._get(self.config_init, key) for key in ("optimizer", "lr_scheduler"))
+        if schedule and not chosen:
+            raise GPartError(
+                f"lr_scheduler={schedule['class_path']} needs --optimizer: the model's own optimizer has its own schedule"
+            )
+        if not chosen:
+            return
+
+        def made(module: LightningModule) -> Any:
+            optimizer = instantiate_class(module.parameters(), chosen)
+            return self.configure_optimizers(
+                module, optimizer, instantiate_class(optimizer, schedule) if schedule else None
+            )
+
+        update_wrapper(made, self.configure_optimizers)  # Lightning looks through it for whether it is overridden
+        self.model.configure_optimizers = MethodType(made, self.model)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         # The absent method comes as None.
         present = [callback for callback in callbacks if callback is not None]
+        present.append(ResumedSettings(ask_for_training(self._words)))
         try:
             return super()._instantiate_trainer(config, present)
         except (TypeError, ValueError) as error:  # a setting that the Trainer refuses: it does nothing else yet
@@ -151,8 +199,6 @@ def run(words: list[str]) -> None:
                 parser_kwargs={"prog": "gpart", **own},
                 # A run into the same folder is a run again, not an error.
                 save_config_kwargs={"overwrite": True},
-                # The modules make their own optimizers, with two learning rates.
-                auto_configure_optimizers=False,
                 args=with_recipes(words),
             )
     except Exception as error:
