@@ -43,7 +43,7 @@ class State:
 
 
 class Made:
-    def __new__(cls, *args: Any) -> Made:
+    def __new__(cls, *args: Any) -> Made:  # noqa: PYI034  # Self came with Python 3.11
         if args:
             run("executed")
         return super().__new__(cls)
