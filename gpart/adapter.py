@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
 from gpart.errors import GPartError
 from gpart.injection.fingerprint import Sample, fingerprint, parts, sample_of, shortened
-from gpart.injection.modules import CONTAINER, Adapters, Theta, check_name, home_of, theta_key
+from gpart.injection.homes import home_of
+from gpart.injection.modules import CONTAINER, Adapters, Theta, check_name, theta_key
 from gpart.injection.names import get_parameter, get_submodule, named_modules, replicated, unwrapped
 from gpart.injection.snapshot import Snapshot
 from gpart.injection.surgery import add_hooks, check_installable, install, remove, remove_hooks, rename_old_theta
