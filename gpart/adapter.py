@@ -54,7 +54,7 @@ def attach(
     Args:
         model: any module; its parameters outside ``config.modules_to_save`` are frozen.
         config: the adapter's settings.
-        name: stands in theta's key (``gpart.<name>.theta``) and in files.
+        name: stands in theta's key (``gpart.<name>.theta``, below a container ``0.gpart.<name>.theta``) and in files.
         indices: the group indices: ``"stored"``, ``"computed"`` or ``"auto"``, see :class:`gpart.config.MemoryPolicy`.
         weights: W0 + P·theta: ``"kept"``, ``"forward"``, ``"recomputed"`` or ``"auto"``. Neither changes a result.
 
@@ -69,7 +69,7 @@ def attach(
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> adapter = attach(model, GPartConfig(d=5, target_modules=["0"], modules_to_save=["2"]))
         >>> adapter.size, [name for name, p in model.named_parameters() if p.requires_grad]
-        (32, ['2.weight', '2.bias', 'gpart.default.theta'])
+        (32, ['0.gpart.default.theta', '2.weight', '2.bias'])
     """
     check_name(name)
     if replicated(model):

@@ -16,6 +16,9 @@ from gpart.errors import GPartError
 from gpart.injection.modules import Adapters, plain_class
 from gpart.injection.names import get_submodule
 
+_FRAMEWORKS = ("torch.", "lightning.", "pytorch_lightning.")
+"""Whose methods, as ``self.type(...)`` or ``self.parameters()``, ask for the children and give none of them to ``forward``."""
+
 _CHILDREN = frozenset({"children", "named_children", "_modules"})
 """What a ``forward`` asks for that runs, counts or names all the children of its module."""
 
@@ -65,13 +68,15 @@ def is_iterated(module: nn.Module) -> bool:
 
 @cache
 def _asked_for(kind: type[nn.Module]) -> frozenset[str]:
-    """The names in the code of a class's ``forward``, and of the methods of the class that these names may call."""
+    """The names in the code of a class's ``forward``, and of its own methods, not torch's, that these names may call."""
     names: set[str] = set()
     new = {"forward"}
     while new:
-        methods = [inspect.unwrap(found) for name in new if callable(found := getattr(kind, name, None))]
+        found = [inspect.unwrap(one) for name in new if callable(one := getattr(kind, name, None))]
+        methods = [one for one in found if isinstance(one, FunctionType)]
+        own = [one for one in methods if one.__name__ == "forward" or not one.__module__.startswith(_FRAMEWORKS)]
         names |= new
-        new = {name for one in methods if isinstance(one, FunctionType) for name in one.__code__.co_names} - names
+        new = {name for one in own for name in one.__code__.co_names} - names
     return frozenset(names)
 
 

@@ -29,6 +29,11 @@ class AdapterContents:
         self._bits: dict[str, bytes] = {}
 
     @property
+    def whole(self) -> bool:
+        """Whether a checkpoint holds merged weights."""
+        return self._merged
+
+    @property
     def attached(self) -> bool:
         """Whether the adapter was not taken off."""
         return self.adapter.attached
@@ -106,6 +111,7 @@ class TrainedContents:
     """
 
     copies: tuple[str, ...] = ()
+    whole = False
 
     def __init__(self, model: nn.Module, trained: Iterable[str], method: str, settings: dict[str, Any]) -> None:
         self.model, self.method, self.settings = model, method, settings

@@ -29,6 +29,10 @@ class Contents(Protocol):
     """Paths of copies of the module in the LightningModule, whose frozen parameters are left out as well."""
 
     @property
+    def whole(self) -> bool:
+        """Whether a checkpoint holds the frozen parameters too."""
+
+    @property
     def attached(self) -> bool:
         """Whether the method is on the module still; a plain module is written as a plain one."""
 

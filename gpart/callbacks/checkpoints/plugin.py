@@ -21,9 +21,11 @@ from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
 
 from gpart.callbacks.checkpoints.filling import Contents, filled, frozen_entries
 from gpart.callbacks.checkpoints.hyperparameters import NotPlainError, loadable
+from gpart.callbacks.checkpoints.live import named_by
 from gpart.callbacks.checkpoints.writing import written
 from gpart.callbacks.packages import OfBoth, both, is_a
 from gpart.errors import GPartError
@@ -66,6 +68,14 @@ class GPartCheckpointIO(OfBoth, CheckpointIO):
             return set()
         return set(frozen_entries(self._module, self._path, self._contents))
 
+    def kept_bytes(self) -> int:
+        """Bytes of the connected module's parameters and buffers that are written; each tensor once."""
+        if self._module is None or self._contents is None:
+            return 0
+        left_out = set() if self._contents.whole else self.frozen_keys()
+        kept = {id(value): value for key, (_, value) in named_by(self._module).items() if key not in left_out}
+        return sum(value.numel() * value.element_size() for value in kept.values() if isinstance(value, Tensor))
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         """Writes a checkpoint without the frozen parameters; objects in it as Lightning writes them."""
         if self._contents is not None and self._module is not None and self._contents.attached:
@@ -75,7 +85,11 @@ class GPartCheckpointIO(OfBoth, CheckpointIO):
         except NotPlainError as found:
             self._say(str(found))
         self._order.handed_in()
-        self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options=storage_options)
+        try:
+            self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options=storage_options)
+        except Exception:
+            self._order.taken_back()  # what was not written must not hold back removals
+            raise
 
     def load_checkpoint(
         self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None
@@ -170,6 +184,11 @@ class _Order:
     def handed_in(self) -> None:
         with self._lock:
             self._handed_in += 1
+
+    def taken_back(self) -> None:
+        with self._lock:
+            self._handed_in -= 1
+        self._run()
 
     def written(self) -> None:
         with self._lock:
