@@ -23,7 +23,7 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from gpart.callbacks.checkpoints.filling import Contents, filled, frozen_entries
+from gpart.callbacks.checkpoints.filling import HINT, Contents, filled, frozen_entries
 from gpart.callbacks.checkpoints.hyperparameters import NotPlainError, loadable
 from gpart.callbacks.checkpoints.live import named_by
 from gpart.callbacks.checkpoints.writing import written
@@ -131,7 +131,25 @@ class GPartCheckpointIO(OfBoth, CheckpointIO):
                     " GPartCallback(checkpoints='merged')"
                 )
             return checkpoint
-        return filled(checkpoint, str(path), self._module, self._path, self._contents)
+        complete = filled(checkpoint, str(path), self._module, self._path, self._contents)
+        self._check_order(checkpoint, complete, path)
+        return complete
+
+    def _check_order(self, checkpoint: dict[str, Any], complete: dict[str, Any], path: _PATH) -> None:
+        """An optimizer's state is told by the order of its parameters, and before 0.2 theta came after all others.
+
+        Raises:
+            GPartError: if a run would go on with the optimizer's numbers of other parameters.
+        """
+        trainer = self._module._trainer if self._module is not None else None
+        fits = trainer is not None and trainer.state.fn == "fit" and checkpoint.get("optimizer_states")
+        moved = sorted(set(checkpoint["state_dict"]) - set(complete["state_dict"]) - {HINT})
+        if fits and any(key.endswith(".theta") for key in moved):
+            raise GPartError(
+                f"{path} is from before theta's place in a container changed ({moved[-1]}), and the state of its optimizer is"
+                " in the order of then: start anew from its theta and head, by GPartCallback(adapter=...) with this path and"
+                " without ckpt_path"
+            )
 
     def _say(self, found: str) -> None:
         if not self._said:
