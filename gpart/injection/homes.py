@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from functools import cache
-from types import FunctionType
+from types import CodeType, FunctionType
 
 from torch import nn
 
@@ -76,8 +76,14 @@ def _asked_for(kind: type[nn.Module]) -> frozenset[str]:
         methods = [one for one in found if isinstance(one, FunctionType)]
         own = [one for one in methods if one.__name__ == "forward" or not one.__module__.startswith(_FRAMEWORKS)]
         names |= new
-        new = {name for one in own for name in one.__code__.co_names} - names
+        new = {name for one in own for name in _names(one.__code__)} - names
     return frozenset(names)
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names in a function's code, and in that of the functions and comprehensions in it."""
+    inside = [_names(one) for one in code.co_consts if isinstance(one, CodeType)]
+    return set(code.co_names).union(*inside)
 
 
 def check_elements(root: nn.Module) -> None:
