@@ -115,8 +115,8 @@ def unreadable(path: str | Path, error: Exception) -> GPartError:
         return GPartError(f"{path} cannot be read as a checkpoint: {reason(error)}")
     return GPartError(
         f"{path} cannot be read with weights_only=True, which is the default: it holds {', '.join(types)}. If you trust the"
-        " file, which may run any code then, pass weights_only=False; or allow the types by"
-        " torch.serialization.add_safe_globals"
+        " file, which may run any code then, pass weights_only=False, or where Lightning is older than 2.6 and has no such"
+        " argument, set TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1; or allow the types by torch.serialization.add_safe_globals"
     )
 
 

@@ -42,9 +42,9 @@ class AdapterContents:
         """Before 0.2 theta stood at the end of every module, of containers too."""
         return self.adapter.theta_name if key == theta_key(self.adapter.name) else key
 
-    def own(self, key: str) -> bool:
-        """Theta's."""
-        return key == self.adapter.theta_name
+    def own(self) -> list[Tensor]:
+        """Theta."""
+        return [self.adapter.theta]
 
     def merged(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """The frozen parameters, with W0 + P·theta in the adapted ones, where a checkpoint is to hold them."""
@@ -130,9 +130,9 @@ class TrainedContents:
         """The key itself."""
         return key
 
-    def own(self, key: str) -> bool:
-        """Of a method that adds none, or whose checkpoints plain modules do not read."""
-        return False
+    def own(self) -> list[Tensor]:
+        """None: the method adds none, or its checkpoints are not for plain modules."""
+        return []
 
     def merged(self, trained: Mapping[str, Tensor]) -> None:
         """Its checkpoints hold what is trained."""
