@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
 from gpart.errors import GPartError
 from gpart.injection.fingerprint import Sample, fingerprint, parts, sample_of, shortened
-from gpart.injection.modules import CONTAINER, Adapters, Theta, check_name, home_of, theta_key
+from gpart.injection.homes import home_of
+from gpart.injection.modules import CONTAINER, Adapters, Theta, check_name, theta_key
 from gpart.injection.names import get_parameter, get_submodule, named_modules, replicated, unwrapped
 from gpart.injection.snapshot import Snapshot
 from gpart.injection.surgery import add_hooks, check_installable, install, remove, remove_hooks, rename_old_theta
@@ -53,7 +54,7 @@ def attach(
     Args:
         model: any module; its parameters outside ``config.modules_to_save`` are frozen.
         config: the adapter's settings.
-        name: stands in theta's key (``gpart.<name>.theta``) and in files.
+        name: stands in theta's key (``gpart.<name>.theta``, below a container ``0.gpart.<name>.theta``) and in files.
         indices: the group indices: ``"stored"``, ``"computed"`` or ``"auto"``, see :class:`gpart.config.MemoryPolicy`.
         weights: W0 + P·theta: ``"kept"``, ``"forward"``, ``"recomputed"`` or ``"auto"``. Neither changes a result.
 
@@ -68,7 +69,7 @@ def attach(
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> adapter = attach(model, GPartConfig(d=5, target_modules=["0"], modules_to_save=["2"]))
         >>> adapter.size, [name for name, p in model.named_parameters() if p.requires_grad]
-        (32, ['2.weight', '2.bias', 'gpart.default.theta'])
+        (32, ['0.gpart.default.theta', '2.weight', '2.bias'])
     """
     check_name(name)
     if replicated(model):

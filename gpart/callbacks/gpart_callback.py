@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import ExitStack
 from dataclasses import asdict, fields
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
@@ -18,6 +16,7 @@ from gpart.callbacks.checkpoints.contents import AdapterContents
 from gpart.callbacks.checkpoints.filling import Contents
 from gpart.callbacks.copies import adapt_copies, keep_frozen, unnamed_copies
 from gpart.callbacks.guards.finite import FiniteTheta
+from gpart.callbacks.guards.learning import FirstGradient, warn_of_lost_updates
 from gpart.callbacks.guards.refusals import refuse_merging
 from gpart.callbacks.logged import log_settings
 from gpart.callbacks.method import MethodCallback
@@ -33,9 +32,8 @@ from gpart.callbacks.sharding.strategies import (
 )
 from gpart.config import Bias, GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
 from gpart.errors import GPartError
-from gpart.injection.modules import check_elements
-from gpart.injection.names import get_parameter, named_modules
-from gpart.injection.tensors import dense, whole
+from gpart.injection.homes import check_elements
+from gpart.injection.names import named_modules
 from gpart.loading import load_adapter
 
 
@@ -133,7 +131,7 @@ class GPartCallback(MethodCallback):
         self.checkpoints, self.merge_at_end = checkpoints, merge_at_end
         self._adapter: GPartAdapter | None = None
         self._copies: list[GPartAdapter] = []
-        self._backward, self._learned, self._finite = False, False, FiniteTheta()
+        self._gradient, self._finite = FirstGradient(), FiniteTheta()
         self._evaluation = ExitStack()
         self._sharding, self._rate = False, 0.0
 
@@ -238,7 +236,7 @@ class GPartCallback(MethodCallback):
             GPartError: if no optimizer holds theta.
         """
         super().on_fit_start(trainer, pl_module)
-        self._backward, self._learned, self._finite = False, False, FiniteTheta()
+        self._gradient, self._finite = FirstGradient(), FiniteTheta()
         if self.merge_at_end or self.checkpoints == "merged":
             self.adapter.check_mergeable()
         check_reduced(trainer.strategy, pl_module)
@@ -255,7 +253,8 @@ class GPartCallback(MethodCallback):
             )
         for unnamed in unnamed_copies(pl_module, self._path, self.adapter, self.copies):
             rank_zero_warn(unnamed)
-        self._warn_if_unrepresentable(trainer)
+        group = group_of(self.adapter.theta, trainer.optimizers)
+        warn_of_lost_updates(self.adapter, float(group["lr"]) if group is not None else 0.0)
         settings = asdict(self.adapter.config)
         log_settings(trainer, pl_module, {f"{self._prefix}/{key}": value for key, value in settings.items()})
 
@@ -280,32 +279,17 @@ class GPartCallback(MethodCallback):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From now on theta must have a gradient when its optimizer steps: a step may come without a backward before it."""
-        self._backward = True
+        self._gradient.after_backward()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """At the first step of theta's optimizer after a backward, checks that theta has a gradient.
 
-        Lightning also steps where ``training_step`` has returned None, and StochasticWeightAveraging ends with an epoch
-        without backward passes.
-
         Raises:
             GPartError: if it has none.
         """
-        theta = self.adapter.theta
-        group = group_of(theta, [optimizer])
-        if group is None:
-            return
-        self._rate = float(group["lr"])  # before a schedule goes on
-        if self._learned:
-            return
-        self._learned = theta.grad is not None
-        # In manual optimization loss.backward() may be called without Lightning's knowledge.
-        if not self._learned and (self._backward or any(value.grad is not None for value in group["params"])):
-            raise GPartError(
-                f"theta has no gradient after the first backward: the loss does not depend on the adapted layers"
-                f" {[weight.name for weight in self.adapter.plan.weights][:3]} ...; are they run, and with gradients"
-                " enabled? Re-entrant checkpointing needs an input that requires grad (enable_input_require_grads)"
-            )
+        if (group := group_of(self.adapter.theta, [optimizer])) is not None:
+            self._rate = float(group["lr"])  # before a schedule goes on
+            self._gradient.before_step(self.adapter, group)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Gives copies the bits of the frozen weights again; checks, before each epoch, that they are still frozen.
@@ -376,26 +360,3 @@ class GPartCallback(MethodCallback):
         elif trainer.is_global_zero:
             self.adapter.save(self.save_folder)
         rank_zero_info(f"adapter written to {self.save_folder}")
-
-    def _warn_if_unrepresentable(self, trainer: Trainer) -> None:
-        """In half precision a weight cannot hold an update below its spacing: theta may train and nothing change."""
-        adapter = self.adapter
-        group = group_of(adapter.theta, trainer.optimizers)
-        rate = float(group["lr"]) if group is not None else 0.0
-        with torch.no_grad():
-            # Adam's first step moves every entry of theta by about the learning rate.
-            length = max(float(adapter.values.norm()), rate * math.sqrt(adapter.config.d))
-            update = length / math.sqrt(adapter.size)
-            for weight in adapter.plan.weights:
-                stored = get_parameter(adapter.model, weight.name)
-                if stored.dtype not in (torch.bfloat16, torch.float16) or not stored.numel():  # FSDP 1's empty shards
-                    continue
-                rms = float(whole(dense(stored)).float().square().mean().sqrt())
-                spacing = torch.finfo(stored.dtype).eps * 2.0 ** math.floor(math.log2(rms)) if rms else 0.0
-                if update < spacing:
-                    rank_zero_warn(
-                        f"{weight.name} is {stored.dtype} with spacing {spacing:.1e} at its size, and the update's rms"
-                        f" is {update:.1e}: most of it is lost in rounding. Train with float32 weights (32-true,"
-                        " bf16-mixed), a larger learning rate, or a larger d"
-                    )
-                    return

@@ -142,7 +142,8 @@ class MethodCallback(OfBoth, Callback):
                 " that is not meant"
             )
         if trainer.is_global_zero:
-            print_table(type(self).__name__, self.summary(trainer), network, self._frozen, trainer.optimizers)
+            kept = install_checkpoint_io(trainer).kept_bytes()
+            print_table(type(self).__name__, self.summary(trainer), network, self._frozen, kept, trainer.optimizers)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Checks, before each epoch's first step, that what is frozen is still frozen.

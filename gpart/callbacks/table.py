@@ -14,7 +14,7 @@ _MOMENTS = {"Adam": 2, "AdamW": 2, "NAdam": 2, "RAdam": 2, "Adamax": 2, "SGD": 0
 
 
 def print_table(
-    title: str, rows: Mapping[str, str], network: nn.Module, frozen: int, optimizers: Sequence[Optimizer]
+    title: str, rows: Mapping[str, str], network: nn.Module, frozen: int, kept: int, optimizers: Sequence[Optimizer]
 ) -> None:
     """Prints the method's rows, then trainable and frozen parameters and a checkpoint's bytes.
 
@@ -23,13 +23,13 @@ def print_table(
         rows: the method's own rows.
         network: the adapted module.
         frozen: its frozen numbers, of which a sharded one has a part only.
+        kept: bytes that a checkpoint holds of the LightningModule.
         optimizers: the trainer's, whose state a full checkpoint holds too.
     """
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(justify="right")
     trained = sum(value.numel() for value in network.parameters() if value.requires_grad)
-    kept = kept_bytes(network)
     every = {
         **rows,
         "trainable parameters": f"{trained:,}",

@@ -1,7 +1,7 @@
 """What an adapter puts into a model: one small child that holds theta, and layers that read W0 + P·theta as their weight.
 
 Invariants: theta exists once, in :class:`Theta`, the last child of the adapted module, or of a module below it where that
-one is a container (:func:`home_of`); every layer reaches it through
+one is a container (:func:`gpart.injection.homes.home_of`); every layer reaches it through
 that child at every use, never by a reference of its own, since ``to_empty``, ``.to("meta")`` and sharding replace the
 Parameter object. An adapted layer keeps its parameters under their names, so that a state_dict has the base's keys:
 
@@ -15,11 +15,9 @@ parametrize`` does the like, but moves the parameter to another name, and takes 
 from __future__ import annotations
 
 import copyreg
-import inspect
 import sys
-from collections.abc import Callable, Iterable
-from functools import cache
-from types import FrameType, FunctionType
+from collections.abc import Callable
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -27,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gpart.errors import GPartError
-from gpart.injection.names import READERS, get_submodule, stored
+from gpart.injection.names import READERS, stored
 from gpart.injection.recurrent import UPKEEP, is_recurrent, overrides
 from gpart.injection.targets import AdaptedWeight
 
@@ -36,9 +34,6 @@ _MOVERS = ("torch.distributed.", "accelerate.")
 
 CONTAINER = "gpart"
 """Name of the child that holds the adapters of a module; in a folder theta's key is ``gpart.<adapter name>.theta``."""
-
-_CHILDREN = frozenset({"children", "named_children", "_modules"})
-"""What a ``forward`` asks for that runs, counts or names all the children of its module."""
 
 
 def check_name(name: object) -> str:
@@ -121,7 +116,7 @@ def theta_of(home: nn.Module, name: str) -> Tensor:
     """Theta of an attached adapter, as the layers compute with it; found anew at every use, see above.
 
     Args:
-        home: the module whose child holds it, see :func:`home_of`.
+        home: the module whose child holds it, see :func:`gpart.injection.homes.home_of`.
         name: the adapter's name.
     """
     holder: Any = home._modules[CONTAINER]._modules[name]  # type: ignore[union-attr]  # it is there while attached
@@ -136,76 +131,6 @@ def theta_key(name: str) -> str:
     'gpart.default.theta'
     """
     return f"{CONTAINER}.{name}.theta"
-
-
-def home_of(model: nn.Module, layers: Iterable[str]) -> str:
-    """Path of the module that gets theta's holder as its last child: the model, or what is no container below it.
-
-    A ModuleList, ModuleDict or Sequential, and a module whose ``forward`` asks for its children, is iterated, indexed and
-    counted by other people's code: theta's holder must not be one of its elements. Then the first module below it takes the
-    holder, on the way to an adapted layer, that is none of these.
-
-    Args:
-        model: the adapted module.
-        layers: the paths of the adapted layers, in order.
-
-    Raises:
-        GPartError: if there is none.
-
-    Example:
-        >>> home_of(nn.Sequential(nn.Linear(2, 2)), ["0"]), home_of(nn.MultiheadAttention(2, 1), ["out_proj"])
-        ('0', '')
-    """
-    tried = []
-    for layer in layers:
-        parts = layer.split(".") if layer else []
-        for path in (".".join(parts[:count]) for count in range(len(parts) + 1)):
-            module = get_submodule(model, path)
-            if not is_iterated(module):
-                return path
-            tried.append(f"{path or 'the model'} ({type(module).__name__})")
-    raise GPartError(
-        f"theta needs a module to stand in whose children nobody iterates over; on the way to the adapted layers there"
-        f" are only {list(dict.fromkeys(tried))[:5]}"
-    )
-
-
-def is_iterated(module: nn.Module) -> bool:
-    """Whether someone may iterate over a module's children, index or count them: a container, or its own ``forward``.
-
-    >>> is_iterated(nn.ModuleList()), is_iterated(nn.Linear(2, 2))
-    (True, False)
-    """
-    if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
-        return True
-    return not _CHILDREN.isdisjoint(_asked_for(plain_class(module)))  # type: ignore[arg-type]  # a class can be hashed
-
-
-@cache
-def _asked_for(kind: type[nn.Module]) -> frozenset[str]:
-    """The names in the code of a class's ``forward``, and of the methods of the class that these names may call."""
-    names: set[str] = set()
-    new = {"forward"}
-    while new:
-        methods = [inspect.unwrap(found) for name in new if callable(found := getattr(kind, name, None))]
-        names |= new
-        new = {name for one in methods if isinstance(one, FunctionType) for name in one.__code__.co_names} - names
-    return frozenset(names)
-
-
-def check_elements(root: nn.Module) -> None:
-    """Checks that no adapter is an element of a container, as of one that was made of the home's children since.
-
-    Raises:
-        GPartError: if one is, with the container.
-    """
-    for path, module in root.named_modules():
-        if any(isinstance(child, Adapters) for child in module._modules.values()) and is_iterated(module):
-            names = [name for name, child in module._modules.items() if isinstance(child, Adapters)]
-            raise GPartError(
-                f"the adapter {names[0]!r} is one of the elements of {path or 'the model'} ({type(module).__name__}), and"
-                " changes what is iterated, indexed or counted there: make that container before the adapter is attached"
-            )
 
 
 def adapt(module: nn.Module, attribute: str, reader: WeightReader, weight: AdaptedWeight) -> None:

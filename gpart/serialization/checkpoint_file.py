@@ -123,8 +123,8 @@ def unreadable(file: Path | IO[bytes] | None, source: str, error: Exception) -> 
         return GPartError(f"{source} cannot be read as a checkpoint: {reason(error)}")
     return GPartError(
         f"{source} cannot be read with weights_only=True, which is the default: it holds {', '.join(types)}. If you trust the"
-        " file, which may run any code then, pass weights_only=False; or allow the types by"
-        " torch.serialization.add_safe_globals"
+        " file, which may run any code then, pass weights_only=False, or where Lightning is older than 2.6 and has no such"
+        " argument, set TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1; or allow the types by torch.serialization.add_safe_globals"
     )
 
 

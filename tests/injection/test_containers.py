@@ -52,6 +52,17 @@ class Boosted(nn.Module):
         return sum(child(x) for child in children) / len(children)
 
 
+class Later(nn.Module):
+    """Its children are asked for in a function inside its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = Stage(), Stage()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([*map(lambda _: sum(child(x) for child in self.children()), range(2))]).mean(0)  # noqa: C417
+
+
 class Experts(nn.ModuleDict):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.stack([expert(x) for expert in self.values()]).mean(0) * len(self)
@@ -71,6 +82,7 @@ def nested() -> nn.Module:
 KINDS: dict[str, Callable[[], nn.Module]] = {
     "sequential subclass": lambda: Pipeline(Stage(), Stage()),
     "forward over children": Boosted,
+    "children in a lambda": Later,
     "dict of experts": lambda: Experts({"a": nn.Linear(8, 8), "b": Stage()}),
     "list with an index from the end": lambda: Listed([nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)]),
     "containers in containers": nested,

@@ -150,7 +150,7 @@ def test_slurm_requeues_a_job_that_goes_on_by_itself(tmp_path: Path) -> None:
     path = tmp_path / "hpc_ckpt_1.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     assert sorted(key for key in checkpoint["state_dict"] if " " not in key) == [
-        "net.2.bias", "net.2.weight", "net.0.gpart.default.theta",
+        "net.0.gpart.default.theta", "net.2.bias", "net.2.weight",
     ]  # fmt: skip
     assert path.stat().st_size < 30_000
     reached = checkpoint["global_step"]

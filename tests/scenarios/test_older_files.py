@@ -42,6 +42,11 @@ class Lit(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.25)
 
 
+class Validated(Lit):
+    def validation_step(self, batch: list[torch.Tensor], _: int) -> None:
+        self.net(batch[0])
+
+
 @pytest.fixture(scope="module")
 def written() -> dict[str, torch.Tensor]:
     """W0 + P·theta as that version computed it, and theta."""
@@ -98,9 +103,18 @@ def test_a_checkpoint_builds_the_module_and_goes_on(tmp_path: Path, written: dic
     assert module.net[0].weight.equal(written["weight"])
     rows = (torch.arange(64.0).view(8, 8) * 5 % 17 - 8) / 4
     settings = {"d": 11, "target_modules": ["0"], "modules_to_save": ["2"], "seed": 9, "bias": "all", "dropout": 0.25}
-    trainer = Trainer(
-        max_steps=5, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=tmp_path, callbacks=[GPartCallback(**settings)],
-    )  # fmt: skip
-    trainer.fit(Lit(), DataLoader(TensorDataset(rows), batch_size=4), ckpt_path=FILES / "run.ckpt")
-    assert trainer.global_step == 5
+
+    def trainer(**more: object) -> Trainer:
+        return Trainer(
+            max_steps=5, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=tmp_path, callbacks=[GPartCallback(**settings, **more)],
+        )  # fmt: skip
+
+    data = DataLoader(TensorDataset(rows), batch_size=4)
+    trainer().validate(tested := Validated(), data, ckpt_path=FILES / "run.ckpt", verbose=False)
+    assert tested.eval().net[0].weight.equal(module.net[0].weight)
+    # In a container theta's place among the parameters is another one than it was, and with it the optimizer's order.
+    with pytest.raises(GPartError, match=r"run\.ckpt is from before theta's place.*GPartCallback\(adapter="):
+        trainer().fit(Lit(), data, ckpt_path=FILES / "run.ckpt")
+    trainer(adapter=str(FILES / "run.ckpt")).fit(started := Lit(), data)
+    assert not started.eval().net[0].weight.equal(module.net[0].weight)

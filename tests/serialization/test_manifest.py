@@ -13,7 +13,7 @@ from gpart.serialization import manifest as module
 from gpart.serialization.manifest import FORMAT, Manifest, read_manifest
 
 CONFIG = GPartConfig(d=3, target_modules=["q"], modules_to_save=["head"], seed=5, bias="all", dropout=0.1)
-WRITTEN = Manifest("default", CONFIG, 8, [["q.weight", [2, 4]]], "f" * 64, {"gpart": "9.9", "torch": "2.6"})
+WRITTEN = Manifest("default", CONFIG, 8, [["q.weight", [2, 4]]], "f" * 64, versions={"gpart": "9.9", "torch": "2.6"})
 
 
 def of_a_file(**changed: Any) -> dict[str, Any]:

@@ -29,6 +29,11 @@ class AdapterContents:
         self._bits: dict[str, bytes] = {}
 
     @property
+    def whole(self) -> bool:
+        """Whether a checkpoint holds merged weights."""
+        return self._merged
+
+    @property
     def attached(self) -> bool:
         """Whether the adapter was not taken off."""
         return self.adapter.attached
@@ -37,9 +42,9 @@ class AdapterContents:
         """Before 0.2 theta stood at the end of every module, of containers too."""
         return self.adapter.theta_name if key == theta_key(self.adapter.name) else key
 
-    def own(self, key: str) -> bool:
-        """Theta's."""
-        return key == self.adapter.theta_name
+    def own(self) -> list[Tensor]:
+        """Theta."""
+        return [self.adapter.theta]
 
     def merged(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """The frozen parameters, with W0 + P·theta in the adapted ones, where a checkpoint is to hold them."""
@@ -106,6 +111,7 @@ class TrainedContents:
     """
 
     copies: tuple[str, ...] = ()
+    whole = False
 
     def __init__(self, model: nn.Module, trained: Iterable[str], method: str, settings: dict[str, Any]) -> None:
         self.model, self.method, self.settings = model, method, settings
@@ -124,9 +130,9 @@ class TrainedContents:
         """The key itself."""
         return key
 
-    def own(self, key: str) -> bool:
-        """Of a method that adds none, or whose checkpoints plain modules do not read."""
-        return False
+    def own(self) -> list[Tensor]:
+        """None: the method adds none, or its checkpoints are not for plain modules."""
+        return []
 
     def merged(self, trained: Mapping[str, Tensor]) -> None:
         """Its checkpoints hold what is trained."""

@@ -29,6 +29,10 @@ class Contents(Protocol):
     """Paths of copies of the module in the LightningModule, whose frozen parameters are left out as well."""
 
     @property
+    def whole(self) -> bool:
+        """Whether a checkpoint holds the frozen parameters too."""
+
+    @property
     def attached(self) -> bool:
         """Whether the method is on the module still; a plain module is written as a plain one."""
 
@@ -42,8 +46,8 @@ class Contents(Protocol):
     def placed(self, key: str) -> str:
         """Where a relative key of a file stands in the live module; the same, but for what other versions had elsewhere."""
 
-    def own(self, key: str) -> bool:
-        """Whether a relative key is one that the plain module has not."""
+    def own(self) -> list[Tensor]:
+        """The parameters that the plain module has not."""
 
     def manifest(self) -> dict[str, Any]:
         """What the trained part belongs to, as plain values."""

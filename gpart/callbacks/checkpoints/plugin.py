@@ -21,9 +21,11 @@ from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
 
-from gpart.callbacks.checkpoints.filling import Contents, filled, frozen_entries
+from gpart.callbacks.checkpoints.filling import HINT, Contents, filled, frozen_entries
 from gpart.callbacks.checkpoints.hyperparameters import NotPlainError, loadable
+from gpart.callbacks.checkpoints.live import named_by
 from gpart.callbacks.checkpoints.writing import written
 from gpart.callbacks.packages import OfBoth, both, is_a
 from gpart.errors import GPartError
@@ -67,6 +69,14 @@ class GPartCheckpointIO(OfBoth, CheckpointIO):
             return set()
         return set(frozen_entries(self._module, self._path, self._contents))
 
+    def kept_bytes(self) -> int:
+        """Bytes of the connected module's parameters and buffers that are written; each tensor once."""
+        if self._module is None or self._contents is None:
+            return 0
+        left_out = set() if self._contents.whole else self.frozen_keys()
+        kept = {id(value): value for key, (_, value) in named_by(self._module).items() if key not in left_out}
+        return sum(value.numel() * value.element_size() for value in kept.values() if isinstance(value, Tensor))
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         """Writes a checkpoint without the frozen parameters; objects in it as Lightning writes them."""
         if self._contents is not None and self._module is not None and self._contents.attached:
@@ -76,7 +86,11 @@ class GPartCheckpointIO(OfBoth, CheckpointIO):
         except NotPlainError as found:
             self._say(str(found))
         self._order.handed_in()
-        self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options=storage_options)
+        try:
+            self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options=storage_options)
+        except Exception:
+            self._order.taken_back()  # what was not written must not hold back removals
+            raise
 
     def load_checkpoint(
         self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None
@@ -118,7 +132,25 @@ class GPartCheckpointIO(OfBoth, CheckpointIO):
                     " GPartCallback(checkpoints='merged')"
                 )
             return checkpoint
-        return filled(checkpoint, str(path), self._module, self._path, self._contents)
+        complete = filled(checkpoint, str(path), self._module, self._path, self._contents)
+        self._check_order(checkpoint, complete, path)
+        return complete
+
+    def _check_order(self, checkpoint: dict[str, Any], complete: dict[str, Any], path: _PATH) -> None:
+        """An optimizer's state is told by the order of its parameters, and before 0.2 theta came after all others.
+
+        Raises:
+            GPartError: if a run would go on with the optimizer's numbers of other parameters.
+        """
+        trainer = self._module._trainer if self._module is not None else None
+        fits = trainer is not None and trainer.state.fn == "fit" and checkpoint.get("optimizer_states")
+        moved = sorted(set(checkpoint["state_dict"]) - set(complete["state_dict"]) - {HINT})
+        if fits and any(key.endswith(".theta") for key in moved):
+            raise GPartError(
+                f"{path} is from before theta's place in a container changed ({moved[-1]}), and the state of its optimizer is"
+                " in the order of then: start anew from its theta and head, by GPartCallback(adapter=...) with this path and"
+                " without ckpt_path"
+            )
 
     def _say(self, found: str) -> None:
         if not self._said:
@@ -171,6 +203,11 @@ class _Order:
     def handed_in(self) -> None:
         with self._lock:
             self._handed_in += 1
+
+    def taken_back(self) -> None:
+        with self._lock:
+            self._handed_in -= 1
+        self._run()
 
     def written(self) -> None:
         with self._lock:

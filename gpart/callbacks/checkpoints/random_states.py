@@ -70,7 +70,10 @@ class RandomStates(OfBoth, Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """So that what the epoch's iterator draws is the same in a resumed run."""
-        if not trainer.fit_loop.is_resuming:  # else the iterator is made already, see training_epoch_loop.on_run_start
+        loop = trainer.fit_loop
+        # The other package may be older than Lightning 2.6, as darts asks for, and says it by another name.
+        resuming = loop.is_resuming if hasattr(loop, "is_resuming") else loop.restarting
+        if not resuming:  # else the iterator is made already, see training_epoch_loop.on_run_start
             self._rewind(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from gpart.callbacks.checkpoints.filling import HINT, Contents, frozen_entries
-from gpart.callbacks.checkpoints.live import plain_state
+from gpart.callbacks.checkpoints.live import entries, named_by, plain_state
 from gpart.callbacks.checkpoints.states import with_states
 from gpart.injection.names import get_submodule, plain_name
 from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, state_digest
@@ -41,11 +41,12 @@ def written(checkpoint: dict[str, Any], module: LightningModule, path: str, cont
         checkpoint["state_dict"] = {**state, HINT: torch.empty(0)}
         return checkpoint
     names = {id(value): name for name, value in plain_state(get_submodule(module, path)).items() if name in merged}
+    own = entries(named_by(module), contents.own())  # several keys where theta stands in a module that is shared
     plain: dict[str, Tensor] = {}
     for key, value in whole.items():
         if key in frozen:
             plain[plain_name(key)] = merged[names[id(frozen[key])]].detach()
-        elif not contents.own(plain_name(key).removeprefix(prefix)):
+        elif key not in own:
             plain[plain_name(key)] = value
     checkpoint["state_dict"] = plain
     checkpoint[CHECKPOINT_KEY] = {**entry, "sha256": state_digest(inside), "tensors": inside}

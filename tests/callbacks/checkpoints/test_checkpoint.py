@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from pickle import PicklingError
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from lightning.pytorch.plugins import AsyncCheckpointIO
 from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
 
-from gpart import load_adapter
+from gpart import GPartError, load_adapter
 from gpart.callbacks import AtomicCheckpointIO, GPartCallback, GPartCheckpointIO, LinearProbe, load_from_checkpoint
 
 HINT = "This checkpoint holds an adapter: read it with gpart.callbacks.load_from_checkpoint(cls, path)"
@@ -68,7 +69,7 @@ def test_it_holds_what_is_trained_and_nothing_else(lit_any: Any, lit_fitted: Any
     (optimizer,) = checkpoint["optimizer_states"]
     sizes = {"net.3.weight": 32, "net.3.bias": 2, "net.0.gpart.default.theta": 10}
     assert sorted(s["exp_avg"].numel() for s in optimizer["state"].values()) == sorted(sizes.values())
-    assert set(checkpoint["gpart"]) == {"module", "manifest", "sha256", "hint"}
+    assert set(checkpoint["gpart"]) == {"module", "copies", "manifest", "sha256", "hint"}
     random = checkpoint["callbacks"].pop("RandomStates")
     assert 5_000 < sum(value.numel() * value.element_size() for value in tensors(random)) < 8_000
     # Nowhere else is a tensor as large as the frozen weight, nor one with the frozen bias's or BatchNorm's values.
@@ -298,7 +299,12 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str]] = {
     "other weights": (edit(weights=[["9.weight", [16, 8]]]), {}, {}, r"only there .*9\.weight.*only here .*0\.weight"),
     "no config": (edit(config=None), {}, {}, "no settings under 'config': None"),
     "no manifest": (lambda c: c["gpart"].pop("manifest"), {}, {}, "is no adapter's"),
-    "no entry": (lambda c: c.pop("gpart"), {}, {}, "holds no adapter: it was written without GPartCheckpointIO"),
+    "no entry": (
+        lambda c: c.pop("gpart"),
+        {},
+        {},
+        "holds no adapter that can be checked: it has net.0.gpart.default.theta",
+    ),
     "an entry of another kind": (lambda c: c.update(gpart=[1]), {}, {}, "holds no adapter"),
 }
 
@@ -473,10 +479,14 @@ def test_nothing_in_a_file_is_run(
     for attempt in (
         load,
         lambda: load_from_checkpoint(lit_class, path),
+    ):
+        with pytest.raises(ValueError, match=rf"{path.name} (cannot be read|was changed|holds)"):
+            attempt()
+    for attempt in (
         lambda: load_adapter(lit_class().net, path),
         lambda: lit_trainer(GPartCallback(adapter=str(path))).predict(lit_class(), []),
     ):
-        with pytest.raises(ValueError, match=f"{path.name} cannot be read"):
+        with suppress(GPartError):  # the adapter is read past objects that are no part of it
             attempt()
     assert_bits(module, before)
     assert not Path("executed").exists()
@@ -665,8 +675,8 @@ def test_the_older_stays_when_the_newer_is_not_written(
 def test_what_could_not_be_saved_holds_no_removal_back(tmp_path: Path) -> None:
     plugin, old, new = GPartCheckpointIO(), tmp_path / "old.ckpt", tmp_path / "new.ckpt"
     plugin.save_checkpoint({"a": 1}, old)
-    with pytest.raises(ValueError, match="object"):
-        plugin.save_checkpoint({"a": object()}, new)
+    with pytest.raises((PicklingError, AttributeError)), pytest.warns(UserWarning, match="weights_only=False"):
+        plugin.save_checkpoint({"a": lambda: 0}, new)
     plugin.save_checkpoint({"a": 2}, new)
     plugin.remove_checkpoint(old)
     assert [path.name for path in tmp_path.iterdir()] == ["new.ckpt"]

@@ -305,11 +305,11 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     _, _, path = fitted(tmp_path)
     torch.save({"state_dict": Malicious()}, path)
     for load in (
-        lambda: trainer(tmp_path, gpart()).fit(Module(), loader(), ckpt_path=path, weights_only=False),
+        lambda: trainer(tmp_path, gpart()).fit(Module(), loader(), ckpt_path=path),
         lambda: load_from_checkpoint(Module, path),
         lambda: load_adapter(Module().net, path),
     ):
-        with pytest.raises(ValueError, match="cannot be read"):
+        with pytest.raises(ValueError, match=r"cannot be read|holds no"):
             load()
     path.write_bytes(pickle.dumps(Malicious()))
     with pytest.raises(ValueError, match="cannot be read"):

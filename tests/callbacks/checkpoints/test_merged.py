@@ -72,6 +72,29 @@ def test_a_shared_weight_is_merged_under_each_name(
     assert torch.equal(state["net.0.weight"], module.net[0].weight)
 
 
+@pytest.mark.parametrize("module", ["net", ""])
+def test_where_theta_stands_in_a_shared_module_no_name_of_it_is_left(
+    module: str, lit_class: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any, tmp_path: Path
+) -> None:
+    class Shared(lit_class):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleDict({"same": self.net[0]})  # theta's holder: the Sequential is iterated
+
+        def forward(self, x: Any) -> Any:
+            assert [name for name, _ in self.named_children()] == ["net", "layers"]
+            return super().forward(x)
+
+    trained = Shared()
+    first = "0" if module else "net.0"
+    line = {"module": module, "target_modules": [first], "modules_to_save": [first[:-1] + "3"], "checkpoints": "merged"}
+    fit(tmp_path, lit_trainer, lit_gpart(**line), trained, lit_loader)
+    assert sum(key.endswith(".theta") for key in trained.state_dict()) == 2
+    path, expected = tmp_path / "epoch=2.ckpt", trained.eval().net(X)
+    assert list(torch.load(path)["state_dict"]) == list(Shared().state_dict())
+    assert torch.equal(Shared.load_from_checkpoint(path).eval().net(X), expected)
+
+
 def test_a_changed_bit_of_theta_in_a_merged_file_is_refused(
     lit_class: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any, tmp_path: Path
 ) -> None:

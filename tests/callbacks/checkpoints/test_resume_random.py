@@ -10,6 +10,7 @@ import os
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -178,6 +179,15 @@ def test_another_fit_of_the_same_trainer_does_not_go_back(lit_class: Any, lit_gp
         trainer.fit_loop.max_epochs = epochs
         trainer.fit(module, lit_loader())
     assert len(set(drawn)) == len(drawn) == 8
+
+
+@pytest.mark.parametrize("resuming", [False, True])
+def test_a_loop_of_before_lightning_2_6_is_asked_by_its_own_name(resuming: bool, monkeypatch: Any) -> None:
+    rewound = []
+    monkeypatch.setattr(RandomStates, "_rewind", lambda self, trainer: rewound.append(trainer))
+    trainer = SimpleNamespace(fit_loop=SimpleNamespace(restarting=resuming))
+    RandomStates().on_train_epoch_start(trainer, LightningModule())
+    assert rewound == ([] if resuming else [trainer])
 
 
 def test_states_of_other_ranks_are_left_out_with_a_warning(lit_class: Any, lit_gpart: Any, lit_trainer: Any,

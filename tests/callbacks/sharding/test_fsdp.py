@@ -441,7 +441,7 @@ def test_files_of_one_and_of_two_go_on_in_two(two: list[dict[str, Any]]) -> None
             "1",
             r"\['0', '2'\] of Sequential are wrapped by FSDP already.*__init__.*auto_wrap_policy",
         ),
-        ("head wrapped", "1", r"\['net.4.weight', 'net.4.bias'\] are trained and were sharded.*ignored_states"),
+        ("head wrapped", "1", r"'net.4.weight', 'net.4.bias'\] are trained and were sharded.*ignored_states"),
         ("flat weights", "1", "use_orig_params=False"),
         ("meta", "1", "'net.0.*meta device.*FSDP2"),
     ],
