@@ -29,6 +29,7 @@ from gpart.errors import GPartError
 from gpart.injection.names import get_submodule
 from gpart.loading import check_manifest_name, check_model
 from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, load_checkpoint_file, unreadable
+from gpart.serialization.locations import readable
 from gpart.serialization.manifest import read_manifest
 
 Module = TypeVar("Module", bound=LightningModule)
@@ -72,8 +73,8 @@ def load_from_checkpoint(
         GPartError: if the file is damaged, holds no adapter, holds objects without ``weights_only=False``, or does not
             fit the module that was built.
     """
-    source = str(checkpoint_path)
-    found = load_checkpoint_file(checkpoint_path)
+    content, source = readable(checkpoint_path)
+    found = load_checkpoint_file(content, source)
     if not isinstance(entry := found.get(CHECKPOINT_KEY), dict) or not isinstance(entry.get("manifest"), dict):
         raise GPartError(f"{source} holds no GPart adapter: use {cls.__name__}.load_from_checkpoint for it")
 
@@ -104,7 +105,7 @@ def load_from_checkpoint(
                 **kwargs,
             )
     except pickle.UnpicklingError as error:
-        raise unreadable(checkpoint_path, error) from error
+        raise unreadable(content, source, error) from error
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from gpart.callbacks.packages import OfBoth, is_a, is_overridden
 from gpart.callbacks.sharding.strategies import prepare, shards
 from gpart.callbacks.table import print_table
 from gpart.errors import GPartError
-from gpart.injection.forgotten import randomly_initialised
+from gpart.injection.forgotten import randomly_initialised, resized
 from gpart.injection.matching import saved_parameters
 from gpart.injection.names import named_modules, named_parameters
 
@@ -190,11 +190,17 @@ class MethodCallback(OfBoth, Callback):
         return sum(value.numel() for value in trained.values()), sum(value.numel() for value in of_head.values())
 
     def refuse_random(self, network: nn.Module, frozen: list[str]) -> None:
-        """Checks that nothing is frozen that Transformers has just initialised at random.
+        """Checks that nothing is frozen that Transformers has just initialised at random, nor rows that were added to it.
 
         Raises:
-            GPartError: if so, with the names: the forgotten head.
+            GPartError: if so, with the names: the forgotten head, the embedding that was resized.
         """
+        if added := resized(network, frozen):
+            raise GPartError(
+                f"modules_to_save={self.modules_to_save!r} leaves out {added}: the added rows are random, would be"
+                " frozen, and are in no file. Name the module in modules_to_save, or save the resized model"
+                " (save_pretrained) and load it from there"
+            )
         if forgotten := randomly_initialised(network, frozen):
             raise GPartError(
                 f"modules_to_save={self.modules_to_save!r} leaves out {forgotten}, which Transformers has just"

@@ -15,8 +15,8 @@ from gpart.callbacks.checkpoints.contents import TrainedContents
 from gpart.callbacks.checkpoints.filling import Contents
 from gpart.callbacks.method import MethodCallback
 from gpart.errors import GPartError
-from gpart.injection.matching import saved_parameters
-from gpart.injection.names import named_parameters
+from gpart.injection.matching import matches, saved_parameters
+from gpart.injection.names import named_modules, named_parameters
 
 _APPLIED = "_gpart_peft"
 """The network's attribute for what a callback has done to it: a second trainer's callback adopts that."""
@@ -81,8 +81,9 @@ class PeftCallback(MethodCallback):
             if not any(True for _ in network.parameters()):
                 raise GPartError(f"{type(network).__name__} has no parameters yet")
             saved = set(saved_parameters(network, self.modules_to_save)[1])
-            named = named_parameters(network, remove_duplicate=False)
-            self.refuse_random(network, [name for name in named if name not in saved])
+            named, tables = named_parameters(network, remove_duplicate=False), self._tables(network)
+            frozen = [name for name, value in named.items() if name not in saved and id(value) not in tables]
+            self.refuse_random(network, frozen)
             flags = [(value, value.requires_grad) for value in network.parameters()]
             try:
                 with warnings.catch_warnings():
@@ -115,6 +116,17 @@ class PeftCallback(MethodCallback):
             "modules_to_save": self.modules_to_save,
             "settings": self.settings,
         }
+
+    def _tables(self, network: nn.Module) -> set[int]:
+        """Ids of the embeddings of which PEFT trains and keeps the new rows itself, and leaves the others alone."""
+        tokens = self.settings.get("trainable_token_indices")
+        if not tokens:
+            return set()
+        if isinstance(tokens, dict):
+            modules = [module for path, module in named_modules(network) if matches(path, list(tokens))]
+        else:
+            modules = [network.get_input_embeddings()] if hasattr(network, "get_input_embeddings") else []  # type: ignore[operator]
+        return {id(value) for module in modules for value in module.parameters()}
 
     def _config(self) -> PeftConfig:
         names = [kind.value for kind in PeftType]

@@ -112,7 +112,7 @@ class GPartCLI(LightningCLI):
         """
         command = self.config["subcommand"]
         path, model = self.config[command].get("ckpt_path"), self.config[command]["model"]
-        if not path or path in ("best", "last", "hpc", "registry") or "://" in str(path):
+        if not path or path in ("best", "last", "hpc", "registry"):
             return
         saved = load_checkpoint_file(path).get("hyper_parameters") or {}
         theirs = {name: value for name, value in saved.items() if name not in ("_class_path", "_instantiator")}

@@ -52,17 +52,19 @@ def check_checksums(path: str | Path | IO[bytes], source: str | None = None) -> 
         raise GPartError(f"{source} cannot be read as a checkpoint: {bad} was changed, its checksum differs")
 
 
-def load_checkpoint_file(path: Place | IO[bytes]) -> dict[str, Any]:
+def load_checkpoint_file(path: Place | IO[bytes], source: str | None = None) -> dict[str, Any]:
     """A ``.ckpt`` as a dict, read without running any code in it: its objects are :class:`gpart.serialization.inert.Inert`.
 
     Args:
         path: a local path, a URL that fsspec knows, or a file object.
+        source: its name in messages; default the path.
 
     Raises:
         GPartFileError: if it is not there.
         GPartError: if it is no checkpoint, or is damaged.
     """
-    file, source = readable(path)
+    file, name = readable(path)
+    source = name if source is None else source
     check_checksums(file, source)
     try:
         try:
@@ -105,16 +107,22 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def unreadable(path: str | Path, error: Exception) -> GPartError:
-    """What to say where a reader of torch has refused a file: the types of the objects in it, whole, or its reason."""
+def unreadable(file: Path | IO[bytes] | None, source: str, error: Exception) -> GPartError:
+    """What to say where a reader of torch has refused a file: the types of the objects in it, whole, or its reason.
+
+    Args:
+        file: what was read; None where only a plugin of the user can open it.
+        source: its name.
+        error: what the reader said.
+    """
     types: list[str] = []
-    if isinstance(error, pickle.UnpicklingError):
-        with suppress(ValueError, OSError, RuntimeError, EOFError, pickle.UnpicklingError):  # damaged, or no local file
-            types = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    if isinstance(error, pickle.UnpicklingError) and file is not None:
+        with suppress(ValueError, OSError, RuntimeError, EOFError, pickle.UnpicklingError):  # damaged
+            types = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
     if not types:
-        return GPartError(f"{path} cannot be read as a checkpoint: {reason(error)}")
+        return GPartError(f"{source} cannot be read as a checkpoint: {reason(error)}")
     return GPartError(
-        f"{path} cannot be read with weights_only=True, which is the default: it holds {', '.join(types)}. If you trust the"
+        f"{source} cannot be read with weights_only=True, which is the default: it holds {', '.join(types)}. If you trust the"
         " file, which may run any code then, pass weights_only=False, or where Lightning is older than 2.6 and has no such"
         " argument, set TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1; or allow the types by torch.serialization.add_safe_globals"
     )

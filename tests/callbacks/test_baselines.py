@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from gpart import GPartConfig, attach
 from gpart.callbacks import BitFit, FullFineTuning, LinearProbe, PeftCallback, load_from_checkpoint
+from gpart.errors import GPartError
 
 HEAD = ["net.3.weight", "net.3.bias"]
 BUFFERS = ["net.1.running_mean", "net.1.running_var", "net.1.num_batches_tracked"]
@@ -385,3 +386,29 @@ def test_it_is_the_same_under_validate_test_and_predict(
         getattr(trainer, stage)(module, lit_loader(), ckpt_path=path, verbose=False)
     trainer.predict(module, lit_loader(), ckpt_path=path)
     assert changed(module, before) == []
+
+
+@pytest.fixture
+def resized(tmp_path: Path) -> Any:
+    """A language model with three rows more than it was loaded with, its head tied to them."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    LlamaForCausalLM(LlamaConfig(vocab_size=20, tie_word_embeddings=True, **sizes)).save_pretrained(tmp_path)
+    model = LlamaForCausalLM.from_pretrained(tmp_path)
+    model.resize_token_embeddings(23)
+    return model
+
+
+@pytest.mark.parametrize("method", [lambda saved: PeftCallback("LORA", ["q_proj"], saved), LinearProbe])
+def test_rows_that_were_added_to_an_embedding_are_trained_or_refused(method: Any, resized: Any) -> None:
+    with pytest.raises(GPartError, match=r"embed_tokens\.weight \(20 rows when it was loaded, now 23\)"):
+        method(["norm"]).apply(resized)
+    assert all(value.requires_grad for value in resized.parameters())
+    method(["embed_tokens", "lm_head"]).apply(resized)
+
+
+@pytest.mark.parametrize("tokens", [[20, 21, 22], {"embed_tokens": [20, 21, 22]}])
+def test_rows_that_peft_trains_by_themselves_are_its_own_affair(tokens: Any, resized: Any) -> None:
+    contents = PeftCallback("LORA", ["q_proj"], settings={"trainable_token_indices": tokens}).apply(resized)
+    assert any("token_adapter" in key for key in resized.state_dict() if key not in contents.frozen_keys())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 import yaml
@@ -142,6 +143,18 @@ def test_words_go_over_the_checkpoint_and_that_over_the_recipe() -> None:
     assert saved["hyper_parameters"]["scale"] == 3
     assert saved["hyper_parameters"]["lr"] == 0.02
     assert saved["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 0.02
+
+
+def test_a_checkpoint_at_a_url_is_one_like_any_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("--model.scale=3", "--model.lr=0.02") == 0
+    fsspec.filesystem("memory").pipe_file("/settings/a.ckpt", written(0).read_bytes())
+    words = ["--trainer.max_epochs=2", "--ckpt_path=memory://settings/a.ckpt"]
+    assert fit(*words, "--model.lr=0.01") == 2
+    assert "lr is 0.02 there, 0.01 was asked for" in capsys.readouterr().err
+    assert fit(*words) == 0
+    assert read(1)["hyper_parameters"]["scale"] == 3
+    assert fit(words[0], "--ckpt_path=memory://settings/nosuch.ckpt") == 2
+    assert "no checkpoint at memory://settings/nosuch.ckpt" in capsys.readouterr().err
 
 
 def test_what_a_schedule_has_changed_is_no_other_setting() -> None:

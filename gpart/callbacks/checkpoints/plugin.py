@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
@@ -36,6 +36,7 @@ from gpart.serialization.checkpoint_file import (
     load_checkpoint_file,
     unreadable,
 )
+from gpart.serialization.locations import readable
 
 
 class GPartCheckpointIO(OfBoth, CheckpointIO):
@@ -99,24 +100,24 @@ class GPartCheckpointIO(OfBoth, CheckpointIO):
         Args:
             path: the file.
             map_location: where its tensors go; default as the plugin that reads has it.
-            weights_only: False unpickles the objects in it, which may run any code; a local file is checked before that.
+            weights_only: False unpickles the objects in it, which may run any code; the file is checked before that.
                 Default as ``torch.load`` has it: nothing is run, and objects are an error that names their types.
 
         Raises:
             GPartFileError: if there is none at ``path``.
             GPartError: if it is damaged, holds objects, or does not fit the live model, with both values.
         """
-        if Path(path).is_file():
-            check_checksums(path)
+        if (content := _content(path)) is not None:
+            check_checksums(content, str(path))
             if weights_only is False:
-                self._filled(load_checkpoint_file(path), path)
+                self._filled(load_checkpoint_file(content, str(path)), path)
         placed = {} if map_location is None else {"map_location": map_location}
         try:
             checkpoint = self.checkpoint_io.load_checkpoint(path, **placed, weights_only=weights_only)
         except FileNotFoundError:
             raise
         except Exception as error:  # on damaged files torch's reader raises whatever it stumbles over
-            raise unreadable(path, error) from error
+            raise unreadable(content, str(path), error) from error
         return self._filled(checkpoint, path)
 
     def _filled(self, checkpoint: dict[str, Any], path: _PATH) -> dict[str, Any]:
@@ -248,13 +249,22 @@ class _Counted(CheckpointIO):
     def load_checkpoint(
         self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return self._inner.load_checkpoint(path, weights_only=weights_only)
+        placed = {} if map_location is None else {"map_location": map_location}
+        return self._inner.load_checkpoint(path, **placed, weights_only=weights_only)
 
     def remove_checkpoint(self, path: _PATH) -> None:
         self._inner.remove_checkpoint(path)
 
     def teardown(self) -> None:
         self._inner.teardown()
+
+
+def _content(path: _PATH) -> Path | IO[bytes] | None:
+    """What can be checked before the user's plugin reads it: a local file, or the content of a URL that fsspec knows."""
+    try:
+        return readable(path)[0]
+    except GPartError:  # not there, or a place that only the user's plugin knows; it says so itself
+        return None
 
 
 def _with_innermost(plugin: CheckpointIO | None, order: _Order) -> CheckpointIO:
