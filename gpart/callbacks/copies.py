@@ -69,6 +69,15 @@ def keep_frozen(adapter: GPartAdapter, copies: Iterable[GPartAdapter]) -> None:
             get_parameter(copy.model, name).copy_(get_parameter(adapter.model, name))
 
 
+def merge_copies(copies: Iterable[GPartAdapter]) -> None:
+    """Leaves plain modules where the copies were; what follows by an average alone still takes no gradient."""
+    for copy in [one for one in copies if one.attached]:
+        follows = not any(value.requires_grad for value in copy.model.parameters())
+        copy.merge_and_unload()
+        if follows:  # one that was made of the adapted network has that one's flags in mind
+            copy.model.requires_grad_(False)
+
+
 def unnamed_copies(
     pl_module: LightningModule, path: str, adapter: GPartAdapter, copies: Collection[str]
 ) -> Iterator[str]:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from gpart.adapter import GPartAdapter, attach, get_adapters
 from gpart.callbacks.checkpoints.contents import AdapterContents
 from gpart.callbacks.checkpoints.filling import Contents
-from gpart.callbacks.copies import adapt_copies, keep_frozen, unnamed_copies
+from gpart.callbacks.copies import adapt_copies, keep_frozen, merge_copies, unnamed_copies
 from gpart.callbacks.guards.finite import FiniteTheta
 from gpart.callbacks.guards.learning import FirstGradient, warn_of_lost_updates
 from gpart.callbacks.guards.refusals import refuse_merging
@@ -348,6 +348,7 @@ class GPartCallback(MethodCallback):
         # Lightning calls this with a stage only where fit has ended well; every checkpoint is handed in by then.
         if stage == "fit" and self.merge_at_end and self.adapter.attached:
             self.adapter.merge_and_unload()
+            merge_copies(self._copies)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the adapter folder, if one was asked for."""

@@ -120,6 +120,20 @@ def test_a_copy_made_of_the_adapted_student_carries_the_adapter_with_it(lit_trai
     assert not teacher.requires_grad
 
 
+@pytest.mark.parametrize("made", ["init", "setup"])
+def test_merging_at_the_end_leaves_plain_copies_too(made: str, lit_trainer: Any, lit_loader: Any) -> None:
+    kept, merged = Student(assigned, made), Student(assigned, made)
+    for module, at_end in ((kept, False), (merged, True)):
+        lit_trainer(method(merge_at_end=at_end), max_epochs=1).fit(module, lit_loader())
+    plain = Student(assigned)
+    assert list(merged.state_dict()) == list(plain.state_dict())
+    assert not any(value.requires_grad for value in merged.teacher.parameters())
+    x = torch.randn(4, 8)
+    for of in ("student", "teacher"):
+        assert [type(one) for one in getattr(merged, of).modules()] == [type(one) for one in plain.student.modules()]
+        assert torch.equal(getattr(merged.eval(), of)(x), getattr(kept.eval(), of)(x))
+
+
 def test_what_is_no_copy_is_refused(lit_trainer: Any, lit_loader: Any, state_of: Any) -> None:
     module = Student(assigned)
     with torch.no_grad():

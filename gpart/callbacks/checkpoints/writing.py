@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gpart.callbacks.checkpoints.filling import HINT, Contents, frozen_entries
 from gpart.callbacks.checkpoints.live import entries, named_by, plain_state
+from gpart.callbacks.checkpoints.plain_objects import with_plain_network
 from gpart.callbacks.checkpoints.states import with_states
 from gpart.injection.names import get_submodule, plain_name
 from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, state_digest
@@ -48,6 +49,7 @@ def written(checkpoint: dict[str, Any], module: LightningModule, path: str, cont
             plain[plain_name(key)] = merged[names[id(frozen[key])]].detach()
         elif key not in own:
             plain[plain_name(key)] = value
+    checkpoint = with_plain_network(checkpoint, get_submodule(module, path))
     checkpoint["state_dict"] = plain
     checkpoint[CHECKPOINT_KEY] = {**entry, "sha256": state_digest(inside), "tensors": inside}
     return checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,48 @@ def test_any_reader_takes_a_merged_checkpoint(
     network = lit_class().net
     load_adapter(network, path)
     assert torch.equal(network.eval()(X), expected)
+
+
+class Ensemble(nn.Module):
+    """A project's own object around the network."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([net])
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda net: net, lambda net: {"nets": [net]}, lambda net: partial(nn.Sequential, net), Ensemble],
+    ids=["itself", "in a list", "in a partial", "in a module"],
+)
+def test_a_network_among_the_hyperparameters_is_written_without_the_adapter(
+    wrap: Any, lit_class: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any, tmp_path: Path
+) -> None:
+    """Lightning's reader builds the module from the network in the file."""
+
+    def network_in(given: Any) -> nn.Module:
+        if isinstance(given, dict):
+            return given["nets"][0]
+        if isinstance(given, partial):
+            return given.args[0]
+        return given.parts[0] if isinstance(given, Ensemble) else given
+
+    class Given(lit_class):
+        def __init__(self, given: Any) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            self.net = network_in(given)
+
+    module = Given(given := wrap(lit_class().net))
+    fit(tmp_path, lit_trainer, lit_gpart(module="net", checkpoints="merged"), module, lit_loader)
+    assert network_in(given) is module.net
+    path, expected = tmp_path / "epoch=2.ckpt", module.eval().net(X)
+    loaded = Given.load_from_checkpoint(path, weights_only=False)
+    assert list(loaded.state_dict()) == list(lit_class().state_dict())
+    assert [type(one) for one in loaded.net.modules()] == [type(one) for one in lit_class().net.modules()]
+    assert torch.equal(loaded.eval().net(X), expected)
+    assert torch.equal(load_from_checkpoint(Given, path, weights_only=False).eval().net(X), expected)
 
 
 def test_a_shared_weight_is_merged_under_each_name(
