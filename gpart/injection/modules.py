@@ -104,8 +104,22 @@ class Theta(nn.Module):
                 return tensor.to(device=moved.device, dtype=torch.float32)
             return moved
 
-        super()._apply(kept_wide, recurse)  # type: ignore[no-untyped-call]  # torch has no types here
+        super()._apply(kept_wide, recurse)  # torch has no types here
         return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        # While merged the model's state is a plain model's: read beside theta, the weights would be changed twice.
+        if not self.adapter.merged:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if not self.adapter.merged:
+            super()._load_from_state_dict(state, prefix, *rest)
+        elif f"{prefix}theta" in state:
+            rest[-1].append(  # torch's error messages
+                f"{prefix}theta is an adapter's, and adapter {self.adapter.name!r} is merged here: unmerge() before its"
+                " state is loaded"
+            )
 
     def extra_repr(self) -> str:
         """Shows d in the model's printed form."""

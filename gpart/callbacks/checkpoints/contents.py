@@ -89,6 +89,10 @@ class AdapterContents:
     def check(self, manifest: Any, state: dict[str, Tensor], source: str, whole: bool = True) -> None:
         """The checks of the adapter folder, and that every trained parameter and buffer is there; else theta alone."""
         adapter, plan = self.adapter, self.adapter.plan
+        if adapter.merged:
+            raise GPartError(
+                f"{source} holds a theta, and adapter {adapter.name!r} is merged: unmerge() before it is loaded"
+            )
         check_attached(adapter, read_manifest(manifest, source), source, self.check_base)
         if whole:
             _check_keys(adapter.model, self.frozen_keys(), state, source)

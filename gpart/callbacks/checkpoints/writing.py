@@ -13,7 +13,7 @@ from gpart.callbacks.checkpoints.filling import HINT, Contents, frozen_entries
 from gpart.callbacks.checkpoints.live import entries, named_by, plain_state
 from gpart.callbacks.checkpoints.plain_objects import with_plain_network
 from gpart.callbacks.checkpoints.states import with_states
-from gpart.injection.names import get_submodule, plain_name
+from gpart.injection.names import get_submodule, named_parameters, plain_name
 from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, state_digest
 
 
@@ -33,6 +33,10 @@ def written(checkpoint: dict[str, Any], module: LightningModule, path: str, cont
     whole = checkpoint["state_dict"]
     checkpoint = with_states(checkpoint, kept)
     state = checkpoint["state_dict"]
+    own = entries(named_by(module), contents.own())  # several keys where theta stands in a module that is shared
+    if not own:  # the state of a merged module is a plain one's
+        named = named_parameters(module).items()
+        state |= {name: value.detach() for name, value in named if any(value is one for one in contents.own())}
     entry = {"module": path, "copies": list(contents.copies), "manifest": contents.manifest(), "hint": HINT}
     prefix = f"{path}." if path else ""
     inside = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
@@ -42,7 +46,6 @@ def written(checkpoint: dict[str, Any], module: LightningModule, path: str, cont
         checkpoint["state_dict"] = {**state, HINT: torch.empty(0)}
         return checkpoint
     names = {id(value): name for name, value in plain_state(get_submodule(module, path)).items() if name in merged}
-    own = entries(named_by(module), contents.own())  # several keys where theta stands in a module that is shared
     plain: dict[str, Tensor] = {}
     for key, value in whole.items():
         if key in frozen:

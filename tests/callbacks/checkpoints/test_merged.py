@@ -198,3 +198,23 @@ def test_after_merge_and_unload_a_trainer_writes_a_plain_module(
 def test_an_unknown_word_is_named(lit_gpart: Any) -> None:
     with pytest.raises(GPartError, match="'adapter' or 'merged', got 'both'"):
         lit_gpart(checkpoints="both")
+
+
+@pytest.mark.parametrize("written", ["adapter", "merged"])
+def test_a_checkpoint_of_a_merged_adapter_holds_theta_and_is_read_after_unmerge(
+    written: str, lit_class: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any, tmp_path: Path
+) -> None:
+    module, method = lit_class(), lit_gpart(checkpoints=written)
+    trainer = fit(tmp_path, lit_trainer, method, module, lit_loader)
+    expected = module.eval().net(X).detach()
+    method.adapter.merge()
+    trainer.save_checkpoint(path := tmp_path / "while-merged.ckpt")
+    assert torch.equal(load_from_checkpoint(lit_class, path).eval().net(X), expected)
+    load_adapter(network := lit_class().net, path)
+    assert torch.equal(network.eval()(X), expected)
+    with pytest.raises(GPartError, match=r"epoch=0\.ckpt holds a theta, and adapter 'default' is merged: unmerge\(\)"):
+        trainer.test(module, lit_loader(), ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
+    assert torch.equal(module.eval().net(X), expected)
+    method.adapter.unmerge()
+    trainer.test(module, lit_loader(), ckpt_path=path, verbose=False)
+    assert torch.equal(module.eval().net(X), expected)
