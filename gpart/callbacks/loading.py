@@ -183,6 +183,7 @@ def _network(module: LightningModule, path: str, source: str) -> nn.Module:
     except AttributeError:
         raise GPartError(
             f"{source} adapts submodule {path!r}, and {type(module).__name__} has"
-            f" {[name for name, _ in module.named_children()]}: build the network in __init__ or configure_model"
-            " (load_from_checkpoint calls no setup), or give the file to a Trainer as ckpt_path"
+            f" {[name for name, _ in module.named_children()]}: give the network as an argument where __init__ takes it"
+            " (load_from_checkpoint(cls, path, net=...)), build it in __init__ or configure_model (load_from_checkpoint"
+            " calls no setup), or give the file to a Trainer as ckpt_path"
         ) from None

@@ -25,6 +25,10 @@ CHECKPOINT_KEY = "gpart"
 """Where a Lightning checkpoint holds the manifest and the adapted module's path."""
 
 
+_ZIP = b"PK\x03\x04"
+"""How a file of ``torch.save`` begins; what says that it is whole stands at its end."""
+
+
 def check_checksums(path: str | Path | IO[bytes], source: str | None = None) -> None:
     """Checks the CRC-32 that ``torch.save`` writes with each record, since ``torch.load`` does not look at it.
 
@@ -38,18 +42,30 @@ def check_checksums(path: str | Path | IO[bytes], source: str | None = None) -> 
     if not torch.serialization.get_crc32_options():
         return  # none were written
     source = str(path) if source is None else source
+    bad, cut = None, False
     try:
-        if not zipfile.is_zipfile(path):
-            return  # torch's reader says what it is
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                bad = archive.testzip()
+        else:
+            cut = _beginning(path) == _ZIP  # what else it is, torch's reader says
     except Exception as error:  # on damaged files zipfile raises whatever it stumbles over
         raise GPartError(f"{source} cannot be read as a checkpoint: {reason(error)}") from error
     finally:
         if not isinstance(path, str | Path):
             path.seek(0)
+    if cut:
+        raise GPartError(f"{source} cannot be read as a checkpoint: its end is missing")
     if bad is not None:
         raise GPartError(f"{source} cannot be read as a checkpoint: {bad} was changed, its checksum differs")
+
+
+def _beginning(path: str | Path | IO[bytes]) -> bytes:
+    if isinstance(path, str | Path):
+        with Path(path).open("rb") as file:
+            return file.read(len(_ZIP))
+    path.seek(0)
+    return path.read(len(_ZIP))
 
 
 def load_checkpoint_file(path: Place | IO[bytes], source: str | None = None) -> dict[str, Any]:

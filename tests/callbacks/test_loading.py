@@ -201,3 +201,24 @@ def test_a_checkpoint_of_a_trainer_without_the_callback_says_what_it_lacks(
     trainer.test(module, lit_loader(), ckpt_path=path, verbose=False)  # its own reader
     with pytest.raises(GPartError, match=r"has net\.gpart\.default\.theta, but was written by a Trainer without"):
         lit_trainer(gpart()).test(Lit(), lit_loader(), ckpt_path=path, verbose=False)
+
+
+@pytest.mark.parametrize("given", ["network", "backbone"])
+def test_a_network_that_is_an_argument_is_asked_for(
+    given: str, lit_trainer: Any, lit_loader: Any, tmp_path: Path
+) -> None:
+    class Takes(LightningModule):
+        def __init__(self, network: nn.Module | None = None, backbone: nn.Module | None = None) -> None:
+            super().__init__()
+            self.net = backbone if network is None else network
+
+        training_step, configure_optimizers = Lit.training_step, Lit.configure_optimizers
+
+    trainer = lit_trainer(gpart())
+    trainer.fit(module := Takes(**{given: Net()}), lit_loader())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(GPartError, match=r"Takes has \[\]: give the network as an argument where __init__ takes it"):
+        load_from_checkpoint(Takes, tmp_path / "a.ckpt")
+    loaded = load_from_checkpoint(Takes, tmp_path / "a.ckpt", **{given: Net()})
+    x = torch.randn(4, 8)
+    assert torch.equal(loaded.eval().net(x), module.eval().net(x))

@@ -45,7 +45,7 @@ def test_a_flipped_bit_and_a_cut_at_a_url_are_refused(
     content[content.index(moment.numpy().tobytes()) + 3] ^= 1
     for bad, said in (
         (content, "was changed, its checksum differs"),
-        (content[:-400], "cannot be read as a checkpoint"),
+        (content[:-400], "its end is missing"),
     ):
         trainer = lit_trainer(lit_gpart(), plugins=plugins, max_epochs=2)
         with pytest.raises(GPartError, match=rf"memory://urls/{path.name} cannot be read as a checkpoint.*") as error:
