@@ -104,7 +104,7 @@ class Theta(nn.Module):
                 return tensor.to(device=moved.device, dtype=torch.float32)
             return moved
 
-        super()._apply(kept_wide, recurse)  # type: ignore[no-untyped-call]  # type: ignore[no-untyped-call]  # torch has no types here
+        super()._apply(kept_wide, recurse)  # type: ignore[no-untyped-call]  # torch has no types here
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
