@@ -266,6 +266,7 @@ class GPartCallback(MethodCallback):
         remember_base(self.adapter, trainer.strategy)
         if isinstance(self._contents, AdapterContents):
             self._contents.remember_bits()
+            self._contents.check_loaded()
 
     def summary(self, trainer: Trainer) -> dict[str, str]:
         """Adapted weights, D, d."""
@@ -329,6 +330,8 @@ class GPartCallback(MethodCallback):
 
     def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         keep_frozen(self.adapter, self._copies)
+        if isinstance(self._contents, AdapterContents) and self._contents.attached:
+            self._contents.check_loaded()
         # theta stays as it is until the loop's end, so that W0 + P·theta need not be computed at every batch or token.
         if self.adapter.attached:
             self._evaluation.enter_context(self.adapter.cached())

@@ -78,6 +78,8 @@ def load_from_checkpoint(
     if not isinstance(entry := found.get(CHECKPOINT_KEY), dict) or not isinstance(entry.get("manifest"), dict):
         raise GPartError(f"{source} holds no GPart adapter: use {cls.__name__}.load_from_checkpoint for it")
 
+    read: list[AdapterContents] = []
+
     def complete(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         described, path = entry["manifest"], entry["module"]
         state = checkpoint.get("state_dict")
@@ -91,12 +93,13 @@ def load_from_checkpoint(
         else:
             contents = adapted = _adapted(network, described, source, check_base)
             adapted.copies = _copies(entry, source)
+            read.append(adapted)
             adapt_copies(adapted.adapter, module, adapted.copies)
         checkpoint.update(filled(checkpoint, source, module, path, contents, strict))
 
     try:
         with _before_loading(_built_class(cls, found), complete):
-            return cls.load_from_checkpoint(
+            loaded = cls.load_from_checkpoint(
                 checkpoint_path,
                 map_location=map_location,
                 hparams_file=hparams_file,
@@ -106,6 +109,9 @@ def load_from_checkpoint(
             )
     except pickle.UnpicklingError as error:
         raise unreadable(content, source, error) from error
+    for contents in read:
+        contents.check_loaded()
+    return loaded
 
 
 @contextmanager

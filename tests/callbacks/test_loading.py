@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,58 @@ def test_a_network_that_is_an_argument_is_asked_for(
     loaded = load_from_checkpoint(Takes, tmp_path / "a.ckpt", **{given: Net()})
     x = torch.randn(4, 8)
     assert torch.equal(loaded.eval().net(x), module.eval().net(x))
+
+
+class Renamed(Lit):
+    """Its files have other names, and nothing names them back; ``strict_loading=False`` hides it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strict_loading = False
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {f"model_{key}": value for key, value in super().state_dict(*args, **kwargs).items()}
+
+
+class NamedBack(Renamed):
+    def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().load_state_dict(
+            {key.removeprefix("model_"): value for key, value in state.items()}, *args, **kwargs
+        )
+
+
+class Dropping(Lit):
+    def __init__(self) -> None:
+        super().__init__()
+        self.strict_loading = False
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if "head" in key}
+
+
+@pytest.mark.parametrize(("cls", "loads"), [(Renamed, False), (Dropping, False), (NamedBack, True), (Lit, True)])
+def test_a_theta_that_the_module_drops_is_said(
+    cls: Any, loads: bool, write: Any, lit_trainer: Any, lit_loader: Any
+) -> None:
+    path = write(module := cls())
+
+    def by_hand() -> Any:
+        return load_from_checkpoint(cls, path)
+
+    def by_trainer() -> Any:
+        fresh = cls()
+        lit_trainer(gpart()).test(fresh, lit_loader(), ckpt_path=path, verbose=False)
+        return fresh
+
+    def by_fit() -> Any:
+        fresh = cls()
+        lit_trainer(gpart(), max_steps=4).fit(fresh, lit_loader(), ckpt_path=path)
+        return fresh
+
+    for read in (by_hand, by_trainer, by_fit):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            found = read()
+        theta = found.net.gpart["default"].theta
+        assert read is by_fit or torch.equal(theta, module.net.gpart["default"].theta) == loads
+        assert sum(f"the theta of {path} was not loaded" in str(one.message) for one in said) == (not loads), read

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from gpart.adapter import GPartAdapter
@@ -27,6 +29,7 @@ class AdapterContents:
         self.adapter, self.check_base, self._merged = adapter, check_base, merged
         self.copies: tuple[str, ...] = ()
         self._bits: dict[str, bytes] = {}
+        self._awaited: tuple[str, Tensor] | None = None
 
     @property
     def whole(self) -> bool:
@@ -102,6 +105,21 @@ class AdapterContents:
         theta = {adapter.theta_name: theta_key(adapter.name)}
         tensors = {theta.get(key, key): value for key, value in state.items() if key in primary}
         check_tensors(adapter.model, plan, adapter.config, adapter.name, tensors, source)
+        if adapter.sharded:
+            return  # to look at theta takes all ranks, and one alone may read
+        before, found = adapter.values.detach(), tensors[theta_key(adapter.name)]
+        if not before.is_meta and not found.is_meta:
+            self._awaited = None if _same(before, found) else (source, before.clone())
+
+    def check_loaded(self) -> None:
+        """Warns where the theta of the file that was read last has not come into the module: its own code has dropped it."""
+        awaited, self._awaited = self._awaited, None
+        if awaited is not None and _same(awaited[1], self.adapter.values.detach()):
+            rank_zero_warn(
+                f"the theta of {awaited[0]} was not loaded: the module leaves it out, or has another name for it, in its"
+                " state_dict, load_state_dict or on_load_checkpoint, and is not strict. What its state_dict renames, its"
+                " load_state_dict has to name back"
+            )
 
 
 class TrainedContents:
@@ -180,6 +198,10 @@ class TrainedContents:
 
     def _base(self) -> dict[str, Tensor]:
         return {name: get_parameter(self.model, name) for name in self.frozen}
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.cpu().double(), other.detach().cpu().double())
 
 
 def _check_keys(model: nn.Module, frozen: set[str], state: dict[str, Tensor], source: str) -> None:
