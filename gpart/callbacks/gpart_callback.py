@@ -98,7 +98,6 @@ class GPartCallback(MethodCallback):
         isometric: bool = True,
         name: str = "default",
         module: str | None = None,
-        copies: list[str] | None = None,
         adapter: str | None = None,
         check_base: bool = True,
         save_folder: str | None = None,
@@ -107,6 +106,7 @@ class GPartCallback(MethodCallback):
         target_parameters: list[str] | str | None = None,
         checkpoints: Literal["adapter", "merged"] = "adapter",
         merge_at_end: bool = False,
+        copies: list[str] | None = None,
     ) -> None:
         given = dict(locals())  # before any other name is bound
         super().__init__(module)
@@ -247,9 +247,9 @@ class GPartCallback(MethodCallback):
             if self._flags is not None:
                 self._flags.check(type(self).__name__)  # where theta is frozen, that is the reason
             raise GPartError(
-                f"theta, {self.adapter.theta_name} of {type(self.adapter.model).__name__}, is in no optimizer: make"
-                " them in configure_optimizers from self.parameters() or the adapted module's parameters(), not from a"
-                " list made earlier; or adapt the submodule whose parameters are used, by module=..."
+                f"theta, {self.adapter.theta_name} of {type(self.adapter.model).__name__}, is in no optimizer, and"
+                " neither is a weight that it adapts: make them from self.parameters() or the adapted module's parameters();"
+                " or adapt the submodule whose parameters are used, by module=..."
             )
         for unnamed in unnamed_copies(pl_module, self._path, self.adapter, self.copies):
             rank_zero_warn(unnamed)
