@@ -63,10 +63,15 @@ def _adapted(adapter: GPartAdapter, copy: nn.Module, path: str) -> GPartAdapter:
 
 @torch.no_grad()
 def keep_frozen(adapter: GPartAdapter, copies: Iterable[GPartAdapter]) -> None:
-    """Gives the copies the network's frozen weights again, which the average of a step has rounded."""
-    for copy in copies:
-        for name in adapter.plan.frozen:
-            get_parameter(copy.model, name).copy_(get_parameter(adapter.model, name))
+    """Gives the copies the network's frozen weights again, which the average of a step has rounded.
+
+    What was merged or taken off is left alone: its weights are its own W0 + P·theta.
+    """
+    following = [copy for copy in copies if copy.attached and not copy.merged] if adapter.attached else []
+    base = adapter.base_parameters() if following else {}
+    for copy in following:
+        for name, value in base.items():
+            get_parameter(copy.model, name).copy_(value)
 
 
 def merge_copies(copies: Iterable[GPartAdapter]) -> None:

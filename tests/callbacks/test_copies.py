@@ -63,6 +63,9 @@ class Student(LightningModule):
         self.seen.append(self.teacher[0].weight.detach().clone())
         return (self.predictor(self.student(batch[0])) - target).square().mean()
 
+    def predict_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
+        return self.teacher(batch[0])
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW([value for value in self.parameters() if value.requires_grad], lr=0.05)
 
@@ -132,6 +135,23 @@ def test_merging_at_the_end_leaves_plain_copies_too(made: str, lit_trainer: Any,
     for of in ("student", "teacher"):
         assert [type(one) for one in getattr(merged, of).modules()] == [type(one) for one in plain.student.modules()]
         assert torch.equal(getattr(merged.eval(), of)(x), getattr(kept.eval(), of)(x))
+
+
+@pytest.mark.parametrize("how", ["merge_at_end", "merged by hand"])
+def test_an_evaluation_of_what_was_merged_leaves_the_teacher_its_own_weights(
+    how: str, lit_trainer: Any, lit_loader: Any
+) -> None:
+    module, callback = Student(assigned), method(merge_at_end=how == "merge_at_end")
+    trainer = lit_trainer(callback, max_epochs=2)
+    trainer.fit(module, lit_loader())
+    if how == "merged by hand":
+        for network in (module.student, module.teacher):
+            network[0].gpart["default"].adapter.merge()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    assert not before["teacher.0.weight"].equal(before["student.0.weight"])
+    trainer.predict(module, lit_loader())
+    for key, value in module.state_dict().items():
+        assert value.equal(before[key]), key
 
 
 def test_what_is_no_copy_is_refused(lit_trainer: Any, lit_loader: Any, state_of: Any) -> None:
