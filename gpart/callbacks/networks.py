@@ -14,8 +14,9 @@ from torch import nn
 from gpart.adapter import find_adapters
 from gpart.config import GPartConfig
 from gpart.errors import GPartError
+from gpart.injection.layers import is_linear
 from gpart.injection.matching import ALL_LINEAR, matches
-from gpart.injection.names import get_submodule, named_modules, unwrapped
+from gpart.injection.names import get_submodule, named_modules, named_parameters, unwrapped
 
 
 def find_network(pl_module: LightningModule, path: str | None, copies: Collection[str] = ()) -> tuple[str, nn.Module]:
@@ -104,15 +105,16 @@ def _other_networks(pl_module: LightningModule, attached: list[str], config: GPa
     return [
         name
         for name in names
-        if name not in inside
-        and config is not None
-        and any(_meant(path, module, config) for path, module in named_modules(get_submodule(pl_module, name)))
+        if name not in inside and config is not None and _has_targets(get_submodule(pl_module, name), config)
     ]
 
 
-def _meant(path: str, module: nn.Module, config: GPartConfig) -> bool:
-    if not path or not any(True for _ in module.parameters(recurse=False)):
-        return False
+def _has_targets(network: nn.Module, config: GPartConfig) -> bool:
+    """Whether a pattern means a layer below this module, or a parameter in it; its own layer is no network."""
+    modules = named_modules(network)
+    layers = [(path, one) for path, one in modules if path and any(True for _ in one.parameters(recurse=False))]
     if config.target_modules == ALL_LINEAR:
-        return isinstance(module, nn.Linear)
-    return matches(path, config.target_modules)
+        found = any(is_linear(layer) for _, layer in layers)
+    else:
+        found = any(matches(path, config.target_modules) for path, _ in layers)
+    return found or any(matches(name, config.target_parameters) for name in named_parameters(network))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from gpart import GPartConfig, attach, load_adapter
 from gpart.callbacks import GPartCallback
@@ -97,6 +98,26 @@ def test_a_second_stage_on_a_loaded_first_one(tmp_path: Any, lit_trainer: Any, l
     module = Lit(first=second, second=Net(3))
     with pytest.raises(ValueError, match="which network is meant"):
         lit_trainer(GPartCallback(d=5, target_modules="all-linear")).fit(module, lit_loader())
+
+
+@pytest.mark.parametrize("line", [{"target_modules": "all-linear"}, {"target_parameters": ["wide"]}])
+def test_a_network_of_other_layers_and_parameters_could_be_meant_too(
+    line: dict[str, Any], lit_trainer: Any, lit_loader: Any
+) -> None:
+    class Other(nn.Module):
+        """A layer of Transformers and a parameter that is no layer's weight, as the settings may name."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.wide = Conv1D(8, 8), nn.Parameter(torch.ones(8, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x) @ self.wide
+
+    first = Other()
+    attach(first, GPartConfig(d=5, **line))
+    with pytest.raises(ValueError, match=r"which network is meant.*'second' could be adapted"):
+        lit_trainer(GPartCallback(d=5, **line)).fit(Lit(first=first, second=Other()), lit_loader())
 
 
 def test_the_only_child_with_parameters_or_the_whole() -> None:
