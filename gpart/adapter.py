@@ -107,7 +107,11 @@ def attach_plan(model: nn.Module, config: GPartConfig, name: str, made: Plan, me
 def get_adapters(model: nn.Module) -> dict[str, GPartAdapter]:
     """The adapters attached to this very module (not to a module inside it), by name."""
     model = unwrapped(model)
-    return {adapter.name: adapter for path, adapter in find_adapters(model) if adapter.model is model}
+    container = model._modules.get(CONTAINER, model.__dict__.get(CONTAINER))  # in the second place where home is below
+    thetas = (
+        [child for child in container.children() if isinstance(child, Theta)] if isinstance(container, Adapters) else []
+    )
+    return {theta.adapter.name: theta.adapter for theta in thetas if theta.adapter.model is model}
 
 
 def find_adapters(root: nn.Module) -> list[tuple[str, GPartAdapter]]:
@@ -173,17 +177,20 @@ class GPartAdapter:
     @property
     def attached(self) -> bool:
         """Whether it is on its model still: not taken off by :meth:`detach` or :meth:`merge_and_unload`."""
-        return get_adapters(self.model).get(self.name) is self
+        return self._held() is not None
 
     @property
     def merged(self) -> bool:
         """Whether W0 + P·theta stands in the stored weights."""
         return self.weights.bases is not None
 
-    def _holder(self) -> Theta:
+    def _held(self) -> Theta | None:
         container = self.home._modules.get(CONTAINER)
         holder = container._modules.get(self.name) if isinstance(container, Adapters) else None
-        if not isinstance(holder, Theta) or holder.adapter is not self:
+        return holder if isinstance(holder, Theta) and holder.adapter is self else None
+
+    def _holder(self) -> Theta:
+        if (holder := self._held()) is None:
             raise GPartError(
                 f"adapter {self.name!r} is not attached any more; the model carries {get_adapters(self.model)}"
             )

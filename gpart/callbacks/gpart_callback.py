@@ -177,9 +177,7 @@ class GPartCallback(MethodCallback):
         if self._sharding:
             before_sharding(attached)
         self.modules_to_save = attached.config.modules_to_save
-        contents = AdapterContents(attached, merged=self.checkpoints == "merged")
-        contents.copies = self.copies
-        return contents
+        return AdapterContents(attached, whole=self.checkpoints == "merged", copies=self.copies)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attaches the adapter now, or as soon as the network is built; in any case before it is sharded."""
@@ -243,7 +241,8 @@ class GPartCallback(MethodCallback):
         check_elements(pl_module)
         if self.adapter.merged:
             raise GPartError(f"adapter {self.name!r} is merged: unmerge() before fit, theta has no gradient")
-        if group_of(self.adapter.theta, trainer.optimizers) is None:
+        group = group_of(self.adapter.theta, trainer.optimizers)
+        if group is None:
             if self._flags is not None:
                 self._flags.check(type(self).__name__)  # where theta is frozen, that is the reason
             raise GPartError(
@@ -253,8 +252,7 @@ class GPartCallback(MethodCallback):
             )
         for unnamed in unnamed_copies(pl_module, self._path, self.adapter, self.copies):
             rank_zero_warn(unnamed)
-        group = group_of(self.adapter.theta, trainer.optimizers)
-        warn_of_lost_updates(self.adapter, float(group["lr"]) if group is not None else 0.0)
+        warn_of_lost_updates(self.adapter, float(group["lr"]))
         settings = asdict(self.adapter.config)
         log_settings(trainer, pl_module, {f"{self._prefix}/{key}": value for key, value in settings.items()})
 

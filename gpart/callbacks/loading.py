@@ -91,8 +91,7 @@ def load_from_checkpoint(
         if "method" in described:
             contents = _method(described, source).apply(network)
         else:
-            contents = adapted = _adapted(network, described, source, check_base)
-            adapted.copies = _copies(entry, source)
+            contents = adapted = _adapted(network, described, source, check_base, _copies(entry, source))
             read.append(adapted)
             adapt_copies(adapted.adapter, module, adapted.copies)
         checkpoint.update(filled(checkpoint, source, module, path, contents, strict))
@@ -152,13 +151,15 @@ def _built_class(cls: type[LightningModule], checkpoint: dict[str, Any]) -> type
     return found if isinstance(found, type) and issubclass(found, cls) else cls
 
 
-def _adapted(network: nn.Module, described: dict[str, Any], source: str, check_base: bool) -> AdapterContents:
+def _adapted(
+    network: nn.Module, described: dict[str, Any], source: str, check_base: bool, copies: tuple[str, ...]
+) -> AdapterContents:
     manifest = read_manifest(described, source)
     adapter = get_adapters(network).get(check_manifest_name(manifest, source))
     if adapter is None:
         plan = check_model(network, manifest, source, check_base)
         adapter = attach_plan(network, manifest.config, manifest.name, plan, MemoryPolicy())
-    return AdapterContents(adapter, check_base)
+    return AdapterContents(adapter, check_base, copies=copies)
 
 
 def _copies(entry: dict[str, Any], source: str) -> tuple[str, ...]:

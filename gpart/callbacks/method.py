@@ -31,7 +31,7 @@ from gpart.callbacks.packages import OfBoth, is_a, is_overridden
 from gpart.callbacks.sharding.strategies import prepare, shards
 from gpart.callbacks.table import print_table
 from gpart.errors import GPartError
-from gpart.injection.forgotten import randomly_initialised, resized
+from gpart.injection.forgotten import randomly_initialised, refuse_resized
 from gpart.injection.matching import saved_parameters
 from gpart.injection.names import named_modules, named_parameters
 
@@ -115,7 +115,8 @@ class MethodCallback(OfBoth, Callback):
         network = self._network
         if network is None or self._contents is None:
             raise GPartError(f"{type(self).__name__} was not applied: {type(pl_module).__name__} built no network")
-        late = [name for name in named_parameters(network) if name not in self._known]
+        named = named_parameters(network)
+        late = [name for name in named if name not in self._known]
         if late:
             raise GPartError(
                 f"{late[:5]} were built after {type(self).__name__} was applied; build the network in __init__ or"
@@ -130,7 +131,6 @@ class MethodCallback(OfBoth, Callback):
             )
         refuse_unfrozen(network, self._contents.frozen_keys())
         check_copies(self._callbacks(trainer), pl_module)
-        named = named_parameters(network)
         added = {name: named[name] for name in sorted(self._added) if name in named}
         frozen = [value for value in named.values() if not value.requires_grad]
         if said := put_in_place(trainer.optimizers, added, frozen):
@@ -195,12 +195,7 @@ class MethodCallback(OfBoth, Callback):
         Raises:
             GPartError: if so, with the names: the forgotten head, the embedding that was resized.
         """
-        if added := resized(network, frozen):
-            raise GPartError(
-                f"modules_to_save={self.modules_to_save!r} leaves out {added}: the added rows are random, would be"
-                " frozen, and are in no file. Name the module in modules_to_save, or save the resized model"
-                " (save_pretrained) and load it from there"
-            )
+        refuse_resized(network, frozen, self.modules_to_save)
         if forgotten := randomly_initialised(network, frozen):
             raise GPartError(
                 f"modules_to_save={self.modules_to_save!r} leaves out {forgotten}, which Transformers has just"

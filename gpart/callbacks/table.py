@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 # Numbers that these keep beside each parameter; of others the table says nothing.
@@ -47,8 +47,18 @@ def print_table(
 def kept_bytes(network: nn.Module) -> int:
     """Bytes of the trained parameters and the persistent buffers: what a checkpoint keeps of the network."""
     values = network.state_dict(keep_vars=True).values()
-    kept = {id(value): value for value in values if value.requires_grad or not isinstance(value, nn.Parameter)}
-    return sum(value.numel() * value.element_size() for value in kept.values())
+    return bytes_of(value for value in values if value.requires_grad or not isinstance(value, nn.Parameter))
+
+
+def bytes_of(values: Iterable[Tensor]) -> int:
+    """Bytes of tensors, each counted once.
+
+    >>> import torch
+    >>> value = torch.ones(3)
+    >>> bytes_of([value, value])
+    12
+    """
+    return sum(value.numel() * value.element_size() for value in {id(value): value for value in values}.values())
 
 
 def readable_bytes(count: int) -> str:

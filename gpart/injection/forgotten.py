@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from gpart.errors import GPartError
 from gpart.injection.names import get_parameter, named_modules
 
 
@@ -51,6 +52,25 @@ def resized(model: nn.Module, names: Iterable[str]) -> list[str]:
             if name.startswith(prefix) and id(value) in owned and value.shape[0] == rows:
                 found[name] = f"{name} ({before:,} rows when it was loaded, now {rows:,})"
     return list(found.values())
+
+
+def refuse_resized(model: nn.Module, names: Iterable[str], modules_to_save: list[str] | None) -> None:
+    """Checks that nothing is frozen that has rows which were added after loading.
+
+    Args:
+        model: the module.
+        names: of the parameters that would be frozen.
+        modules_to_save: the setting that leaves them out, for the message.
+
+    Raises:
+        GPartError: if so, with the names and the numbers of rows.
+    """
+    if added := resized(model, names):
+        raise GPartError(
+            f"modules_to_save={modules_to_save!r} leaves out {added}: the added rows are random, would be frozen, and are"
+            " in no file. Name the module in modules_to_save, or save the resized model (save_pretrained) and load it from"
+            " there before it is adapted"
+        )
 
 
 def _loaded_config(config: Any) -> Any:

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gpart.config import GPartConfig
 from gpart.errors import GPartError
-from gpart.injection.forgotten import randomly_initialised, resized
+from gpart.injection.forgotten import randomly_initialised, refuse_resized
 from gpart.injection.modules import CONTAINER, Adapters, Theta, WeightReader, adapt, check_releasable, release
 from gpart.injection.names import get_parameter, get_submodule, named_modules
 from gpart.injection.targets import Plan
@@ -32,12 +32,7 @@ def check_installable(model: nn.Module, config: GPartConfig, name: str, plan: Pl
         GPartError: if a parameter that Transformers has just initialised at random would be frozen, an embedding
             that was resized after loading, or an adapter of a module inside the model.
     """
-    if added := resized(model, plan.frozen):
-        raise GPartError(
-            f"modules_to_save={config.modules_to_save!r} leaves out {added}: the added rows are random, would be frozen, and"
-            " are in no file. Name the module in modules_to_save, or save the resized model (save_pretrained) and load it"
-            " from there before attach"
-        )
+    refuse_resized(model, plan.frozen, config.modules_to_save)
     if forgotten := randomly_initialised(model, plan.frozen):
         raise GPartError(
             f"modules_to_save={config.modules_to_save!r} leaves out {forgotten}, which Transformers has just initialised"

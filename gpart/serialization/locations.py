@@ -74,10 +74,11 @@ def read(place: Path | str) -> bytes:
     Raises:
         GPartFileError: if there is none.
     """
-    if not is_file(place):
-        raise GPartFileError(f"there is no file {place}")
     if isinstance(place, Path):
-        return place.read_bytes()
+        try:
+            return place.read_bytes()
+        except FileNotFoundError as error:
+            raise GPartFileError(f"there is no file {place}") from error
     system, path = _filesystem(place)
     content: bytes = _asked(place, system.cat_file, path)
     return content

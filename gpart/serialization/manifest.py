@@ -84,7 +84,7 @@ def read_manifest(values: Any, source: str) -> Manifest:
             ...
         gpart.errors.GPartError: a file has the key 'rank', which this version does not know: gpart 0.9 wrote it
     """
-    needed = {one.name for one in fields(Manifest) if one.name not in ("format", "parts", "versions")} | {"versions"}
+    needed = {one.name for one in fields(Manifest) if one.name not in ("format", "parts")}
     if not isinstance(values, dict) or not set(values) >= needed:
         found = sorted(map(str, values)) if isinstance(values, dict) else type(values).__name__
         raise GPartError(f"{source} is no adapter's: it needs {sorted(needed)} and holds {found}")

@@ -25,16 +25,12 @@ from gpart.serialization.manifest import read_manifest
 class AdapterContents:
     """A module with a GPart adapter."""
 
-    def __init__(self, adapter: GPartAdapter, check_base: bool = True, merged: bool = False) -> None:
-        self.adapter, self.check_base, self._merged = adapter, check_base, merged
-        self.copies: tuple[str, ...] = ()
+    def __init__(
+        self, adapter: GPartAdapter, check_base: bool = True, whole: bool = False, copies: tuple[str, ...] = ()
+    ) -> None:
+        self.adapter, self.check_base, self.whole, self.copies = adapter, check_base, whole, copies
         self._bits: dict[str, bytes] = {}
         self._awaited: tuple[str, Tensor] | None = None
-
-    @property
-    def whole(self) -> bool:
-        """Whether a checkpoint holds merged weights."""
-        return self._merged
 
     @property
     def attached(self) -> bool:
@@ -51,7 +47,7 @@ class AdapterContents:
 
     def merged(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """The frozen parameters, with W0 + P·theta in the adapted ones, where a checkpoint is to hold them."""
-        if not self._merged:
+        if not self.whole:
             return None
         theta = trained.get(self.adapter.theta_name)
         return {**self.adapter.base_parameters(), **self.adapter.merged_weights(theta)}

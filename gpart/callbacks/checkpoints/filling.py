@@ -28,9 +28,8 @@ class Contents(Protocol):
     copies: tuple[str, ...]
     """Paths of copies of the module in the LightningModule, whose frozen parameters are left out as well."""
 
-    @property
-    def whole(self) -> bool:
-        """Whether a checkpoint holds the frozen parameters too."""
+    whole: bool
+    """Whether a checkpoint holds the frozen parameters too, merged ones in their place."""
 
     @property
     def attached(self) -> bool:
@@ -84,17 +83,23 @@ def filled(
     Raises:
         GPartError: if it was written by another method, for another submodule, or does not fit; with both values.
     """
-    entry = checked_entry(checkpoint, source, module, path)
-    named, state, digested = named_by(module), _state(checkpoint, source), _state(checkpoint, source)
+    entry = _entry(checkpoint, source, module, path)
+    named, state = named_by(module), _state(checkpoint, source)
+    digested = state
     live_keys = {plain_name(key): key for key in named}
     prefix = f"{path}." if path else ""
-    frozen = frozen_entries(module, path, contents)
+    frozen = entries(named, frozen_tensors(module, path, contents))
+
+    def live(key: str) -> str:
+        """The live key of what a file has under this one."""
+        placed = prefix + contents.placed(key[len(prefix) :]) if key.startswith(prefix) else key
+        return live_keys.get(placed, placed)
+
     if isinstance(tensors := entry.get("tensors"), Mapping):  # its state is a plain module's, with merged weights
         state = {key: value for key, value in state.items() if live_keys.get(key, key) not in frozen}
         state |= {f"{prefix}{name}": value for name, value in tensors.items()}
         digested = dict(tensors)
-    placed = {key: _placed(key, prefix, contents) for key in state}
-    state = {live_keys.get(placed[key], placed[key]): value for key, value in state.items()}
+    state = {live(key): value for key, value in state.items()}
     names = {key: named[key][0] if key in named else key for key in state}
     inside = {name[len(prefix) :]: state[key] for key, name in names.items() if name.startswith(prefix)}
     strict = module.strict_loading if strict is None else strict
@@ -104,15 +109,14 @@ def filled(
 
     # The live module's order, as if nothing had been left out; what is unknown stays, for Lightning's strictness.
     def completed(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        names = {key: _placed(key, prefix, contents) for key in found}
-        merged = {**frozen, **{live_keys.get(names[key], names[key]): value for key, value in found.items()}}
+        merged = {**frozen, **{live(key): value for key, value in found.items()}}
         ordered = {key: merged.pop(key) for key in named if key in merged}
         return {**ordered, **merged}
 
     return with_states({**checkpoint, "state_dict": state}, completed)
 
 
-def checked_entry(checkpoint: Mapping[str, Any], source: str, module: LightningModule, path: str) -> Mapping[str, Any]:
+def _entry(checkpoint: Mapping[str, Any], source: str, module: LightningModule, path: str) -> Mapping[str, Any]:
     """The adapter's entry in a checkpoint.
 
     Raises:
@@ -122,11 +126,8 @@ def checked_entry(checkpoint: Mapping[str, Any], source: str, module: LightningM
     if not isinstance(entry, Mapping):
         kind = type(module).__name__
         state = checkpoint.get("state_dict")
-        if (
-            theta := [key for key in state if f".{key}".endswith(".theta") and ".gpart." in f".{key}"]
-            if isinstance(state, Mapping)
-            else []
-        ):
+        keys = state if isinstance(state, Mapping) else {}
+        if theta := [key for key in keys if f".{key}".endswith(".theta") and ".gpart." in f".{key}"]:
             raise GPartError(
                 f"{source} holds no adapter that can be checked: it has {theta[0]}, but was written by a Trainer without the"
                 " callback, and not what that belongs to. Read it by such a Trainer into a module with the adapter"
@@ -143,21 +144,17 @@ def checked_entry(checkpoint: Mapping[str, Any], source: str, module: LightningM
     return entry
 
 
-def frozen_entries(module: LightningModule, path: str, contents: Contents) -> dict[str, Tensor]:
-    """The frozen parameters by every key that they have in the whole module's state_dict.
+def frozen_tensors(module: LightningModule, path: str, contents: Contents) -> list[Tensor]:
+    """The frozen parameters of the adapted module and of its copies, themselves.
 
-    A parameter has further keys where something outside the adapted module holds it too; a module may also leave frozen
-    weights out of its state_dict by itself, and then they are not looked for.
+    Their entries are to be looked for in the whole module's state (:func:`entries`): a parameter has further keys where
+    something outside the adapted module holds it too, and none where the module leaves it out of its state_dict.
     """
     tensors: list[Tensor] = []
     for network in (path, *contents.copies):
         inside = plain_state(get_submodule(module, network))
         tensors += (inside[key] for key in contents.frozen_keys() if key in inside)
-    return entries(named_by(module), tensors)
-
-
-def _placed(key: str, prefix: str, contents: Contents) -> str:
-    return prefix + contents.placed(key[len(prefix) :]) if key.startswith(prefix) else key
+    return tensors
 
 
 def _state(checkpoint: Mapping[str, Any], source: str) -> dict[str, Tensor]:

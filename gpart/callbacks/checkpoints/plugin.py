@@ -23,11 +23,12 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from gpart.callbacks.checkpoints.filling import HINT, Contents, filled, frozen_entries
+from gpart.callbacks.checkpoints.filling import HINT, Contents, filled, frozen_tensors
 from gpart.callbacks.checkpoints.hyperparameters import NotPlainError, loadable
-from gpart.callbacks.checkpoints.live import named_by
+from gpart.callbacks.checkpoints.live import entries, named_by
 from gpart.callbacks.checkpoints.writing import written
 from gpart.callbacks.packages import OfBoth, both, is_a
+from gpart.callbacks.table import bytes_of
 from gpart.errors import GPartError
 from gpart.serialization.atomic import replacing
 from gpart.serialization.checkpoint_file import (
@@ -67,15 +68,15 @@ class GPartCheckpointIO(OfBoth, CheckpointIO):
         """The keys of the connected module's state_dict that are not written."""
         if self._contents is None or self._module is None or not self._contents.attached:
             return set()
-        return set(frozen_entries(self._module, self._path, self._contents))
+        return set(entries(named_by(self._module), frozen_tensors(self._module, self._path, self._contents)))
 
     def kept_bytes(self) -> int:
         """Bytes of the connected module's parameters and buffers that are written; each tensor once."""
         if self._module is None or self._contents is None:
             return 0
         left_out = set() if self._contents.whole else self.frozen_keys()
-        kept = {id(value): value for key, (_, value) in named_by(self._module).items() if key not in left_out}
-        return sum(value.numel() * value.element_size() for value in kept.values() if isinstance(value, Tensor))
+        kept = (value for key, (_, value) in named_by(self._module).items() if key not in left_out)
+        return bytes_of(value for value in kept if isinstance(value, Tensor))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         """Writes a checkpoint without the frozen parameters; objects in it as Lightning writes them."""
@@ -143,9 +144,10 @@ class GPartCheckpointIO(OfBoth, CheckpointIO):
             GPartError: if a run would go on with the optimizer's numbers of other parameters.
         """
         trainer = self._module._trainer if self._module is not None else None
-        fits = trainer is not None and trainer.state.fn == "fit" and checkpoint.get("optimizer_states")
+        if trainer is None or trainer.state.fn != "fit" or not checkpoint.get("optimizer_states"):
+            return
         moved = sorted(set(checkpoint["state_dict"]) - set(complete["state_dict"]) - {HINT})
-        if fits and any(key.endswith(".theta") for key in moved):
+        if any(key.endswith(".theta") for key in moved):
             raise GPartError(
                 f"{path} is from before theta's place in a container changed ({moved[-1]}), and the state of its optimizer is"
                 " in the order of then: start anew from its theta and head, by GPartCallback(adapter=...) with this path and"

@@ -9,11 +9,12 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from gpart.callbacks.checkpoints.filling import HINT, Contents, frozen_entries
+from gpart.callbacks.checkpoints.filling import HINT, Contents, frozen_tensors
 from gpart.callbacks.checkpoints.live import entries, named_by, plain_state
 from gpart.callbacks.checkpoints.plain_objects import with_plain_network
 from gpart.callbacks.checkpoints.states import with_states
 from gpart.injection.names import get_submodule, named_parameters, plain_name
+from gpart.injection.tensors import entries_of
 from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, state_digest
 
 
@@ -23,7 +24,8 @@ def written(checkpoint: dict[str, Any], module: LightningModule, path: str, cont
     Where the contents are to be merged, its state is a plain module's: W0 + P·theta under the plain names, and the
     adapter's own tensors lie in its entry.
     """
-    frozen = frozen_entries(module, path, contents)
+    named = named_by(module)
+    frozen = entries(named, frozen_tensors(module, path, contents))
 
     def kept(state: Mapping[str, Any]) -> dict[str, Any]:
         return {plain_name(key): value for key, value in state.items() if key not in frozen}
@@ -33,10 +35,9 @@ def written(checkpoint: dict[str, Any], module: LightningModule, path: str, cont
     whole = checkpoint["state_dict"]
     checkpoint = with_states(checkpoint, kept)
     state = checkpoint["state_dict"]
-    own = entries(named_by(module), contents.own())  # several keys where theta stands in a module that is shared
+    own = entries(named, contents.own())  # several keys where theta stands in a module that is shared
     if not own:  # the state of a merged module is a plain one's
-        named = named_parameters(module).items()
-        state |= {name: value.detach() for name, value in named if any(value is one for one in contents.own())}
+        state |= {name: one.detach() for name, one in entries_of(named_parameters(module), contents.own()).items()}
     entry = {"module": path, "copies": list(contents.copies), "manifest": contents.manifest(), "hint": HINT}
     prefix = f"{path}." if path else ""
     inside = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
