@@ -168,3 +168,10 @@ def check_merged_at_end(project: Project, folder: Path) -> Any:
     assert same(project.answer(fresh), project.answer(done.module))
     assert not same(project.answer(fresh), project.answer(project.build()))
     return done.module
+
+
+def check_files(project: Project, folder: Path) -> None:
+    """Its files by every way: gpart's reader, its own reader of merged checkpoints, and plain torch's."""
+    check_load(project, folder)
+    check_merged(project, folder)
+    check_merged_at_end(project, folder)

@@ -7,22 +7,10 @@ import re
 
 import pytest
 import torch
-from torch import nn
+from small_adapter import adapted, base
 
 from gpart import GPartConfig, attach, load_adapter
 from gpart.errors import GPartError, GPartFileError
-
-
-def base() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-
-
-def adapted():
-    adapter = attach(base(), GPartConfig(d=5, target_modules=["0"]))
-    with torch.no_grad():
-        adapter.theta.normal_()
-    return adapter
 
 
 @pytest.fixture(scope="module")

@@ -8,24 +8,12 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-from torch import nn
+from small_adapter import adapted, base
 
-from gpart import GPartConfig, attach, load_adapter
+from gpart import load_adapter
 from gpart.errors import GPartError, GPartFileError
 from gpart.serialization.checkpoint_file import load_checkpoint_file
 from gpart.serialization.locations import located, write
-
-
-def base() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-
-
-def adapted():
-    adapter = attach(base(), GPartConfig(d=5, target_modules=["0"]))
-    with torch.no_grad():
-        adapter.theta.normal_()
-    return adapter
 
 
 @pytest.fixture(autouse=True)

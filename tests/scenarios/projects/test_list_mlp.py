@@ -12,10 +12,8 @@ import torch
 from project_checks import (
     Project,
     both_packages,
+    check_files,
     check_line,
-    check_load,
-    check_merged,
-    check_merged_at_end,
     check_resume,
     drawn,
     loader,
@@ -76,6 +74,4 @@ def test_resume(package: str, alone: bool, tmp_path: Path) -> None:
 @both_packages
 @pytest.mark.parametrize("alone", [True, False])
 def test_its_own_save_and_load(package: str, alone: bool, tmp_path: Path) -> None:
-    check_load(project(package, alone), tmp_path)
-    check_merged(project(package, alone), tmp_path)
-    check_merged_at_end(project(package, alone), tmp_path)
+    check_files(project(package, alone), tmp_path)

@@ -10,10 +10,8 @@ import torch
 from project_checks import (
     Project,
     both_packages,
+    check_files,
     check_line,
-    check_load,
-    check_merged,
-    check_merged_at_end,
     check_resume,
     loader,
 )
@@ -77,6 +75,4 @@ def test_resume(package: str, tmp_path: Path) -> None:
 
 @both_packages
 def test_its_own_save_and_load(package: str, tmp_path: Path) -> None:
-    check_load(project(package), tmp_path)
-    check_merged(project(package), tmp_path)
-    check_merged_at_end(project(package), tmp_path)
+    check_files(project(package), tmp_path)
