@@ -21,9 +21,8 @@ from gpart.injection.fingerprint import Sample, differing, fingerprint, is_base
 from gpart.injection.modules import check_name, theta_key
 from gpart.injection.names import get_parameter, named_buffers, unwrapped
 from gpart.injection.targets import Plan, plan
-from gpart.serialization.checkpoint_file import read_checkpoint
-from gpart.serialization.folder import read_folder
 from gpart.serialization.manifest import WITH_PADDING_ROWS, Manifest
+from gpart.serialization.sources import read_adapter
 
 
 def load_adapter(
@@ -51,7 +50,7 @@ def load_adapter(
             values, and the model is as it was.
     """
     source, memory = str(folder), MemoryPolicy(indices, weights)
-    manifest, tensors = read_checkpoint(source) if source.endswith(".ckpt") else read_folder(source)
+    manifest, tensors = read_adapter(source)
     config, name = manifest.config, check_manifest_name(manifest, source)
     model = unwrapped(model)
     attached = get_adapters(model).get(name)
