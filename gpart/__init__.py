@@ -41,7 +41,7 @@ _HOME = {
 }
 """The public names that need torch, and the modules that they are in."""
 
-_MODULES = frozenset({*("adapter", "config", "injection", "loading", "materialize", "ops", "partition"), "serialization",
+_MODULES = frozenset({*("adapter", "config", "injection", "loading", "materialize", "ops", "partition", "projections"), "serialization",
                       *("callbacks", "datamodules", "lightning_modules", "packaged", "studies")})  # fmt: skip
 
 

@@ -20,16 +20,27 @@ ROOT = Path(gpart.__file__).resolve().parent.parent
 PACKAGE = ROOT / "gpart"
 LINKED = ("callbacks", "datamodules", "lightning_modules", "configs")
 
-METHOD = {"config", "partition", "ops", "injection", "materialize", "serialization", "adapter", "loading"}
+METHOD = {
+    "config",
+    "partition",
+    "projections",
+    "ops",
+    "injection",
+    "materialize",
+    "serialization",
+    "adapter",
+    "loading",
+}
 MAY_IMPORT = {
     "errors": set(),
     "version": set(),
     "config": {"errors"},
     "partition": {"errors"},
+    "projections": {"partition", "errors"},
     "ops": {"partition", "errors"},
     "injection": {"config", "errors"},
-    "materialize": {"ops", "injection", "config", "partition", "errors"},
-    "serialization": {"config", "partition", "errors"},
+    "materialize": {"ops", "injection", "config", "projections", "partition", "errors"},
+    "serialization": {"config", "projections", "errors"},
     "adapter": {"materialize", "ops", "injection", "serialization", "config", "errors", "version"},
     "loading": {"adapter", "injection", "serialization", "config", "errors"},
     "face": {"adapter", "loading", "ops", "config", "partition", "errors", "version"},

@@ -41,12 +41,12 @@ from gpart.materialize.group_index import GroupIndex, block_sizes
 from gpart.materialize.plain import is_followed, is_hollow, is_recorded
 from gpart.materialize.policy import Mode, mode_of
 from gpart.materialize.recompute import Recomputation
+from gpart.materialize.scaling import Scaling
 from gpart.ops import compiled
-from gpart.ops.autograd import collected, expand, expand_plainly, put_in, scale
+from gpart.ops.autograd import collected, expand, expand_plainly, put_in
 from gpart.ops.block import Block
 from gpart.ops.dispatch import expand_into
 from gpart.ops.dropout import with_dropout
-from gpart.partition import Partition
 
 
 class Weights:
@@ -65,7 +65,8 @@ class Weights:
         self.disabled = False
         self.bases: dict[str, Tensor] | None = None
         """W0 of every weight, while W0 + P·theta stands in the stored ones."""
-        self.index = GroupIndex(Partition(plan.size, config.d, config.seed), memory)
+        self.scaling = Scaling(config, plan.size, memory)
+        self.index = GroupIndex(self.scaling.groups, memory)
         self.scope = ForwardScope(OrderedDict())
         self.cache = Cache()
         self.recomputation = Recomputation()
@@ -135,13 +136,16 @@ class Weights:
         return known[1] if known is not None and known[0] == device else self.index.build(weight, device)
 
     def scaled(self, theta: Tensor, device: torch.device, sources: Versions | None = None) -> Tensor:
-        """theta_j / sqrt(n_j) on a device, shape (d,), once per forward pass; ``sources`` are theta's versions."""
+        """What the weights look up, theta_j / sqrt(n_j), shape (d,), or a dense map's P·theta, shape (D,), on a device.
+
+        It is computed once per forward pass; ``sources`` are theta's versions.
+        """
         if sources is None:
             sources = () if torch.compiler.is_compiling() else versions(theta)
         known = self.scope.values.get(device, sources)
         if known is not None:
             return known
-        scaled = scale(theta, self.plan.size, self.config.isometric).to(device)
+        scaled = self.scaling(theta).to(device)
         if not torch.compiler.is_compiling() and scaled.requires_grad:
             scaled = collected(scaled)
         if self.scope.open:
@@ -250,7 +254,7 @@ class Weights:
         elif dropped:
             seed = self.scope.mask_seed(weight.name, followed=True)
             blocks = with_dropout(blocks, self.config.dropout, seed, block_sizes(weight), base.device, kept=False)
-        scaled = scale(theta, self.plan.size, self.config.isometric, self.config.d).to(base.device)
+        scaled = self.scaling(theta, followed=True).to(base.device)
         return expand_plainly(scaled, base, blocks, weight.shape)
 
     def _drawn(self, weight: AdaptedWeight, base: Tensor, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
