@@ -38,7 +38,7 @@ class Scaling:
         GPartError: if the projection cannot be had in this way.
 
     Example:
-        >>> scaling = Scaling(GPartConfig(2, ["q"], projection="hash", seed=2), 5, MemoryPolicy())
+        >>> scaling = Scaling(GPartConfig(2, ["q"], projection="hash", seed=3), 5, MemoryPolicy())
         >>> scaling.groups.sizes().tolist(), scaling(torch.tensor([2.0, 2.0]))
         ([4, 1], tensor([1., 2.]))
     """
