@@ -83,15 +83,18 @@ class Scaling:
         """The constants on theta's device, in its dtype where they are floating-point numbers."""
         device, dtype = theta.device, theta.dtype
         if torch.compiler.is_compiling():
-            return tuple(self._constant(number, device, dtype) for number in range(len(self._described(dtype))))
+            # Read as any tensor that an object holds: the compiler takes one returned constant of a function, not three.
+            self._keep(device, dtype)
+            return self._kept[device, dtype]
         if followed and is_hollow(theta):
             return tuple(theta.new_empty(shape, dtype=kind) for shape, kind in self._described(dtype))
         made = self._made(device, dtype)
         return tuple(map(torch.ops.aten.lift_fresh.default, made)) if followed else made
 
     @constant_when_compiled  # else counting breaks the graph
-    def _constant(self, number: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-        return self._made(device, dtype)[number]
+    def _keep(self, device: torch.device, dtype: torch.dtype) -> bool:
+        self._kept[device, dtype] = self._made(device, dtype)
+        return True
 
     def _made(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
         known = self._kept.get((device, dtype))
