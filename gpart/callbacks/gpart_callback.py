@@ -11,7 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
-from gpart.adapter import GPartAdapter, attach, get_adapters
+from gpart.adapter import GPartAdapter, attach, check_mergeable, get_adapters
 from gpart.callbacks.checkpoints.contents import AdapterContents
 from gpart.callbacks.checkpoints.filling import Contents
 from gpart.callbacks.copies import adapt_copies, keep_frozen, merge_copies, unnamed_copies
@@ -236,7 +236,7 @@ class GPartCallback(MethodCallback):
         super().on_fit_start(trainer, pl_module)
         self._gradient, self._finite = FirstGradient(), FiniteTheta()
         if self.merge_at_end or self.checkpoints == "merged":
-            self.adapter.check_mergeable()
+            check_mergeable(self.adapter)
         check_reduced(trainer.strategy, pl_module)
         check_elements(pl_module)
         if self.adapter.merged:
