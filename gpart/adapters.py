@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -32,6 +32,22 @@ def active_adapters(model: nn.Module) -> dict[str, float]:
     """
     container = container_of(unwrapped(model))
     return {} if container is None else dict(container.active_factors)
+
+
+def chosen_heads(model: nn.Module) -> str | None:
+    """The adapter that was chosen by ``set_active(..., heads=...)``, if one was."""
+    container = container_of(unwrapped(model))
+    return None if container is None else container.heads
+
+
+def add_active(model: nn.Module, name: str, before: Mapping[str, float], heads: str | None) -> None:
+    """Makes an adapter active beside those that were active before it was attached.
+
+    Raises:
+        GPartError: if both have the same saved module.
+    """
+    others = {other: factor for other, factor in before.items() if other != name}
+    set_active(model, [*others, name], [*others.values(), 1.0], heads if heads in others else None)
 
 
 def set_active(
