@@ -15,7 +15,7 @@ Source: paper, section 3.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 
@@ -29,7 +29,7 @@ from gpart.errors import GPartError
 from gpart.injection.fingerprint import Sample, fingerprint, parts, sample_of, shortened
 from gpart.injection.heads import laid_by, put_buffer, put_buffers
 from gpart.injection.homes import home_of
-from gpart.injection.modules import CONTAINER, Adapters, Theta, check_name, theta_key
+from gpart.injection.modules import BASE, CONTAINER, Adapters, Theta, check_name, theta_key
 from gpart.injection.names import get_parameter, get_submodule, named_buffers, named_modules, replicated, unwrapped
 from gpart.injection.snapshot import Snapshot
 from gpart.injection.surgery import check_installable, install, remove, remove_hooks, rename_old_theta, wire
@@ -37,6 +37,7 @@ from gpart.injection.targets import AdaptedWeight, Plan, plan
 from gpart.injection.tensors import is_packed, whole
 from gpart.injection.unadapted import warn_of_unadapted
 from gpart.materialize.active import Member, bare, container_of, first_values, members, switch
+from gpart.materialize.batch import batch
 from gpart.materialize.several import Sum, Term, summed
 from gpart.materialize.weights import Weights
 from gpart.ops.autograd import expand
@@ -333,6 +334,25 @@ class GPartAdapter:
             yield
         finally:
             self.weights.disabled = before
+
+    @contextmanager
+    def batch(self, names: Sequence[str | None]) -> Iterator[None]:
+        """Within it each row of what the model is given belongs to an adapter of its own.
+
+        Each adapted layer then has a product for each adapter, with the weight and head of that one, on its rows; a row's
+        output is what its adapter alone gives it. ``cached()`` of the adapters spares computing their weights at every
+        forward pass, for a copy of the adapted weights each.
+
+        Args:
+            names: an adapter's name for each row, of any adapter of the model, active or not; None or ``"__base__"`` for
+                the base.
+
+        Raises:
+            GPartError: if a name is not there, the model is in training mode, merged or sharded, or a layer does not take
+                its batch along the first dimension.
+        """
+        with batch(self._container(), [BASE if name is None else name for name in names]):
+            yield
 
     def detach(self) -> nn.Module:
         """Takes the adapter off.
