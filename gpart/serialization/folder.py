@@ -29,6 +29,8 @@ from gpart.serialization.manifest import Manifest, read_manifest
 
 TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+AUTHORS = "GPART"
+"""The ``peft_type`` of the paper's own code, see :mod:`gpart.serialization.authors`."""
 BASE, BESIDE_BASE = "config.json", "gpart"
 KIND = {
     "peft_type": "GPART: not one of PEFT's, gpart.load_adapter reads it",
@@ -107,7 +109,12 @@ def _check_kind(described: Mapping[str, Any], source: str) -> None:
     """
     if not described or {"sha256", "scheme"} & set(described):
         return
-    if (kind := described.get("peft_type")) is not None:
+    if (kind := described.get("peft_type")) == AUTHORS:
+        raise GPartError(
+            f"{source} is a folder of the paper's own code (peft_type {kind}), not of this package:"
+            " gpart.loading.load_authors_adapter reads it, and 'gpart import' makes it one of ours"
+        )
+    if kind is not None:
         raise GPartError(
             f"{source} holds an adapter of PEFT (peft_type {kind}), not of GPart: peft.PeftModel.from_pretrained reads it"
         )
