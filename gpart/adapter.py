@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from os import PathLike
 
 import safetensors
@@ -34,11 +34,11 @@ from gpart.injection.names import get_parameter, get_submodule, named_buffers, n
 from gpart.injection.snapshot import Snapshot
 from gpart.injection.surgery import check_installable, install, remove, remove_hooks, rename_old_theta, wire
 from gpart.injection.targets import AdaptedWeight, Plan, plan
-from gpart.injection.tensors import is_packed, whole
+from gpart.injection.tensors import whole
 from gpart.injection.unadapted import warn_of_unadapted
-from gpart.materialize.active import Member, bare, container_of, first_values, members, switch
+from gpart.materialize.active import bare, container_of, first_values, members, switch
 from gpart.materialize.batch import batch
-from gpart.materialize.several import Sum, Term, summed
+from gpart.materialize.merging import check_finite, merge, unmerge
 from gpart.materialize.weights import Weights
 from gpart.ops.autograd import expand
 from gpart.ops.reference import delta_block
@@ -245,7 +245,6 @@ class GPartAdapter:
             target.copy_(delta_block(scaled, block, target.shape))
         return out
 
-    @torch.no_grad()
     def merge(self) -> None:
         """Writes what the model computes with, rounded once, into the stored weights. Twice is once.
 
@@ -255,29 +254,12 @@ class GPartAdapter:
             GPartError: if the adapter is not active, a weight is packed, and so cannot hold the sum, the base weights are
                 sharded, or theta is not finite.
         """
-        if self.merged:
-            return
         container = self._container()
         if not self.active:
             raise GPartError(
                 f"adapter {self.name!r} is not active, and cannot be merged; active are {list(container.active_factors)}"
             )
-        every = members(container)
-        active = [every[name] for name in container.active_factors]
-        for member in active:
-            check_mergeable(member)
-            check_finite({theta_key(member.name): member.theta}, f"adapter {member.name!r} cannot be merged")
-        sums = Sum(Term(member.weights, container.active_factors[member.name]) for member in active)
-        bases = {}
-        with ExitStack() as scopes:
-            for member in active:
-                scopes.enter_context(member.weights.scope.held())
-            for name, terms in sums.terms.items():
-                stored = get_parameter(self.model, name)
-                bases[name] = stored.detach().clone()
-                stored.copy_(summed(terms, [every[term.weights.name].theta for term, _ in terms], bases[name]))
-        for member in every.values():
-            member.weights.bases = bases
+        merge(container)
         self.free()
 
     @torch.no_grad()
@@ -296,13 +278,9 @@ class GPartAdapter:
         blocks = self.weights.blocks(weight, base.device)
         return expand(self.weights.scaled(theta.to(base.device), base.device), base, blocks)
 
-    @torch.no_grad()
     def unmerge(self) -> None:
         """Puts the stored weights back to W0, bit for bit; of all adapters that were merged."""
-        for name, stored in (self.weights.bases or {}).items():
-            get_parameter(self.model, name).copy_(stored)
-        for member in members(self._container()).values():
-            member.weights.bases = None
+        unmerge(self._container())
 
     @contextmanager
     def cached(self) -> Iterator[None]:
@@ -416,6 +394,19 @@ class GPartAdapter:
         replaced = {**others, **(self.weights.bases or {})}
         return {name: replaced.get(name, value) for name, value in values.items()}
 
+    def num_parameters(self) -> int:
+        """How many numbers the adapter has: d, and those of its saved modules."""
+        return self.config.d + sum(value.numel() for value in self.saved_parameters().values())
+
+    def print_trainable_parameters(self) -> None:
+        """Prints how many of the model's parameters require a gradient, in PEFT's words."""
+        values = list(self.model.parameters())
+        trained, every = (
+            sum(value.numel() for value in some)
+            for some in ([value for value in values if value.requires_grad], values)
+        )
+        print(f"trainable params: {trained:,d} || all params: {every:,d} || trainable%: {100 * trained / every:.4f}")  # noqa: T201  # its purpose
+
     def base_fingerprint(self) -> str:
         """The fingerprint of the frozen parameters (:mod:`gpart.injection.fingerprint`); of sharded ones from memory."""
         return fingerprint(self._base_values())
@@ -528,30 +519,3 @@ class GPartAdapter:
     def __repr__(self) -> str:
         """Shows what there is to train and to adapt."""
         return f"GPartAdapter({self.name!r}, d={self.config.d}, D={self.size}, weights={len(self.plan.weights)})"
-
-
-def check_mergeable(adapter: Member) -> None:
-    """Checks that the weights can hold W0 + P·theta.
-
-    Raises:
-        GPartError: if a weight is packed, or the base weights are sharded.
-    """
-    if adapter.weights.sharded:
-        raise GPartError(f"adapter {adapter.name!r} is sharded: load its file into a whole model, and merge there")
-    for weight in adapter.plan.weights:
-        if is_packed(stored := get_parameter(adapter.model, weight.name)):
-            raise GPartError(
-                f"{weight.name} is packed ({type(stored).__name__}) and would round W0 + P·theta to its few bits:"
-                " load the base in bfloat16 or float32 to merge"
-            )
-
-
-def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Checks that every number is finite.
-
-    Raises:
-        GPartError: if not, with how many are not.
-    """
-    for name, value in tensors.items():
-        if bad := int((~torch.isfinite(value.detach().cpu().double())).sum()):
-            raise GPartError(f"{source}: {bad} of the {value.numel()} numbers of {name} are NaN or infinite")

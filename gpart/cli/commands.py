@@ -34,6 +34,9 @@ TRAINING = {
 COMMANDS = {
     "configs": Command("gpart.cli.configs", "configs_command", "list the shipped recipes, or copy one to edit"),
     "params": Command("gpart.cli.params", "params_command", "count what each method trains, and plan GPart's memory"),
+    "import": Command(
+        "gpart.cli.import_authors", "import_command", "make an adapter of the paper's own code one of this package"
+    ),
     "study": Command("gpart.cli.study", "study_command", "run methods x tasks x seeds, and write their table"),
     "bench": Command("gpart.cli.bench", "bench_command", "measure each method's time and memory"),
 }
@@ -72,7 +75,7 @@ def unknown(word: str) -> str:
 
     Example:
         >>> unknown("studdy")
-        "there is no command 'studdy', did you mean study? There are fit, validate, test, predict, configs, params, study, bench; 'gpart --help' explains them"
+        "there is no command 'studdy', did you mean study? There are fit, validate, test, predict, configs, params, import, study, bench; 'gpart --help' explains them"
     """
     known = {name: name for name in LINES} | ELSEWHERE
     close = difflib.get_close_matches(word, known, n=1)

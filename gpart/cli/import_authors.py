@@ -9,19 +9,25 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor, nn
+
 from gpart.cli.message import Parser, told
-from gpart.cli.models import load_base
 from gpart.errors import GPartError
 from gpart.loading import load_authors_adapter
 from gpart.serialization.authors import read_authors
 from gpart.serialization.folder import CONFIG, TENSORS
+from gpart.serialization.locations import inside, located, read
 
 DESCRIPTION = """Makes an adapter that the paper's own code (SamsungLabs/GPart) wrote into FOLDER one of this package, in the folder
 OUT. Its files do not say which model they belong to, so that --base is taken at its word: the groups are those of the weights
 that this model has under the adapter's target_modules, in the order of its modules. D is printed; compare it with the number
 that the training run printed."""
+
+_CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification", "CAUSAL_LM": "AutoModelForCausalLM"}
+"""By the ``task_type`` in their config."""
 
 
 def import_command(words: list[str]) -> int:
@@ -35,10 +41,10 @@ def import_command(words: list[str]) -> int:
     if not asked.force and (there := [name for name in (CONFIG, TENSORS) if (Path(asked.out) / name).exists()]):
         raise GPartError(f"{asked.out} holds {there[0]} already: --force writes over it")
     config, tensors = read_authors(asked.folder, asked.backend)
-    base = load_base(asked.base, tensors=tensors, model_class=asked.model_class)
+    model = _load_base(asked.base, asked.model_class or _class_for(asked.folder), tensors)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        adapter = load_authors_adapter(base.model, asked.folder, asked.backend)
+        adapter = load_authors_adapter(model, asked.folder, asked.backend)
     for each in caught:
         if issubclass(each.category, UserWarning):
             print(f"gpart: warning: {told(each.message)}", file=sys.stderr)
@@ -58,6 +64,31 @@ def import_command(words: list[str]) -> int:
     else:
         print(f"written: {asked.out} ({config.projection}, d = {config.d:,} on D = {adapter.size:,} weights)")
     return 0
+
+
+def _class_for(folder: str) -> str:
+    described = json.loads(read(inside(located(folder), CONFIG)))
+    return _CLASSES.get(str(described.get("task_type")), "AutoModel")
+
+
+def _load_base(name: str, model_class: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A model of Transformers, whose head is as large as the adapter's."""
+    import transformers  # noqa: PLC0415  # seconds, and only this command's last part needs it
+
+    found = getattr(transformers, model_class, None)
+    if not hasattr(found, "from_pretrained"):
+        raise GPartError(f"--model-class {model_class}: Transformers {transformers.__version__} has no such class")
+    heads = [value for _, value in sorted(tensors.items()) if value.dim() == 2]
+    sized = {"num_labels": len(heads[-1])} if heads and "Classification" in model_class else {}
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # the heads that it draws at random are filled, or refused
+    try:
+        model: nn.Module = found.from_pretrained(name, ignore_mismatched_sizes=True, **sized)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise GPartError(f"base {name!r} can't be loaded as {model_class}: {error}") from error
+    finally:
+        transformers.logging.set_verbosity(level)
+    return model.eval()
 
 
 def _parser() -> Parser:

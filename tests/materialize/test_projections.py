@@ -16,10 +16,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from gpart import GPartConfig, attach, load_adapter
 from gpart.adapter import GPartAdapter
+from gpart.adapters import set_active
 from gpart.config import PROJECTIONS
 from gpart.errors import GPartError
 from gpart.materialize.scaling import Scaling
 from gpart.ops import block
+from gpart.projections.fastfood import Fastfood
 from gpart.projections.registry import SCHEMES
 from gpart.serialization.folder import read_folder
 from tests.helpers.maps import dense_map
@@ -335,6 +337,29 @@ def test_an_attached_adapter_of_another_map_is_not_filled(tmp_path):
         load_adapter(model, tmp_path)
 
 
-def test_theta_follows_a_projection_through_a_change_of_seed():
-    one, other = (adapted(name, seed=seed)[1].delta("twice.weight") for name, seed in (("hash", 1), ("hash", 2)))
-    assert not one.equal(other)
+@pytest.mark.parametrize(
+    "other", [{"projection": "fastfood", "seed": 9}, {"projection": "fastfood"}, {"projection": "hash"}]
+)
+def test_several_adapters_are_summed_by_the_map_of_each(other):
+    model, first = adapted("fastfood")
+    second = attach(model, GPartConfig(**{**CONFIG, **other, "modules_to_save": None}), "second")
+    with torch.no_grad():
+        second.theta.copy_(torch.linspace(1, -2, 23))
+        set_active(model, ["default", "second"], weights=[0.5, -1.0])
+        wanted = Net().twice.weight + 0.5 * first.delta("twice.weight") - second.delta("twice.weight")
+        torch.testing.assert_close(model.twice.weight, wanted, rtol=1e-6, atol=1e-6)
+        first.merge()
+        torch.testing.assert_close(model.twice.weight, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_a_dense_product_is_computed_once_for_all_weights(monkeypatch):
+    calls = []
+    apply = Fastfood.apply
+    monkeypatch.setattr(Fastfood, "apply", lambda self, *given: calls.append(1) or apply(self, *given))
+    model, adapter = adapted("fastfood")
+    for use in (lambda: model(IDS).sum().backward(), adapter.merged_weights, adapter.merge):
+        calls.clear()
+        use()
+        assert len(calls) == 1
+    assert not adapter.weights.scope.open
+    assert not len(adapter.weights.scope.values)
