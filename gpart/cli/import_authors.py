@@ -11,10 +11,11 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from gpart.cli.message import Parser, told
+from gpart.cli.message import Parser
 from gpart.errors import GPartError
 from gpart.loading import load_authors_adapter
 from gpart.serialization.authors import read_authors
@@ -40,14 +41,17 @@ def import_command(words: list[str]) -> int:
     asked = _parser().parse_args(words)
     if not asked.force and (there := [name for name in (CONFIG, TENSORS) if (Path(asked.out) / name).exists()]):
         raise GPartError(f"{asked.out} holds {there[0]} already: --force writes over it")
-    config, tensors = read_authors(asked.folder, asked.backend)
+    try:
+        config, tensors = read_authors(asked.folder, asked.backend)
+    except GPartError as error:
+        raise type(error)(str(error).replace("backend='", "--backend '")) from error
     model = _load_base(asked.base, asked.model_class or _class_for(asked.folder), tensors)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         adapter = load_authors_adapter(model, asked.folder, asked.backend)
     for each in caught:
         if issubclass(each.category, UserWarning):
-            print(f"gpart: warning: {told(each.message)}", file=sys.stderr)
+            print(f"gpart: warning: {' '.join(str(each.message).split())}", file=sys.stderr)
     adapter.save(asked.out)
     written = {
         "folder": asked.folder,
@@ -75,19 +79,23 @@ def _load_base(name: str, model_class: str, tensors: Mapping[str, Tensor]) -> nn
     """A model of Transformers, whose head is as large as the adapter's."""
     import transformers  # noqa: PLC0415  # seconds, and only this command's last part needs it
 
-    found = getattr(transformers, model_class, None)
+    found: Any = getattr(transformers, model_class, None)
     if not hasattr(found, "from_pretrained"):
         raise GPartError(f"--model-class {model_class}: Transformers {transformers.__version__} has no such class")
     heads = [value for _, value in sorted(tensors.items()) if value.dim() == 2]
     sized = {"num_labels": len(heads[-1])} if heads and "Classification" in model_class else {}
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # the heads that it draws at random are filled, or refused
+    logging: Any = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # the heads that it draws at random are filled, or refused
     try:
         model: nn.Module = found.from_pretrained(name, ignore_mismatched_sizes=True, **sized)
     except (OSError, ValueError, RuntimeError) as error:
         raise GPartError(f"base {name!r} can't be loaded as {model_class}: {error}") from error
     finally:
-        transformers.logging.set_verbosity(level)
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
     return model.eval()
 
 
@@ -102,7 +110,7 @@ def _parser() -> Parser:
         help="the map that it was trained with, where FOLDER names none: materialized, if it was written from 2026-06-08 on",
     )
     parser.add_argument(
-        "--model-class", metavar="CLASS", help="Transformers' class for the base; default: the config's"
+        "--model-class", metavar="CLASS", help="Transformers' class for the base; default: by the adapter's task_type"
     )
     parser.add_argument("--force", action="store_true", help="write over an adapter in OUT")
     parser.add_argument("--json", action="store_true", help="print JSON")
