@@ -14,7 +14,8 @@ the size D x d exists. H is its own transpose, so that the gradient, Pᵀ·g, is
 **Isometry** holds in the mean only. Each of the first d columns of every whole P_b has the same norm, so if N divides D
 the diagonal of PᵀP is 1 to the rounding; the other entries have mean 0 over the signs and are of size sqrt(2/D) or so.
 So E‖P·theta‖² = ‖theta‖² over the seeds, and one seed's ‖P·theta‖² / ‖theta‖² has a standard deviation of about 2/sqrt(D)
-where theta is spread over its entries (measured: 0.0078 at D = 65,536). A last P_b that is cut adds a spread of its own.
+where theta is spread over its entries (measured: 0.0078 at D = 65,536). A last P_b that is cut adds a spread of its own. And
+a theta that was trained comes from P itself: after six steps on MiniLM (D = 1.8 million) ‖P·theta‖ was 1.004 ‖theta‖.
 
 The hash of position p for purpose c is SplitMix64's finaliser of key_c + p * 9E3779B97F4A7C15, key_c being output c of
 SplitMix64 started at the seed. Position i = b N + r gives the sign r of B_b (c = 0, the lowest bit), the key by which Π_b

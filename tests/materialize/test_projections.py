@@ -9,6 +9,7 @@ import pickle
 
 import pytest
 import torch
+from projection_maps import dense_map
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call, grad, vmap
@@ -24,7 +25,6 @@ from gpart.ops import block
 from gpart.projections.fastfood import Fastfood
 from gpart.projections.registry import SCHEMES
 from gpart.serialization.folder import read_folder
-from tests.helpers.maps import dense_map
 
 OTHERS = tuple(name for name in PROJECTIONS if name != "partition")
 IDS = torch.arange(12).view(4, 3) % 10

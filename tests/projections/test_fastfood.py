@@ -7,12 +7,12 @@ from statistics import NormalDist
 
 import pytest
 import torch
+from projection_maps import dense_map
 from torch import Tensor
 
 from gpart.errors import GPartError
 from gpart.projections import fastfood as module
 from gpart.projections.fastfood import LEVELS, Fastfood, Positions, gaussian_table, hadamard
-from tests.helpers.maps import dense_map
 
 SHAPES = [(1, 1), (5, 1), (8, 8), (50, 7), (64, 16), (65, 16), (100, 33), (40, 40)]
 

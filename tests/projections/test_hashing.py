@@ -7,10 +7,10 @@ import pickle
 
 import pytest
 import torch
+from projection_maps import dense_map, groups, mixed, splitmix
 
 from gpart.errors import GPartError
 from gpart.projections.hashing import HashedGroups, authors_stateless, hashed
-from tests.helpers.maps import dense_map, groups, mixed, splitmix
 
 
 def digest(found: torch.Tensor) -> str:

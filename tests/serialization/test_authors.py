@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from authors_folders import CONFIG, THETA, write_theirs
+from projection_maps import groups
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -17,8 +19,6 @@ from gpart import GPartConfig, attach, get_adapters, load_adapter
 from gpart.errors import GPartError, GPartFileError
 from gpart.loading import load_authors_adapter
 from gpart.serialization.authors import export_authors, read_authors, write_authors
-from tests.helpers.authors_folders import CONFIG, THETA, write_theirs
-from tests.helpers.maps import groups
 
 LOADED = "ignore:.*no D, no list of weights:UserWarning"
 
