@@ -20,7 +20,7 @@ ROOT = Path(gpart.__file__).resolve().parent.parent
 PACKAGE = ROOT / "gpart"
 LINKED = ("callbacks", "datamodules", "lightning_modules", "configs")
 
-METHOD = {"config", "partition", "ops", "injection", "materialize", "serialization", "adapter", "loading"}
+METHOD = {"config", "partition", "ops", "injection", "materialize", "serialization", "adapter", "loading", "arithmetic"}
 MAY_IMPORT = {
     "errors": set(),
     "version": set(),
@@ -32,6 +32,9 @@ MAY_IMPORT = {
     "serialization": {"config", "partition", "errors"},
     "adapter": {"materialize", "ops", "injection", "serialization", "config", "errors", "version"},
     "loading": {"adapter", "injection", "serialization", "config", "errors"},
+    "arithmetic": {
+        *("adapter", "materialize", "ops", "injection", "serialization", "config", "partition", "errors", "version")
+    },
     "face": {"adapter", "loading", "ops", "config", "partition", "errors", "version"},
     "assets": {"errors"},
     "packaged": {"assets"},
