@@ -120,5 +120,5 @@ def _check_same_layout(first: Stored, second: Stored) -> None:
         raise GPartError(
             f"{first.source} and {second.source} have different layouts, so that their thetas cannot be added up:"
             f" {'; '.join(different)}. Make several adapters active on one model, which adds up their updates, or bring one to"
-            " the other's layout by gpart.arithmetic.project, at a loss that it tells"
+            " the other's layout by gpart.arithmetic.project (gpart project), at a loss that it tells"
         )

@@ -74,9 +74,9 @@ class Layout:
             for key in ("scheme", "d", "seed", "isometric")
             if mine[key] != its[key]
         ]
-        if self.weights == other.weights:
-            return lines
-        return [*lines, *_differing_weights(self.weights, other.weights), f"D is {self.size} and {other.size}"]
+        if self.weights != other.weights:
+            lines += _differing_weights(self.weights, other.weights)
+        return lines if self.size == other.size else [*lines, f"D is {self.size} and {other.size}"]
 
 
 def layout_of(manifest: Manifest, source: str = "the adapter") -> Layout:

@@ -368,7 +368,7 @@ def test_whole_numbers_in_buffers_are_not_averaged() -> None:
     with pytest.raises(GPartError, match=r"steps holds torch.int64, which has no weighted sum"):
         combine({one: 0.5, other: 0.5}, heads="combine")
     assert combine({one: 0.5, other: 0.5}, heads=1).heads["steps"] == 4
-    assert combine({one: 0.5, one: 0.5}, heads="combine").heads["steps"] == 3
+    assert combine([(one, 0.5), (one, 0.5)], heads="combine").heads["steps"] == 3
 
 
 def test_negating_leaves_the_heads() -> None:

@@ -136,10 +136,8 @@ def test_layouts_are_the_same_whatever_else_differs() -> None:
 def test_order_shape_and_padding_row_are_told() -> None:
     layout = layout_of(adapted(d=2, target_modules=["first", "square"]).manifest())
     first, second = layout.weights
-    assert layout.differences(replace(layout, weights=(second, first))) == [
-        "weight number 0 is first.weight and square.weight",
-        "D is 52 and 52",
-    ]
+    turned = replace(layout, weights=(second, first))
+    assert layout.differences(turned) == ["weight number 0 is first.weight and square.weight"]
     other = replace(layout, weights=(replace(first, left_out=1), second))
     assert layout.differences(other)[0] == "first.weight leaves out row 0 and row 1"
     other = replace(layout, weights=(replace(first, shape=(4, 5)), second))

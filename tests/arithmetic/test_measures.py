@@ -169,7 +169,7 @@ def test_other_bases_are_refused_unless_they_are_not_looked_at() -> None:
     a = adapted(1, d=11, target_modules=["qkv"])
     b = adapted(2, base_seed=1, d=11, target_modules=["qkv"])
     for measure in (distance, cosine, distance_by_weight, cosine_by_weight, compare):
-        with pytest.raises(GPartError, match="different bases: fingerprints .* of their .* parts differ") as caught:
+        with pytest.raises(GPartError, match=r"different bases: fingerprints .* of their .* parts differ") as caught:
             measure(a, b)
         for each in (a, b):
             assert each.base_fingerprint() in str(caught.value)
