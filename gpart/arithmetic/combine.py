@@ -119,6 +119,6 @@ def _check_same_layout(first: Stored, second: Stored) -> None:
     if different := first.layout.differences(second.layout):
         raise GPartError(
             f"{first.source} and {second.source} have different layouts, so that their thetas cannot be added up:"
-            f" {'; '.join(different)}. Make several adapters active on one model, which adds up their updates, or bring one to"
+            f" {'; '.join(different)}. Make both active on one model (gpart.set_active), which adds up their updates, or bring one to"
             " the other's layout by gpart.arithmetic.project (gpart project), at a loss that it tells"
         )

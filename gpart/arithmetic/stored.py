@@ -103,17 +103,18 @@ AdapterLike = Stored | GPartAdapter
 """What the functions of this room take."""
 
 
-def read(source: str | PathLike[str]) -> Stored:
+def read(source: str | PathLike[str], name: str | None = None) -> Stored:
     """The adapter in whatever holds one: a folder, or a Lightning ``.ckpt``.
 
     Args:
         source: a path, or a URL that fsspec knows.
+        name: which one, of a ``.ckpt`` that holds several.
 
     Raises:
         GPartFileError: if there is none.
         GPartError: if a file was changed or truncated, or holds no adapter that adds up.
     """
-    manifest, tensors = read_adapter(source)
+    manifest, tensors = read_adapter(source, name)
     return Stored(manifest, tensors, str(source))
 
 

@@ -7,17 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpart.arithmetic import Stored, combine, norm, read
+from gpart.arithmetic import Stored, combine, norm
 from gpart.arithmetic.heads import Heads
 from gpart.arithmetic.merging import COMBINATION_TYPES, MAJORITY_SIGN_METHODS
-from gpart.cli.adapters import ADAPTER, check_output, console, facts, summary
+from gpart.cli.adapters import ADAPTER, check_output, console, facts, read_source, summary
 from gpart.cli.message import Parser
 from gpart.errors import GPartError
 
 DESCRIPTION = f"""Adds adapters of one layout up (same weights, d, seed and scheme), each times its coefficient, and writes the
 sum as an adapter folder. Updates are linear in theta, so the sum is exact but for one rounding.
 
-ADAPTER is {ADAPTER}."""
+ADAPTER: {ADAPTER}"""
 
 EPILOG = """examples:
   gpart combine runs/both --adapter runs/a=0.5 --adapter runs/b=0.5
@@ -34,7 +34,7 @@ def combine_command(words: list[str]) -> int:
     asked = _parser().parse_args(words)
     pairs = [parse_adapter(text) for text in asked.adapter]
     check_output(asked.out, asked.force)
-    adapters = [(read(source), coefficient) for source, coefficient in pairs]
+    adapters = [(read_source(source), coefficient) for source, coefficient in pairs]
     made = combine(
         adapters,
         asked.combination_type,

@@ -5,11 +5,22 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gpart.arithmetic import Comparison, Stored, compare, read
+from gpart.arithmetic import Comparison, Stored, compare
 from gpart.arithmetic.heads import heads_distance, same_bits
 from gpart.arithmetic.measures import Moments
 from gpart.arithmetic.stored import check_same_base
-from gpart.cli.adapters import ADAPTER, MOST_ROWS, bars_of, console, facts, layer_of, printable, sheet, shortened
+from gpart.cli.adapters import (
+    ADAPTER,
+    MOST_ROWS,
+    bars_of,
+    console,
+    facts,
+    layer_of,
+    printable,
+    read_source,
+    sheet,
+    shortened,
+)
 from gpart.cli.message import Parser
 from gpart.errors import GPartError
 
@@ -30,7 +41,7 @@ def diff_command(words: list[str]) -> int:
     parser.add_argument("--all", action="store_true", help="show every weight by itself, however many there are")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     asked = parser.parse_args(words)
-    first, second = read(asked.first), read(asked.second)
+    first, second = read_source(asked.first), read_source(asked.second)
     made = compare(first, second, check_base=False)  # that bases differ is a part of the answer
     known = content(first, second, made)
     if asked.json:

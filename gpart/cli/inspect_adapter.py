@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from gpart.arithmetic import Stored, norm, norm_by_weight, read
+from gpart.arithmetic import Stored, norm, norm_by_weight
 from gpart.cli.adapters import (
     ADAPTER,
     MOST_ROWS,
@@ -21,8 +21,10 @@ from gpart.cli.adapters import (
     facts,
     head_rows,
     printable,
+    read_source,
     sheet,
     shortened,
+    split_source,
 )
 from gpart.cli.message import Parser
 from gpart.config import GPartConfig
@@ -46,7 +48,7 @@ def inspect_command(words: list[str]) -> int:
     parser.add_argument("--all", action="store_true", help="show every weight by itself, however many there are")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     asked = parser.parse_args(words)
-    stored = read(asked.adapter)
+    stored = read_source(asked.adapter)
     if asked.json:
         print(json.dumps(content(stored), indent=2, ensure_ascii=False))
         return 0
@@ -88,7 +90,7 @@ def content(stored: Stored) -> dict[str, Any]:
 
 def files(source: str) -> dict[str, int]:
     """The bytes of an adapter's local files by name; nothing of what lies elsewhere, which has no size to ask for."""
-    at = located(source)
+    at = located(split_source(source)[0])
     if not isinstance(at, Path):
         return {}
     if at.is_file():

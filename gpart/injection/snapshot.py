@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from gpart.injection.names import get_parameter, named_buffers, named_parameters
 from gpart.injection.targets import Plan
@@ -17,11 +16,16 @@ from gpart.injection.targets import Plan
 class Snapshot:
     """The state of a model before attach."""
 
-    def __init__(self, model: nn.Module, plan: Plan) -> None:
-        self.hooks: list[RemovableHandle] = []
-        self._requires_grad = {name: value.requires_grad for name, value in named_parameters(model).items()}
+    def __init__(self, model: nn.Module, plan: Plan, first: Snapshot | None = None) -> None:
+        """``first`` is that of the first adapter on this model, which has seen the flags."""
+        flags = {name: value.requires_grad for name, value in named_parameters(model).items()}
+        self._requires_grad: dict[str, bool] = flags if first is None else first._requires_grad
         self._saved = {name: get_parameter(model, name).detach().clone() for name in plan.saved}
         self._buffers = {name: value.detach().clone() for name, value in named_buffers(model).items()}
+
+    def first(self, name: str) -> Tensor:
+        """The first value of a saved parameter or a buffer."""
+        return self._saved[name] if name in self._saved else self._buffers[name]
 
     def changed_buffers(self, model: nn.Module) -> dict[str, Tensor]:
         """The persistent buffers that are not what they were."""
@@ -38,16 +42,20 @@ class Snapshot:
             get_parameter(model, name).requires_grad_(flag)
 
     @torch.no_grad()
+    def restore_buffers(self, model: nn.Module) -> None:
+        """The first values of the buffers."""
+        buffers = named_buffers(model)
+        for name, value in self._buffers.items():
+            buffers[name].copy_(value)
+
+    @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
-        """The flags, and the first values of heads and buffers."""
-        self.restore_flags(model)
+        """The first values of heads and buffers."""
         for name, value in self._saved.items():
             parameter = get_parameter(model, name)
             parameter.copy_(value)
             parameter.grad = None
-        buffers = named_buffers(model)
-        for name, value in self._buffers.items():
-            buffers[name].copy_(value)
+        self.restore_buffers(model)
 
 
 def _same(value: Tensor, first: Tensor | None) -> bool:

@@ -14,11 +14,12 @@ from gpart.serialization.folder import read_folder
 from gpart.serialization.manifest import Manifest
 
 
-def read_adapter(source: str | PathLike[str]) -> tuple[Manifest, dict[str, Tensor]]:
+def read_adapter(source: str | PathLike[str], name: str | None = None) -> tuple[Manifest, dict[str, Tensor]]:
     """The adapter in a folder or a ``.ckpt``.
 
     Args:
         source: an adapter folder, or a ``.ckpt`` file; a path, or a URL that fsspec knows (``s3://...``).
+        name: which one, of a ``.ckpt`` that holds several.
 
     Returns:
         Its manifest; and theta, the saved modules' parameters and the changed buffers by their names in a folder.
@@ -28,4 +29,4 @@ def read_adapter(source: str | PathLike[str]) -> tuple[Manifest, dict[str, Tenso
         GPartError: if a file was changed or truncated, or holds no adapter.
     """
     place = str(source)
-    return read_checkpoint(place) if place.endswith(".ckpt") else read_folder(place)
+    return read_checkpoint(place, name) if place.endswith(".ckpt") else read_folder(place)

@@ -196,6 +196,47 @@ def test_what_lies_elsewhere_has_no_size() -> None:
     assert files("memory://run/adapter") == {}
 
 
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """A checkpoint that holds two adapters, as a Trainer with two callbacks writes it."""
+    from lightning.pytorch import LightningModule, Trainer
+
+    from gpart.callbacks import GPartCallback
+
+    class Lit(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = many()
+
+        def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
+            return self.net.square(self.net.qkv(batch)[:, :6]).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD([value for value in self.parameters() if value.requires_grad], lr=0.1)
+
+    callbacks = [
+        GPartCallback(d=5, target_modules=["qkv"], module="net", name="first"),
+        GPartCallback(d=7, target_modules=["square"], module="net", name="second"),
+    ]
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = Trainer(default_root_dir=tmp_path, max_steps=1, callbacks=callbacks, enable_checkpointing=False, **quiet)
+    trainer.fit(Lit(), torch.utils.data.DataLoader(torch.randn(4, 6), batch_size=4))
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    return tmp_path / "run.ckpt"
+
+
+def test_one_of_several_in_a_checkpoint_is_named(several: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["inspect", str(several)]) == 2
+    assert "holds several adapters, ['first', 'second'], and which one is meant?" in capsys.readouterr().err
+    known = json.loads(run(["inspect", f"{several}:second", "--json"], capsys))
+    assert (known["name"], known["d"], list(known["weights"])) == ("second", 7, ["square.weight"])
+    assert known["files"] == {"run.ckpt": several.stat().st_size}
+    assert "only in B" in run(["diff", f"{several}:second", f"{several}:first"], capsys)
+    run(["combine", str(several.parent / "out"), "--adapter", f"{several}:first=2"], capsys)
+    assert torch.equal(read(several.parent / "out").theta, 2 * read(several, "first").theta)
+
+
 # diff
 
 
@@ -419,7 +460,7 @@ def test_project_like_another(folders: Path, tmp_path: Path, capsys: pytest.Capt
         (["combine", "HERE/out", "--adapter", "HERE/a=1", "--combination-type", "svd"], "invalid choice: 'svd'"),
         (["combine", "HERE/out", "--adapter", "HERE/a=1", "--combination-type", "ties"], "needs density"),
         (["combine", "HERE/out", "--adapter", "HERE/a=1", "--density", "0.5"], "takes no density, got 0.5"),
-        (["combine", "HERE/out", "--adapter", "HERE/a=1", "--name", "a.b"], "must be an identifier"),
+        (["combine", "HERE/out", "--adapter", "HERE/a=1", "--name", "a.b"], "name consists of letters"),
         (["project", "HERE/a"], "the following arguments are required: OUT"),
         (["project", "HERE/a", "HERE/out"], "takes --d and --seed, or --like OTHER; got none"),
         (["project", "HERE/a", "HERE/out", "--d", "3", "--like", "HERE/b"], "got --like HERE/b and --d 3"),
