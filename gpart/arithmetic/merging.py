@@ -14,6 +14,7 @@ interference when merging models", NeurIPS 2023; Yu et al., "Language models are
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Literal, get_args
 
 import torch
@@ -79,12 +80,7 @@ def merged(
 def total(weighted: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
     """The sum in the order given, without those of coefficient 0: not even a zero's sign changes by them."""
     used = [value for value, coefficient in zip(weighted, coefficients, strict=True) if coefficient]
-    if not used:
-        return torch.zeros_like(weighted[0])
-    out = used[0].clone()
-    for value in used[1:]:
-        out += value
-    return out
+    return reduce(torch.add, used) if used else torch.zeros_like(weighted[0])
 
 
 def check_settings(combination_type: object, density: object, majority_sign_method: object, seed: object) -> None:

@@ -357,6 +357,8 @@ def test_heads_are_combined_where_the_coefficients_add_up_to_1() -> None:
     assert torch.allclose(interpolate(a, b, 2.0, heads="combine").heads["head.weight"].double(), before + 2, atol=1e-6)
     mean = average([a, b, with_head(2.0)], heads="combine").heads["head.weight"]
     assert torch.allclose(mean.double(), before + 1, atol=1e-6)
+    ten = average([a, b] * 5, heads="combine").heads["head.weight"]  # ten times 0.1 is not 1
+    assert torch.allclose(ten.double(), before + 0.5, atol=1e-6)
     with pytest.raises(GPartError, match=r"add up to 1, .* \[0.5, -1.0\] add up to -0.5"):
         combine({a: 0.5, b: -1.0}, heads="combine")
 

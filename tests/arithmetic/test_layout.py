@@ -46,6 +46,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "bias": "all",
         "slices": {"qkv": [[0, 3], [6, 9]], "weight_ih_l0": [[0, 4], [8, 12]], "bias_ih_l0": [[4, 8]]},
     },
+    "a parameter's weight and bias, each in slices": {
+        "target_modules": ["square"],
+        "target_parameters": ["picture.weight", "picture.bias"],
+        "bias": "all",
+        "slices": {"picture.weight": [[0, 1], [2, 4]], "picture.bias": [[0, 1], [2, 4]]},
+    },
+    "a bias whose weight another layer has": {
+        "target_modules": ["qkv", "twin"],
+        "bias": "all",
+        "slices": {"qkv": [[0, 3], [6, 9]], "twin": [[0, 3], [6, 9]]},
+    },
     "saved": {"target_modules": "all-linear", "modules_to_save": ["head"]},
 }
 
@@ -178,6 +189,11 @@ def test_slices_and_d_that_do_not_fit_are_refused() -> None:
     outside = replace(manifest, config=replace(manifest.config, slices={"qkv": [[0, 10]]}))
     with pytest.raises(GPartError, match="a file has D = 54, but"):
         layout_of(outside, "a file")
+    beyond = replace(
+        manifest, config=replace(manifest.config, slices={"qkv": [[2, 5], [9, 15]]})
+    )  # 54 numbers all the same
+    with pytest.raises(GPartError, match="a file has D = 54, but"):
+        layout_of(beyond, "a file")
     with pytest.raises(GPartError, match="a file has d = 55, more than its D = 54"):
         layout_of(replace(manifest, config=replace(manifest.config, d=55)), "a file")
 

@@ -41,6 +41,8 @@ class Many(nn.Module):
         self.output = nn.Linear(6, 7, bias=False)
         self.output.weight = self.embedding.weight
         self.head = nn.Linear(6, 3)
+        self.twin = nn.Linear(6, 9)
+        self.twin.weight = self.qkv.weight
         self.register_buffer("seen", torch.zeros(2))
 
 
