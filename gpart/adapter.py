@@ -15,7 +15,7 @@ Source: paper, section 3.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 
@@ -29,15 +29,16 @@ from gpart.errors import GPartError
 from gpart.injection.fingerprint import Sample, fingerprint, parts, sample_of, shortened
 from gpart.injection.heads import laid_by, put_buffer, put_buffers
 from gpart.injection.homes import home_of
-from gpart.injection.modules import CONTAINER, Adapters, Theta, check_name, theta_key
+from gpart.injection.modules import BASE, CONTAINER, Adapters, Theta, check_name, theta_key
 from gpart.injection.names import get_parameter, get_submodule, named_buffers, named_modules, replicated, unwrapped
 from gpart.injection.snapshot import Snapshot
 from gpart.injection.surgery import check_installable, install, remove, remove_hooks, rename_old_theta, wire
 from gpart.injection.targets import AdaptedWeight, Plan, plan
-from gpart.injection.tensors import is_packed, whole
+from gpart.injection.tensors import whole
 from gpart.injection.unadapted import warn_of_unadapted
-from gpart.materialize.active import Member, bare, container_of, first_values, members, switch
-from gpart.materialize.several import Sum, Term, summed
+from gpart.materialize.active import bare, container_of, first_values, members, switch
+from gpart.materialize.batch import batch
+from gpart.materialize.merging import check_finite, merge, unmerge
 from gpart.materialize.weights import Weights
 from gpart.ops.autograd import expand
 from gpart.ops.reference import delta_block
@@ -244,7 +245,6 @@ class GPartAdapter:
             target.copy_(delta_block(scaled, block, target.shape))
         return out
 
-    @torch.no_grad()
     def merge(self) -> None:
         """Writes what the model computes with, rounded once, into the stored weights. Twice is once.
 
@@ -254,26 +254,12 @@ class GPartAdapter:
             GPartError: if the adapter is not active, a weight is packed, and so cannot hold the sum, the base weights are
                 sharded, or theta is not finite.
         """
-        if self.merged:
-            return
         container = self._container()
         if not self.active:
             raise GPartError(
                 f"adapter {self.name!r} is not active, and cannot be merged; active are {list(container.active_factors)}"
             )
-        every = members(container)
-        active = [every[name] for name in container.active_factors]
-        for member in active:
-            check_mergeable(member)
-            check_finite({theta_key(member.name): member.theta}, f"adapter {member.name!r} cannot be merged")
-        sums = Sum(Term(member.weights, container.active_factors[member.name]) for member in active)
-        bases = {}
-        for name, terms in sums.terms.items():
-            stored = get_parameter(self.model, name)
-            bases[name] = stored.detach().clone()
-            stored.copy_(summed(terms, [every[term.weights.name].theta for term, _ in terms], bases[name]))
-        for member in every.values():
-            member.weights.bases = bases
+        merge(container)
         self.free()
 
     @torch.no_grad()
@@ -291,13 +277,9 @@ class GPartAdapter:
         blocks = self.weights.blocks(weight, base.device)
         return expand(self.weights.scaled(theta.to(base.device), base.device), base, blocks)
 
-    @torch.no_grad()
     def unmerge(self) -> None:
         """Puts the stored weights back to W0, bit for bit; of all adapters that were merged."""
-        for name, stored in (self.weights.bases or {}).items():
-            get_parameter(self.model, name).copy_(stored)
-        for member in members(self._container()).values():
-            member.weights.bases = None
+        unmerge(self._container())
 
     @contextmanager
     def cached(self) -> Iterator[None]:
@@ -333,6 +315,25 @@ class GPartAdapter:
             yield
         finally:
             self.weights.disabled = before
+
+    @contextmanager
+    def batch(self, names: Sequence[str | None]) -> Iterator[None]:
+        """Within it each row of what the model is given belongs to an adapter of its own.
+
+        Each adapted layer then has a product for each adapter, with the weight and head of that one, on its rows; a row's
+        output is what its adapter alone gives it. ``cached()`` of the adapters spares computing their weights at every
+        forward pass, for a copy of the adapted weights each.
+
+        Args:
+            names: an adapter's name for each row, of any adapter of the model, active or not; None or ``"__base__"`` for
+                the base.
+
+        Raises:
+            GPartError: if a name is not there, the model is in training mode, merged or sharded, or a layer does not take
+                its batch along the first dimension.
+        """
+        with batch(self._container(), [BASE if name is None else name for name in names]):
+            yield
 
     def detach(self) -> nn.Module:
         """Takes the adapter off.
@@ -391,6 +392,19 @@ class GPartAdapter:
         others = first_values(container if isinstance(container, Adapters) else None, self.name)
         replaced = {**others, **(self.weights.bases or {})}
         return {name: replaced.get(name, value) for name, value in values.items()}
+
+    def num_parameters(self) -> int:
+        """How many numbers the adapter has: d, and those of its saved modules."""
+        return self.config.d + sum(value.numel() for value in self.saved_parameters().values())
+
+    def print_trainable_parameters(self) -> None:
+        """Prints how many of the model's parameters require a gradient, in PEFT's words."""
+        values = list(self.model.parameters())
+        trained, every = (
+            sum(value.numel() for value in some)
+            for some in ([value for value in values if value.requires_grad], values)
+        )
+        print(f"trainable params: {trained:,d} || all params: {every:,d} || trainable%: {100 * trained / every:.4f}")  # noqa: T201  # its purpose
 
     def base_fingerprint(self) -> str:
         """The fingerprint of the frozen parameters (:mod:`gpart.injection.fingerprint`); of sharded ones from memory."""
@@ -504,30 +518,3 @@ class GPartAdapter:
     def __repr__(self) -> str:
         """Shows what there is to train and to adapt."""
         return f"GPartAdapter({self.name!r}, d={self.config.d}, D={self.size}, weights={len(self.plan.weights)})"
-
-
-def check_mergeable(adapter: Member) -> None:
-    """Checks that the weights can hold W0 + P·theta.
-
-    Raises:
-        GPartError: if a weight is packed, or the base weights are sharded.
-    """
-    if adapter.weights.sharded:
-        raise GPartError(f"adapter {adapter.name!r} is sharded: load its file into a whole model, and merge there")
-    for weight in adapter.plan.weights:
-        if is_packed(stored := get_parameter(adapter.model, weight.name)):
-            raise GPartError(
-                f"{weight.name} is packed ({type(stored).__name__}) and would round W0 + P·theta to its few bits:"
-                " load the base in bfloat16 or float32 to merge"
-            )
-
-
-def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Checks that every number is finite.
-
-    Raises:
-        GPartError: if not, with how many are not.
-    """
-    for name, value in tensors.items():
-        if bad := int((~torch.isfinite(value.detach().cpu().double())).sum()):
-            raise GPartError(f"{source}: {bad} of the {value.numel()} numbers of {name} are NaN or infinite")

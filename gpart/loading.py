@@ -15,7 +15,7 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from gpart.adapter import GPartAdapter, attach_plan, check_finite, get_adapters
+from gpart.adapter import GPartAdapter, attach_plan, get_adapters
 from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
 from gpart.errors import GPartError
 from gpart.injection.fingerprint import Sample, differing, fingerprint, is_base
@@ -23,6 +23,7 @@ from gpart.injection.modules import check_name, theta_key
 from gpart.injection.names import get_parameter, named_buffers, unwrapped
 from gpart.injection.targets import Plan, plan
 from gpart.materialize.active import bare
+from gpart.materialize.merging import check_finite
 from gpart.serialization.manifest import WITH_PADDING_ROWS, Manifest
 from gpart.serialization.sources import read_adapter
 

@@ -548,3 +548,12 @@ def test_layers_that_do_not_overlap_and_tied_ones() -> None:
     assert type(model["out"]) is nn.Linear
     assert torch.equal(model["out"].weight, base)
     assert model["out"].weight is model["embedding"].weight
+
+
+def test_counted_in_pefts_words(capsys: pytest.CaptureFixture[str]) -> None:
+    model, made = three()
+    assert {name: adapter.num_parameters() for name, adapter in made.items()} == {"one": 34, "both": 11, "headed": 32}
+    set_active(model, "one")
+    made["one"].print_trainable_parameters()
+    every = sum(value.numel() for value in model.parameters())
+    assert capsys.readouterr().out == f"trainable params: 34 || all params: {every} || trainable%: {3400 / every:.4f}\n"

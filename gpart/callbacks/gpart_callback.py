@@ -11,7 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
-from gpart.adapter import GPartAdapter, attach, check_mergeable, get_adapters
+from gpart.adapter import GPartAdapter, attach, get_adapters
 from gpart.adapters import active_adapters, add_active, chosen_heads, set_active
 from gpart.callbacks.checkpoints.contents import AdapterContents
 from gpart.callbacks.checkpoints.filling import Contents
@@ -36,6 +36,7 @@ from gpart.errors import GPartError
 from gpart.injection.homes import check_elements
 from gpart.injection.names import named_modules
 from gpart.loading import load_adapter
+from gpart.materialize.merging import check_mergeable
 
 
 class GPartCallback(MethodCallback):

@@ -40,6 +40,9 @@ CONTAINER = "gpart"
 SAVED = "saved"
 """Name of the child of theta's holder with what of the adapter does not stand in the model while another one is active."""
 
+BASE = "__base__"
+"""What stands for no adapter where adapters are named, as in PEFT."""
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,127}|[^\W\d]\w{0,127}")
 
 
@@ -58,7 +61,7 @@ def check_name(name: object) -> str:
         gpart.errors.GPartError: an adapter's name consists of letters, digits, '_' and '-' (128 at most), and is no attribute of torch's ModuleDict; got 'a.b'
     """
     fits = isinstance(name, str) and _NAME.fullmatch(name)
-    if not fits or not isinstance(name, str) or hasattr(Adapters, name) or name in vars(Adapters({})):
+    if not fits or not isinstance(name, str) or name in {BASE, *vars(Adapters({}))} or hasattr(Adapters, name):
         raise GPartError(
             "an adapter's name consists of letters, digits, '_' and '-' (128 at most), and is no attribute of torch's"
             f" ModuleDict; got {name!r}"

@@ -39,6 +39,12 @@ class Member(Protocol):
     def theta(self) -> nn.Parameter:
         """Its theta."""
 
+    def saved_parameters(self) -> dict[str, Tensor]:
+        """Its own parameters of ``modules_to_save`` by name."""
+
+    def changed_buffers(self) -> dict[str, Tensor]:
+        """Its own values of buffers by name."""
+
 
 def container_of(model: nn.Module) -> Adapters | None:
     """What holds the adapters of this very module; None where it has none."""
