@@ -25,7 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpart.arithmetic.layout import Groups, Layout, by_name, groups_of, places
+from gpart.arithmetic.layout import Layout, by_name
+from gpart.arithmetic.positions import Groups, groups_of, places
 from gpart.arithmetic.stored import AdapterLike, Stored, as_stored, check_same_base
 from gpart.errors import GPartError
 from gpart.injection.targets import AdaptedWeight

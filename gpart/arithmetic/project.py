@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gpart.arithmetic.layout import Layout, by_name, groups_of, layout_of, places
+from gpart.arithmetic.layout import Layout, by_name, layout_of
 from gpart.arithmetic.measures import Update, factors, norm, stretches, union
+from gpart.arithmetic.positions import groups_of, places
 from gpart.arithmetic.stored import AdapterLike, Stored, as_stored, check_same_base, made_of
 from gpart.config import GPartConfig
 from gpart.errors import GPartError

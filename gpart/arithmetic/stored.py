@@ -17,11 +17,12 @@ import safetensors
 import torch
 from torch import Tensor
 
-from gpart.adapter import GPartAdapter, check_finite
+from gpart.adapter import GPartAdapter
 from gpart.arithmetic.layout import Layout, layout_of
 from gpart.errors import GPartError
 from gpart.injection.modules import check_name, theta_key
 from gpart.injection.tensors import whole
+from gpart.materialize.merging import check_finite
 from gpart.serialization.folder import write_folder
 from gpart.serialization.manifest import Manifest
 from gpart.serialization.sources import read_adapter

@@ -11,8 +11,8 @@ import torch
 from many_layers import adapted, deltas
 
 from gpart.arithmetic import Stored, layout_of, measures, same_layout
-from gpart.arithmetic.layout import places
 from gpart.arithmetic.measures import Update
+from gpart.arithmetic.positions import places
 from gpart.errors import GPartError
 from gpart.injection.targets import AdaptedWeight
 
