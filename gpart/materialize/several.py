@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from gpart.errors import GPartError
+from gpart.injection.heads import Place
 from gpart.injection.modules import WeightReader, theta_of
-from gpart.injection.surgery import Place
 from gpart.injection.targets import AdaptedWeight
 from gpart.injection.tensors import dense
 from gpart.materialize.cache import Store, versions
