@@ -10,9 +10,9 @@ import pytest
 import torch
 from many_layers import adapted, deltas
 
-from gpart.arithmetic import Stored, layout_of, measures, same_layout
+from gpart.arithmetic import Stored, layout_of, same_layout
 from gpart.arithmetic.measures import Update
-from gpart.arithmetic.positions import places
+from gpart.arithmetic.positions import groups_of, places
 from gpart.errors import GPartError
 from gpart.injection.targets import AdaptedWeight
 
@@ -199,9 +199,10 @@ def test_slices_and_d_that_do_not_fit_are_refused() -> None:
 
 
 def test_a_scheme_that_is_not_known_is_refused() -> None:
-    stored = Stored.of(adapted(**BASE))
+    layout = layout_of(adapted(**BASE).manifest())
     with pytest.raises(GPartError, match="'gpart-v1', not 'gpart-v9'"):
-        measures.norm(Stored(replace(stored.manifest, scheme="gpart-v9"), stored.tensors))
+        groups_of(replace(layout, scheme="gpart-v9"))
+    assert layout.differences(replace(layout, scheme="gpart-v9")) == ["scheme is gpart-v1 and gpart-v9"]
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2])
