@@ -110,7 +110,7 @@ def attach_plan(model: nn.Module, config: GPartConfig, name: str, made: Plan, me
     if container is not None:
         switch(container, {})
     holder = Theta(config.d, get_parameter(model, made.weights[0].name).device, adapter)
-    switch(install(model, made, name, holder, adapter.home), {name: 1.0})
+    switch(install(model, made, name, holder, adapter.home, snapshot.owners), {name: 1.0})
     if home:
         adapter.renaming = rename_old_theta(model, theta_key(name), adapter.theta_name)
     return adapter

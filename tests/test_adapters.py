@@ -155,7 +155,7 @@ def test_on_one_layout_a_sum_is_arithmetic_on_theta_bit_for_bit() -> None:
     other = build()
     total = attach(other, config)
     with torch.no_grad():
-        total.theta.copy_(made[0].theta * 0.3 + made[1].theta * -1.7 + made[2].theta * 2.0)
+        total.theta.copy_(made[0].theta.double() * 0.3 + made[1].theta.double() * -1.7 + made[2].theta.double() * 2.0)
     assert torch.equal(model(X), other(X))
 
 

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "gpart"
 LINKED = ("callbacks", "datamodules", "lightning_modules", "configs")
 
 METHOD = {"config", "partition", "ops", "injection", "materialize", "serialization", "adapter", "adapters"}
-METHOD |= {"loading", "projections"}
+METHOD |= {"loading", "arithmetic", "projections"}
 MAY_IMPORT = {
     "errors": set(),
     "version": set(),
@@ -35,6 +35,20 @@ MAY_IMPORT = {
     "adapter": {"materialize", "ops", "injection", "serialization", "config", "errors", "version"},
     "adapters": {"adapter", "materialize", "injection", "errors"},
     "loading": {"adapter", "materialize", "injection", "serialization", "config", "errors"},
+    "arithmetic": {
+        *(
+            "adapter",
+            "materialize",
+            "ops",
+            "injection",
+            "serialization",
+            "config",
+            "projections",
+            "partition",
+            "errors",
+        ),
+        "version",
+    },
     "face": {"adapter", "adapters", "loading", "ops", "config", "partition", "errors", "version"},
     "assets": {"errors"},
     "packaged": {"assets"},

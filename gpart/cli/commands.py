@@ -39,6 +39,10 @@ COMMANDS = {
     ),
     "study": Command("gpart.cli.study", "study_command", "run methods x tasks x seeds, and write their table"),
     "bench": Command("gpart.cli.bench", "bench_command", "measure each method's time and memory"),
+    "inspect": Command("gpart.cli.inspect_adapter", "inspect_command", "show an adapter, and its update by layer"),
+    "diff": Command("gpart.cli.diff", "diff_command", "compare two adapters: settings, distance, cosine"),
+    "combine": Command("gpart.cli.combine", "combine_command", "add adapters of one layout up"),
+    "project": Command("gpart.cli.project", "project_command", "bring an adapter to another layout, at a loss"),
 }
 """The others."""
 
@@ -75,7 +79,7 @@ def unknown(word: str) -> str:
 
     Example:
         >>> unknown("studdy")
-        "there is no command 'studdy', did you mean study? There are fit, validate, test, predict, configs, params, import, study, bench; 'gpart --help' explains them"
+        "there is no command 'studdy', did you mean study? There are fit, validate, test, predict, configs, params, import, study, bench, inspect, diff, combine, project; 'gpart --help' explains them"
     """
     known = {name: name for name in LINES} | ELSEWHERE
     close = difflib.get_close_matches(word, known, n=1)

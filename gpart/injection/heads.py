@@ -8,14 +8,17 @@ base's own first values stand in the model.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from gpart.injection.modules import SAVED, Theta
-from gpart.injection.names import get_parameter, named_buffers, named_modules, split_name
+from gpart.injection.names import get_buffer, get_parameter, get_submodule, split_name
 from gpart.injection.snapshot import Snapshot
+
+Place = tuple[str, str]
+"""Module path and attribute."""
 
 
 def laid_by(holder: Theta) -> dict[str, Tensor]:
@@ -34,10 +37,11 @@ def lay_by(model: nn.Module, holder: Theta, snapshot: Snapshot, names: Iterable[
         names: of those of its saved parameters that stand in the model.
     """
     own = {name: get_parameter(model, name) for name in names}
-    changed = snapshot.changed_buffers(model)
+    changed = snapshot.moved_buffers(model)
     if not own and not changed:
         return
-    put_parameters(model, {name: _first(value, snapshot.first(name)) for name, value in own.items()})
+    first = {name: _first(value, snapshot.first(name)) for name, value in own.items()}
+    put_parameters(model, first, snapshot.owners)
     tree = tree_of(holder)
     for name, value in own.items():
         value.requires_grad_(False)
@@ -47,12 +51,13 @@ def lay_by(model: nn.Module, holder: Theta, snapshot: Snapshot, names: Iterable[
         put_buffer(holder, name, value)
 
 
-def take_up(model: nn.Module, holder: Theta, names: Container[str], buffers: bool) -> bool:
+def take_up(model: nn.Module, holder: Theta, snapshot: Snapshot, names: Container[str], buffers: bool) -> bool:
     """Puts an adapter's own into the model again.
 
     Args:
         model: the adapted module.
         holder: theta's.
+        snapshot: of the model before the adapter was attached.
         names: of its saved parameters that are to stand in the model, and be trained; the others stay where they are.
         buffers: whether its buffers are to.
 
@@ -65,7 +70,7 @@ def take_up(model: nn.Module, holder: Theta, names: Container[str], buffers: boo
     own = {name: value for name, value in tree.named_parameters() if name in names}
     kept = {name: value for name, value in tree.named_parameters() if name not in names}
     changed = dict(tree.named_buffers())
-    put_parameters(model, own)
+    put_parameters(model, own, snapshot.owners)
     for value in own.values():
         value.requires_grad_(value.is_floating_point())
     if buffers:
@@ -79,20 +84,21 @@ def take_up(model: nn.Module, holder: Theta, names: Container[str], buffers: boo
 @torch.no_grad()
 def put_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Copies values into a model's buffers."""
-    buffers = named_buffers(model)
     for name, value in values.items():
-        buffers[name].copy_(value)
+        get_buffer(model, name).copy_(value)
 
 
-def put_parameters(model: nn.Module, values: Mapping[str, nn.Parameter]) -> None:
-    """Puts other Parameters in the places of those of these names, at each module that shares one."""
-    new = {id(get_parameter(model, name)): value for name, value in values.items()}
-    if not new:
-        return
-    for _, module in named_modules(model):
-        for attribute, present in list(module._parameters.items()):
-            if present is not None and (value := new.get(id(present))) is not None:
-                setattr(module, attribute, value)  # what a module does beside, as an LSTM that lists its weights
+def put_parameters(model: nn.Module, values: Mapping[str, Tensor], owners: Mapping[str, Sequence[Place]]) -> None:
+    """Puts other Parameters in the places of those of these names.
+
+    Args:
+        model: the adapted module.
+        values: by name; each is a Parameter.
+        owners: by name, every (module path, attribute) that holds it.
+    """
+    for name, value in values.items():
+        for path, attribute in owners[name]:
+            setattr(get_submodule(model, path), attribute, value)  # and what a module does beside, as an LSTM's list
 
 
 def put_buffer(holder: Theta, name: str, value: Tensor) -> None:

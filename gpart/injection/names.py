@@ -133,6 +133,13 @@ def get_parameter(model: nn.Module, name: str) -> Tensor:
     return value
 
 
+def get_buffer(model: nn.Module, name: str) -> Tensor:
+    """The buffer of this name."""
+    path, attribute = split_name(name)
+    value: Tensor = getattr(get_submodule(model, path), attribute)
+    return value
+
+
 def stored(module: nn.Module, attribute: str) -> Tensor:
     """What a layer holds under this name: a parameter, or a plain tensor that a wrapper has put in its place.
 

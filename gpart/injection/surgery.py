@@ -7,7 +7,7 @@ what the flags and values were is :class:`gpart.injection.snapshot.Snapshot`'s t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,13 +18,10 @@ from torch.utils.hooks import RemovableHandle
 from gpart.config import GPartConfig
 from gpart.errors import GPartError
 from gpart.injection.forgotten import randomly_initialised, refuse_resized
-from gpart.injection.heads import put_parameters
+from gpart.injection.heads import Place, put_parameters
 from gpart.injection.modules import CONTAINER, Adapters, Readers, Theta, WeightReader, check_releasable, set_readers
 from gpart.injection.names import READERS, get_parameter, get_submodule, is_adapted, named_modules
 from gpart.injection.targets import AdaptedWeight, Plan
-
-Place = tuple[str, str]
-"""Module path and attribute."""
 
 Hooks = tuple[Callable[[nn.Module, Any], None], Callable[[nn.Module, Any, Any], None]]
 """What is called when a module is entered and when it is left."""
@@ -55,7 +52,9 @@ def check_installable(model: nn.Module, config: GPartConfig, name: str, plan: Pl
         )
 
 
-def install(model: nn.Module, plan: Plan, name: str, holder: Theta, home: nn.Module) -> Adapters:
+def install(
+    model: nn.Module, plan: Plan, name: str, holder: Theta, home: nn.Module, owners: Mapping[str, Sequence[Place]]
+) -> Adapters:
     """Freezes the base, gives the adapter saved parameters to train, and adds theta's holder as the last child of ``home``.
 
     The saved parameters are the model's own for the first adapter, and copies of the base's for a further one.
@@ -65,7 +64,7 @@ def install(model: nn.Module, plan: Plan, name: str, holder: Theta, home: nn.Mod
     container = home._modules.get(CONTAINER)
     if isinstance(container, Adapters):
         own = {saved: get_parameter(model, saved) for saved in plan.saved}
-        put_parameters(model, {saved: nn.Parameter(value.detach().clone()) for saved, value in own.items()})
+        put_parameters(model, {saved: nn.Parameter(value.detach().clone()) for saved, value in own.items()}, owners)
         container[name] = holder
     else:
         container = Adapters({name: holder}).train(home.training)
@@ -122,12 +121,13 @@ def laid_aside(model: nn.Module, home: nn.Module) -> Iterator[None]:
     Raises:
         GPartError: if something has changed the class of a layer since.
     """
-    layers = [(path, module) for path, module in named_modules(model) if is_adapted(module)]
-    for path, module in layers:
-        check_releasable(module, path)
-    readers = [(module, module.__dict__[READERS]) for _, module in layers]
     container, place = home._modules.pop(CONTAINER), model.__dict__.pop(CONTAINER, None)
+    readers: list[tuple[nn.Module, Readers]] = []
     try:
+        layers = [(path, module) for path, module in named_modules(model) if is_adapted(module)]
+        for path, module in layers:
+            check_releasable(module, path)
+        readers += [(module, module.__dict__[READERS]) for _, module in layers]
         for module, _ in readers:
             set_readers(module, {})
         yield

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gpart.errors import GPartError
-from gpart.injection.heads import lay_by, take_up
+from gpart.injection.heads import lay_by, put_buffers, take_up
 from gpart.injection.modules import CONTAINER, Adapters, Theta
 from gpart.injection.snapshot import Snapshot
 from gpart.injection.surgery import add_hooks, laid_aside, remove_hooks, wire
@@ -107,12 +107,13 @@ def _switch_heads(container: Adapters, old: list[Member], new: list[Member], sta
         names = [name for name, other in container.standing.items() if other == member.name]
         lay_by(member.model, _holder(container, member), member.snapshot, names)
     if old:
-        old[0].snapshot.restore_buffers(old[0].model)
+        model, snapshot = old[0].model, old[0].snapshot
+        put_buffers(model, {name: snapshot.first(name) for name in snapshot.moved_buffers(model)})
         container.standing = {}
     buffers = True
     for member in new:
         wanted = {name for name, other in standing.items() if other == member.name}
-        buffers = not take_up(member.model, _holder(container, member), wanted, buffers) and buffers
+        buffers = not take_up(member.model, _holder(container, member), member.snapshot, wanted, buffers) and buffers
     container.standing = dict(standing)
 
 

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gpart.errors import GPartError
+from gpart.injection.heads import Place
 from gpart.injection.modules import BASE, Adapters, WeightReader
 from gpart.injection.names import READERS, get_submodule, split_name
-from gpart.injection.surgery import Place, wire
+from gpart.injection.surgery import wire
 from gpart.injection.targets import AdaptedWeight
 from gpart.injection.tensors import dense
 from gpart.materialize.active import Member, members

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from gpart.errors import GPartError
+from gpart.injection.heads import Place
 from gpart.injection.modules import WeightReader, theta_of
-from gpart.injection.surgery import Place
 from gpart.injection.targets import AdaptedWeight
 from gpart.injection.tensors import dense
 from gpart.materialize.cache import Store, versions
 from gpart.materialize.plain import is_followed
 from gpart.materialize.weights import Weights
+from gpart.ops.sums import wide_dtype
 
 
 class Term(NamedTuple):
@@ -128,12 +129,15 @@ def summed(
 
 
 def _total(parts: list[tuple[float, Tensor]]) -> Tensor:
-    """c_1 theta_1 + c_2 theta_2 + ..., added from the left."""
-    (factor, theta), *rest = parts
-    total = theta if factor == 1.0 else theta * factor
+    """c_1 theta_1 + c_2 theta_2 + ..., added from the left in float64 and rounded once, as gpart.arithmetic.combine does."""
+    (factor, first), *rest = parts
+    if factor == 1.0 and not rest:
+        return first
+    wide = wide_dtype(first.device)
+    total = first.to(wide) * factor
     for factor, theta in rest:
-        total = total + (theta if factor == 1.0 else theta * factor).to(total.device)
-    return total
+        total = total + theta.to(first.device, wide) * factor
+    return total.to(first.dtype)
 
 
 def _scaled(own: Weights, parts: list[tuple[float, Tensor]], device: torch.device) -> Tensor:

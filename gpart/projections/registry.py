@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gpart.errors import GPartError
 from gpart.partition import SCHEME, Groups, Partition
 from gpart.projections.authors import MaterializedGroups
 from gpart.projections.fastfood import Fastfood, Positions
@@ -47,6 +48,18 @@ def make_projection(projection: str, size: int, d: int, seed: int) -> Groups | F
         Partition(size=10, d=3, seed=0)
     """
     return Fastfood(size, d, seed) if projection == "fastfood" else _GROUPS[projection](size, d, seed)
+
+
+def by_scheme(scheme: str, size: int, d: int, seed: int) -> Groups | Fastfood:
+    """The map that a file names; arguments as for :func:`make_projection`.
+
+    Raises:
+        GPartError: if it is none that this version knows, or a number is outside its range.
+    """
+    projection = next((name for name, its in SCHEMES.items() if its == scheme), None)
+    if projection is None:
+        raise GPartError(f"there is no scheme {scheme!r}; this version knows {', '.join(map(repr, SCHEMES.values()))}")
+    return make_projection(projection, size, d, seed)
 
 
 def groups_of(made: Groups | Fastfood) -> Groups:
