@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,14 +28,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_model
 from torch import Tensor, nn
 
+from gpart.adapter import GPartAdapter
 from gpart.assets.fetching import gguf, loading, resolve
 from gpart.cli.fitting import Needs, choose, head_size
+from gpart.cli.message import told
 from gpart.errors import GPartError, GPartFileError
+from gpart.loading import load_adapter
 from gpart.serialization.manifest import Manifest
 
 TIMM, PYTHON = "timm:", "python:"
+WEIGHTS = "model.safetensors"
 
 DTypeSetting = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES: dict[DTypeSetting, torch.dtype | None] = {
@@ -106,24 +112,36 @@ def load_base(
     return Base(model.eval(), kind, name, place)
 
 
-def load_again(base: Base, folder: Path, like: nn.Module) -> nn.Module:
-    """The model in a folder that was written from a base: by the same class, and in the dtype of its files.
+def attach_to(base: Base, source: str, check_base: bool = True) -> GPartAdapter:
+    """Loads an adapter onto a base; a warning is told as the command's own.
 
-    Args:
-        base: what was loaded before.
-        folder: where its own library has written it.
-        like: the model that was written.
+    Raises:
+        GPartError: if it does not fit.
     """
-    if base.kind == "timm":
-        return _timm(str(folder), None).to(next(like.parameters()).dtype).eval()
-    if base.kind == "python":
-        from safetensors.torch import load_model  # noqa: PLC0415
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            adapter = load_adapter(base.model, source, check_base=check_base)
+        except GPartError as error:
+            said = str(error).replace("check_base=False loads it", "--no-check-base loads it")
+            raise type(error)(said) from error
+    for each in caught:
+        if issubclass(each.category, UserWarning):
+            print(f"gpart: warning: {told(each.message)}", file=sys.stderr)
+    return adapter
 
-        model = _called(base.place).to(next(like.parameters()).dtype)
-        load_model(model, folder / "model.safetensors")
+
+def load_again(base: Base, folder: Path) -> nn.Module:
+    """The model that :func:`gpart.cli.written.write_model` wrote, by its own library and in the dtype of its files."""
+    dtype = next(base.model.parameters()).dtype
+    if base.kind == "timm":
+        return _timm(str(folder), None).to(dtype).eval()
+    if base.kind == "python":
+        model = _called(base.place).to(dtype)
+        load_model(model, folder / WEIGHTS)
         return model.eval()
     with quiet():
-        model = type(like).from_pretrained(folder, dtype="auto")  # type: ignore[attr-defined]  # Transformers' classes
+        model = type(base.model).from_pretrained(folder, dtype="auto")  # type: ignore[attr-defined]  # Transformers'
     return model.eval()
 
 
