@@ -95,14 +95,14 @@ def download(name: str, folder: Path | None = None) -> Path:
                 if folder is None and commit is None and not isinstance(error, HfHubHTTPError):  # nobody answered
                     return _cached(repo, revision, name, error)
                 raise
-            commit = commit or found.commit_hash
-            if commit is None or found.size is None:
+            if found.commit_hash is None or found.size is None:
                 raise GPartError(f"{url} is no hub's: its answer has no commit or no size")
             if found.size > LIMITS[file]:
                 raise GPartError(f"{name}: {file} has {found.size:,} bytes, more than the {LIMITS[file]:,} that are read")
-            at = hf_hub_download(repo, file, revision=commit, endpoint=endpoint(), local_dir=folder)
-            if os.path.getsize(at) != found.size:
-                raise GPartError(f"{name}: {file} has {os.path.getsize(at):,} bytes, announced were {found.size:,}")
+            # In the cache the first is asked for by the revision's own name, which the cache then knows without the hub.
+            asked = commit or (revision if folder is None else found.commit_hash)
+            at = hf_hub_download(repo, file, revision=asked, endpoint=endpoint(), local_dir=folder)
+            commit = commit or (Path(at).parent.name if folder is None else found.commit_hash)
             last = Path(at)
     if folder is not None:
         shutil.rmtree(folder / ".cache", ignore_errors=True)  # huggingface_hub's notes about the files
