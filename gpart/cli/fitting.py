@@ -24,11 +24,11 @@ from gpart.serialization.manifest import Manifest
 
 CLASSES = (
     "AutoModelForSequenceClassification",
+    "AutoModelForMaskedLM",  # before the next: an encoder is masked, though it has a causal variant of the same names
     "AutoModelForCausalLM",
     "AutoModelForImageClassification",
     "AutoModelForTokenClassification",
     "AutoModelForQuestionAnswering",
-    "AutoModelForMaskedLM",
     "AutoModelForSeq2SeqLM",
     "AutoModelForImageTextToText",
     "AutoModel",
@@ -75,6 +75,11 @@ class Needs:
                 found.append(f"{len(other)} {what} have another shape, as {other[0]}: here {shapes}")
         return found
 
+    def off(self, model: nn.Module) -> tuple[int, int]:
+        """How far a model is from what is needed: names that it lacks, then names with another shape."""
+        mine, needed = _shapes(model), {**self.adapted, **self.held}
+        return sum(name not in mine for name in needed), sum(mine.get(name) != shape for name, shape in needed.items())
+
     def as_many_frozen(self, model: nn.Module) -> bool:
         """Whether a model has as many frozen parameters as the adapter's base had."""
         if not self.parts:
@@ -116,7 +121,7 @@ def choose(config: Any, needs: Needs | None, model_class: str | None, source: st
     Raises:
         GPartError: if no class fits, with what the nearest lacks.
     """
-    tried: list[tuple[int, str]] = []
+    tried: list[tuple[tuple[int, int], str]] = []
     fits: list[tuple[Any, int | None]] = []
     for found in _classes(config, model_class):
         model = _empty(found, config)
@@ -130,7 +135,7 @@ def choose(config: Any, needs: Needs | None, model_class: str | None, source: st
             resized.num_labels = labels
             model = _empty(found, resized) or model
         if lacking := needs.lacking(model):
-            tried.append((len(lacking), f"as {type(model).__name__} {'; '.join(lacking)}"))
+            tried.append((needs.off(model), f"as {type(model).__name__} {'; '.join(lacking)}"))
         elif needs.as_many_frozen(model):
             return type(model), labels
         else:
