@@ -71,21 +71,22 @@ def card(name: str, manifest: Manifest, tensors: Mapping[str, Tensor], told: Tol
         "library_name": "gpart",
         **({"base_model": told.base, "base_model_relation": "adapter"} if on_hub else {}),
         "tags": ["gpart", "adapter", "parameter-efficient-fine-tuning"],
-        **({"datasets": told.datasets} if told.datasets else {}),
+        **({"datasets": [" ".join(each.split()) for each in told.datasets]} if told.datasets else {}),
         **({"metrics": list(told.metrics)} if told.metrics else {}),
     }
     base = "its base model" if told.base is None else _code(told.base if on_hub else _last(told.base))
     config = manifest.config
     heads = sorted(config.modules_to_save or [])
     sections = [
-        f"---\n{yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)}---",
+        f"---\n{yaml.safe_dump(matter, sort_keys=False, allow_unicode=True, width=float('inf'))}---",
         f"# {name.rpartition('/')[2]}",
         f"A GPart adapter for {base}. Its adapted weights are W0 + P·theta: one vector theta of {config.d:,} numbers for"
         f" {manifest.size:,} weights, which a seed assigns to them."
         + (f" Trained in full beside it: {', '.join(map(_code, heads))}." if heads else ""),
         f"```bash\npip install gpart-lightning\n```\n\n```python\n{_loading(name, manifest, tensors, told.base)}\n```",
         "As one plain model, which needs no gpart: "
-        + _code(f"gpart merge {'BASE' if told.base is None else _last(told.base)} {name} OUT") + ".",
+        + _code(f"gpart merge {'BASE' if told.base is None else _last(told.base)} {name} OUT")
+        + ".",
         "## Adapter\n\n" + _table(_settings(manifest)),
     ]
     if told.metrics:
@@ -138,7 +139,13 @@ def _class_of(base: str, manifest: Manifest, tensors: Mapping[str, Tensor]) -> t
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {_plain(key)} | {_code(value.replace('|', chr(92) + '|'))} |" for key, value in rows.items())])
+    return "\n".join(
+        [
+            "| | |",
+            "| --- | --- |",
+            *(f"| {_plain(key)} | {_code(value.replace('|', chr(92) + '|'))} |" for key, value in rows.items()),
+        ]
+    )
 
 
 def _last(place: str) -> str:

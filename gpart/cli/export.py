@@ -76,7 +76,9 @@ def _authors() -> Any:
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
-        raise GPartError("gpart export --to authors: this version of gpart does not write the authors' folder") from error
+        raise GPartError(
+            "gpart export --to authors: this version of gpart does not write the authors' folder"
+        ) from error
 
 
 def _lora(asked: Any, folder: Path) -> dict[str, Any]:
@@ -102,12 +104,17 @@ def _lora(asked: Any, folder: Path) -> dict[str, Any]:
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / TENSORS).chmod((folder / CONFIG).stat().st_mode)
     result = {
-        **{"adapter": asked.adapter, "base": asked.base, "to": asked.to, "out": asked.out, "rank": asked.rank},
+        "adapter": asked.adapter,
+        "base": asked.base,
+        "to": asked.to,
+        "out": asked.out,
+        "rank": asked.rank,
         "model": type(base.model).__name__,
         "error": total_error(layers),
         "parameters": {"gpart": adapter.config.d, "lora": sum(_size(layer) for layer in layers if not layer.is_bias)},
         "layers": [
-            {"name": layer.name, "shape": list(layer.shape), "norm": layer.norm, "error": layer.error} for layer in layers
+            {"name": layer.name, "shape": list(layer.shape), "norm": layer.norm, "error": layer.error}
+            for layer in layers
         ],
         "biases_in_full": sum(layer.is_bias for layer in layers),
     }
@@ -173,9 +180,7 @@ def _size(layer: Layer) -> int:
 def _parser() -> Parser:
     import argparse  # noqa: PLC0415
 
-    parser = Parser(
-        prog="gpart export", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="gpart export", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapter", metavar="ADAPTER", help="an adapter folder, a .ckpt, or a name on the hub")
     parser.add_argument("out", metavar="OUT", help="the folder to write")
     parser.add_argument("--to", choices=["peft-lora", "authors"], required=True, help="the layout")

@@ -54,7 +54,9 @@ def push_command(words: list[str]) -> int:
     url = upload(name, files, asked.message or f"GPart adapter, d = {manifest.config.d}", asked.private or None)
     if asked.json:
         sizes = {file: len(content) for file, content in files.items()}
-        print(json.dumps({"adapter": asked.adapter, "name": name, "files": sizes, "card": shown, "commit": url}, indent=2))
+        print(
+            json.dumps({"adapter": asked.adapter, "name": name, "files": sizes, "card": shown, "commit": url}, indent=2)
+        )
         return 0
     print(f"pushed  {asked.adapter} to {name}: {', '.join(f'{file} ({len(files[file]):,} bytes)' for file in files)}")
     print(f"card    {shown}")
@@ -83,7 +85,9 @@ def pull_command(words: list[str]) -> int:
         print(json.dumps({"name": name, "out": asked.out, "files": sizes, **about}, indent=2))
         return 0
     print(f"pulled  {name} to {asked.out}: {', '.join(f'{file} ({size:,} bytes)' for file, size in sizes.items())}")
-    print(f"adapter d = {manifest.config.d:,}, D = {manifest.size:,}, {len(manifest.weights)} weights; the checksums are right")
+    print(
+        f"adapter d = {manifest.config.d:,}, D = {manifest.size:,}, {len(manifest.weights)} weights; the checksums are right"
+    )
     print(f"load    load_adapter(model, {asked.out!r})")
     return 0
 
@@ -136,15 +140,23 @@ def _push_parser() -> Parser:
     parser = Parser(prog="gpart push", description=PUSH)
     parser.add_argument("adapter", metavar="ADAPTER", help="an adapter folder, or a .ckpt")
     parser.add_argument("name", metavar="USER/NAME", help="the repository")
-    parser.add_argument("--private", action="store_true", help="make a repository that only you see; default: your account's")
+    parser.add_argument(
+        "--private", action="store_true", help="make a repository that only you see; default: your account's"
+    )
     parser.add_argument("--message", metavar="TEXT", help="of the commit")
-    parser.add_argument("--revision", metavar="BRANCH", help="the branch, which is made where it is missing; default: main")
+    parser.add_argument(
+        "--revision", metavar="BRANCH", help="the branch, which is made where it is missing; default: main"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     group = parser.add_argument_group("the card")
     group.add_argument("--base", metavar="BASE", help="the base model: its name on the hub, or its folder")
-    group.add_argument("--metric", metavar="NAME=NUMBER", action="append", default=[], help="may be given several times")
+    group.add_argument(
+        "--metric", metavar="NAME=NUMBER", action="append", default=[], help="may be given several times"
+    )
     group.add_argument("--dataset", metavar="NAME", action="append", default=[], help="may be given several times")
-    group.add_argument("--recipe", metavar="FILE", help="include this recipe, which all who see the repository can read")
+    group.add_argument(
+        "--recipe", metavar="FILE", help="include this recipe, which all who see the repository can read"
+    )
     group.add_argument("--overwrite-card", action="store_true", help="replace the card that the repository has")
     return parser
 

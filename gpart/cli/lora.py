@@ -165,7 +165,9 @@ def total_error(layers: Iterable[Layer]) -> float:
     return sum((layer.error * layer.norm) ** 2 for layer in layers) ** 0.5 / norm if norm else 0.0
 
 
-def peft_files(adapter: GPartAdapter, layers: list[Layer], rank: int, base: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def peft_files(
+    adapter: GPartAdapter, layers: list[Layer], rank: int, base: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """PEFT's ``adapter_config.json`` and tensors.
 
     Args:

@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from gpart.adapter import GPartAdapter
 from gpart.assets.fetching import gguf, loading, resolve
 from gpart.cli.fitting import Needs, choose, head_size
-from gpart.cli.message import told
 from gpart.errors import GPartError, GPartFileError
 from gpart.loading import load_adapter
 from gpart.serialization.manifest import Manifest
@@ -127,7 +126,7 @@ def attach_to(base: Base, source: str, check_base: bool = True) -> GPartAdapter:
             raise type(error)(said) from error
     for each in caught:
         if issubclass(each.category, UserWarning):
-            print(f"gpart: warning: {told(each.message)}", file=sys.stderr)
+            print(f"gpart: warning: {' '.join(str(each.message).split())}", file=sys.stderr)
     return adapter
 
 
@@ -141,8 +140,8 @@ def load_again(base: Base, folder: Path) -> nn.Module:
         load_model(model, folder / WEIGHTS)
         return model.eval()
     with quiet():
-        model = type(base.model).from_pretrained(folder, dtype="auto")  # type: ignore[attr-defined]  # Transformers'
-    return model.eval()
+        again: nn.Module = type(base.model).from_pretrained(folder, dtype="auto")  # type: ignore[attr-defined]  # Transformers'
+    return again.eval()
 
 
 @contextmanager
@@ -151,14 +150,14 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging  # noqa: PLC0415
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         logging.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _kind(name: str) -> tuple[Literal["transformers", "timm", "python"], str]:
@@ -180,7 +179,12 @@ def _is_timm(folder: Path) -> bool:
 def _transformers(name: str, needs: Needs | None, dtype: torch.dtype | None, model_class: str | None) -> nn.Module:
     import transformers  # noqa: PLC0415  # seconds, and only its models need it
 
-    if not name.startswith("packaged:") and not name.endswith(".gguf") and _looks_local(name) and not Path(name).exists():
+    if (
+        not name.startswith("packaged:")
+        and not name.endswith(".gguf")
+        and _looks_local(name)
+        and not Path(name).exists()
+    ):
         raise GPartFileError(f"there is no model {name!r}: no such folder")
     with quiet():
         with loading(name) as found:
@@ -195,17 +199,18 @@ def _transformers(name: str, needs: Needs | None, dtype: torch.dtype | None, mod
             more |= {"num_labels": labels, "ignore_mismatched_sizes": True}
         try:
             with loading(name):
-                model: nn.Module = chosen.from_pretrained(place, **more)
+                model: Any = chosen.from_pretrained(place, **more)
         except (RuntimeError, ImportError) as error:  # weights of other shapes; a package that a packed base needs
             raise GPartError(f"base {name!r} can't be loaded as {chosen.__name__}: {error}") from error
     if file and getattr(model.config, "quantization_config", None) is not None:
         del model.config.quantization_config  # its weights are plain tensors now, and are saved as such
         model.is_quantized = False
-    return model
+    loaded: nn.Module = model
+    return loaded
 
 
 def _looks_local(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or os.sep != "/" and os.sep in name
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name)
 
 
 def _timm(name: str, needs: Needs | None) -> nn.Module:
@@ -214,6 +219,7 @@ def _timm(name: str, needs: Needs | None) -> nn.Module:
     from gpart.lightning_modules.vision.networks import build  # noqa: PLC0415  # its messages about timm's names
 
     place = resolve(name)
+    plain: Any
     if not Path(place).is_dir() and ":" not in place and timm.is_model(place):
         plain = timm.create_model(place, pretrained=False)
     elif Path(place).is_dir() and _is_timm(Path(place)):
@@ -223,7 +229,7 @@ def _timm(name: str, needs: Needs | None) -> nn.Module:
     else:
         return build(f"{TIMM}{place}", 0)  # raises
     classes = head_size(plain, needs) if needs is not None else None
-    return build(f"{TIMM}{place}", int(plain.num_classes) if classes is None else classes)
+    return build(f"{TIMM}{place}", plain.num_classes if classes is None else classes)
 
 
 def _called(place: str) -> nn.Module:
@@ -238,7 +244,9 @@ def _called(place: str) -> nn.Module:
     except ModuleNotFoundError as error:
         if error.name is not None and not module.startswith(error.name):
             raise  # one that the user's own module imports
-        raise GPartFileError(f"'{PYTHON}{place}': there is no module {module!r} here or among the installed ones") from error
+        raise GPartFileError(
+            f"'{PYTHON}{place}': there is no module {module!r} here or among the installed ones"
+        ) from error
     if not callable(found):
         raise GPartError(f"'{PYTHON}{place}': the module {module} has no function {function!r}")
     model = found()

@@ -5,6 +5,7 @@ Invariant: inputs are made from the model's own config and a fixed seed, so two 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,7 +53,9 @@ def made_up_inputs(model: nn.Module) -> Inputs:
         return Inputs(kwargs=dict(example))
     if example is not None:
         return Inputs(tuple(example) if isinstance(example, (tuple, list)) else (example,))
-    raise GPartError(f"a {type(model).__name__} has no example_input_array, Lightning's name for what it is called with")
+    raise GPartError(
+        f"a {type(model).__name__} has no example_input_array, Lightning's name for what it is called with"
+    )
 
 
 @torch.no_grad()
@@ -92,7 +95,7 @@ def largest_difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> flo
         if same_bits(mine, its):
             continue
         difference = float((mine.double() - its.double()).abs().max())
-        largest = max(largest, difference if difference == difference else float("inf"))  # NaN is no difference of 0
+        largest = max(largest, float("inf") if math.isnan(difference) else difference)
     return largest
 
 

@@ -19,7 +19,15 @@ from gpart.version import __version__
 
 BESIDE = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
-    *("vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model", "bpe.codes"),
+    *(
+        "vocab.txt",
+        "merges.txt",
+        "tokenizer.model",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "spm.model",
+        "bpe.codes",
+    ),
     *("chat_template.jinja", "chat_template.json", "preprocessor_config.json", "processor_config.json"),
     *("video_preprocessor_config.json", "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*"),
 )

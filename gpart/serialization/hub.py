@@ -77,7 +77,7 @@ def download(name: str, folder: Path | None = None) -> Path:
         GPartError: if a file is larger than :data:`LIMITS`, or the hub refuses.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url  # noqa: PLC0415  # only who asks for it
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError  # noqa: PLC0415
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError  # noqa: PLC0415
 
     repo, revision = split_name(name)
     wanted = (CONFIG, TENSORS) if folder is None else (CONFIG, TENSORS, README)
@@ -91,14 +91,16 @@ def download(name: str, folder: Path | None = None) -> Path:
                 if file == README:
                     continue
                 raise
-            except (OSError, HTTPError) as error:
+            except _failures() as error:
                 if folder is None and commit is None and not isinstance(error, HfHubHTTPError):  # nobody answered
                     return _cached(repo, revision, name, error)
                 raise
             if found.commit_hash is None or found.size is None:
                 raise GPartError(f"{url} is no hub's: its answer has no commit or no size")
             if found.size > LIMITS[file]:
-                raise GPartError(f"{name}: {file} has {found.size:,} bytes, more than the {LIMITS[file]:,} that are read")
+                raise GPartError(
+                    f"{name}: {file} has {found.size:,} bytes, more than the {LIMITS[file]:,} that are read"
+                )
             # In the cache the first is asked for by the revision's own name, which the cache then knows without the hub.
             asked = commit or (revision if folder is None else found.commit_hash)
             at = hf_hub_download(repo, file, revision=asked, endpoint=endpoint(), local_dir=folder)
@@ -181,14 +183,23 @@ def _told(name: str) -> Iterator[None]:
     except (errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
         raise GPartFileError(f"no adapter at {name} on the hub: {_line(error)}") from error
     except errors.GatedRepoError as error:
-        raise GPartError(f"{name} is gated: ask for access on its page, then log in (hf auth login): {_line(error)}") from error
+        raise GPartError(
+            f"{name} is gated: ask for access on its page, then log in (hf auth login): {_line(error)}"
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise GPartFileError(
             f"no adapter at {name}: there is no such folder here, and no such repository on the hub, or it is private and you"
             f" are not logged in (hf auth login, or HF_TOKEN): {_line(error)}"
         ) from error
-    except (OSError, ValueError, errors.HTTPError) as error:
+    except (ValueError, *_failures()) as error:
         raise GPartError(f"{name}: the hub could not be asked: {_line(error)}") from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """OSError, and what the HTTP library raises that huggingface_hub uses: httpx, or another in later releases."""
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+
+    return tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
 
 
 def _line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_words import as_json, refused
 from safetensors.torch import load_file
 from tiny_bases import SMALL, bert_folder, classifier, leftovers, trained
 from torch import Tensor, nn
@@ -45,20 +46,6 @@ def base(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def on_base(base: Path) -> GPartAdapter:
     """The adapter loaded in Python."""
     return load_adapter(classifier(base), base.parent / "adapter")
-
-
-def as_json(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
-    assert main([*words, "--json"]) == 0, capsys.readouterr().err
-    read: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return read
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert main(list(words)) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("gpart: error: ")
-    assert said.err.count("\n") == 1
-    return said.err
 
 
 def test_the_folder_is_transformers_own_and_has_the_merged_bits(
@@ -155,8 +142,13 @@ def test_pixels_are_made_up_for_a_picture_model(
 
 
 BERT_PICTURES = {
-    **{"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24},
-    **{"image_size": 8, "patch_size": 4, "num_channels": 1},
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "image_size": 8,
+    "patch_size": 4,
+    "num_channels": 1,
 }
 
 
@@ -223,7 +215,9 @@ def test_a_network_of_the_users_own(
 ) -> None:
     from safetensors.torch import load_model
 
-    adapter = trained(factory("self.example_input_array = torch.ones(3, 4)"), tmp_path / "adapter", d=5, target_modules=["first"])
+    adapter = trained(
+        factory("self.example_input_array = torch.ones(3, 4)"), tmp_path / "adapter", d=5, target_modules=["first"]
+    )
     said = as_json(capsys, "merge", "python:own_models:build", "adapter", "out")
     assert said["outputs"]["inputs"] == "input 0 [3, 4]"
     assert said["outputs"]["merged"] == said["outputs"]["again"] == 0
@@ -278,7 +272,6 @@ def test_an_adapter_in_a_checkpoint(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys.modules[__name__], "built", lambda: lit_class().net, raising=False)
     monkeypatch.setitem(sys.modules, "own_lit", sys.modules[__name__])
-    capsys.readouterr()
     as_json(capsys, "merge", "python:own_lit:built", "run.ckpt", "out")
     stored = load_file("out/model.safetensors")
     gpart.adapter.merge()
@@ -305,7 +298,9 @@ def test_the_number_of_frozen_parameters_decides_between_classes(
     said = as_json(capsys, "merge", "masked", "adapter", "named", "--model-class", "BertForMaskedLM")
     assert said["model"] == "BertForMaskedLM"
     assert "Transformers" in refused(capsys, "merge", "masked", "adapter", "x", "--model-class", "NoSuchClass")
-    assert "builds no BertConfig as ViTModel" in refused(capsys, "merge", "masked", "adapter", "x", "--model-class", "ViTModel")
+    assert "builds no BertConfig as ViTModel" in refused(
+        capsys, "merge", "masked", "adapter", "x", "--model-class", "ViTModel"
+    )
 
 
 def test_another_base_is_refused_or_told(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -416,7 +411,9 @@ def test_nothing_is_at_out_before_all_is_checked(
         return model
 
     monkeypatch.setattr(command, "load_again", another)
-    assert "1 tensors differ, classifier.bias; nothing was written" in refused(capsys, "merge", "base", "adapter", "out")
+    assert "1 tensors differ, classifier.bias; nothing was written" in refused(
+        capsys, "merge", "base", "adapter", "out"
+    )
     assert not Path("out").exists()
     assert not leftovers(tmp_path)
 
