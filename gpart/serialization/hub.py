@@ -191,15 +191,15 @@ def _told(name: str) -> Iterator[None]:
             f"no adapter at {name}: there is no such folder here, and no such repository on the hub, or it is private and you"
             f" are not logged in (hf auth login, or HF_TOKEN): {_line(error)}"
         ) from error
-    except (ValueError, *_failures()) as error:
+    except _failures() as error:
         raise GPartError(f"{name}: the hub could not be asked: {_line(error)}") from error
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """OSError, and what the HTTP library raises that huggingface_hub uses: httpx, or another in later releases."""
+    """What asking can end in: OSError, what the HTTP library raises (httpx, or another in later releases), a bad answer."""
     from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
 
-    return tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
+    return (ValueError, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
 
 
 def _line(error: BaseException) -> str:
