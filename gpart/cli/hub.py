@@ -44,7 +44,12 @@ def push_command(words: list[str]) -> int:
     repo, _ = split_name(name)
     told = Told(asked.base, dict(map(parse_metric, asked.metric)), asked.dataset, _recipe(asked.recipe))
     files, manifest, tensors, own_card = _files(asked.adapter)
-    if own_card is not None:
+    if own_card is not None and told != Told() and not asked.overwrite_card:
+        raise GPartError(
+            f"{asked.adapter} has a README.md, which is pushed as it is: write base, metrics, data and recipe there, or give"
+            " --overwrite-card to push a new card in its place"
+        )
+    if own_card is not None and not asked.overwrite_card:
         files[README], shown = own_card, "the folder's own README.md"
     elif asked.overwrite_card or not has_file(name, README):
         with quiet():
@@ -157,7 +162,7 @@ def _push_parser() -> Parser:
     group.add_argument(
         "--recipe", metavar="FILE", help="include this recipe, which all who see the repository can read"
     )
-    group.add_argument("--overwrite-card", action="store_true", help="replace the card that the repository has")
+    group.add_argument("--overwrite-card", action="store_true", help="write a new card, whatever the folder or the repository has")
     return parser
 
 

@@ -148,6 +148,12 @@ def test_a_card_that_is_there_is_left(hub: hub_stub.Hub, capsys: pytest.CaptureF
     Path("adapter/README.md").write_text("# the folder's own")
     assert as_json(capsys, "push", "adapter", NAME)["card"] == "the folder's own README.md"
     assert hub.files(NAME)[README] == b"# the folder's own"
+    asked = len(hub.asked)
+    said = refused(capsys, "push", "adapter", NAME, "--metric", "f1=0.5")
+    assert "adapter has a README.md, which is pushed as it is" in said
+    assert len(hub.asked) == asked
+    as_json(capsys, "push", "adapter", NAME, "--metric", "f1=0.5", "--overwrite-card")
+    assert "| f1 | `0.5` |" in hub.files(NAME)[README].decode()
 
 
 def test_a_branch_of_its_own(hub: hub_stub.Hub, capsys: pytest.CaptureFixture[str]) -> None:
