@@ -162,7 +162,9 @@ def _push_parser() -> Parser:
     group.add_argument(
         "--recipe", metavar="FILE", help="include this recipe, which all who see the repository can read"
     )
-    group.add_argument("--overwrite-card", action="store_true", help="write a new card, whatever the folder or the repository has")
+    group.add_argument(
+        "--overwrite-card", action="store_true", help="write a new card, whatever the folder or the repository has"
+    )
     return parser
 
 

@@ -78,7 +78,7 @@ def _copy_beside(base: Base, folder: Path) -> None:
         source, file = gguf(place)
         with quiet():
             transformers.AutoTokenizer.from_pretrained(source, **file).save_pretrained(folder)
-        return
+        place = source  # licences lie there
     if not Path(place).is_dir():
         name = re.sub(r"^hf-hub:", "", place)
         if base.kind == "timm" and name == place:
