@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 
 import torch
 from torch import Tensor, nn
 
-from gpart.adapter import GPartAdapter, attach_plan, check_finite, get_adapters
+from gpart.adapter import GPartAdapter, attach_plan, get_adapters
 from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
 from gpart.errors import GPartError
 from gpart.injection.fingerprint import Sample, differing, fingerprint, is_base
 from gpart.injection.modules import check_name, theta_key
 from gpart.injection.names import get_parameter, named_buffers, unwrapped
 from gpart.injection.targets import Plan, plan
+from gpart.materialize.active import bare
+from gpart.materialize.merging import check_finite
 from gpart.serialization.manifest import WITH_PADDING_ROWS, Manifest
 from gpart.serialization.sources import read_adapter
 
@@ -31,16 +34,19 @@ def load_adapter(
     check_base: bool = True,
     indices: IndicesSetting = "auto",
     weights: WeightsSetting = "auto",
+    name: str | None = None,
 ) -> GPartAdapter:
     """Attaches the adapter in a folder, or in a Lightning ``.ckpt``, to a model and puts its values there.
 
     Args:
-        model: the base model, without an adapter, or with one of the same name and config, which is filled.
+        model: the base model, with other adapters or without, or with one of the same name and config, which is filled.
+            A new adapter becomes the active one, see :func:`gpart.adapters.set_active`.
         folder: an adapter folder, or a ``.ckpt`` file; a path, or a URL that fsspec knows (``s3://...``); or a name on the
             hub, ``user/name`` or ``user/name@revision``, where nothing of this name is here.
         check_base: False loads onto another base of the same shape, with a warning.
         indices: as for :func:`gpart.attach`; an attached adapter keeps its own.
         weights: the same.
+        name: the adapter's name in the model; default that in the file. Of a checkpoint that holds several, which one.
 
     Returns:
         The attached adapter.
@@ -51,7 +57,7 @@ def load_adapter(
             values, and the model is as it was.
     """
     source, memory = str(folder), MemoryPolicy(indices, weights)
-    manifest, tensors = read_adapter(source)
+    manifest, tensors = renamed(*read_adapter(source, name), name)
     config, name = manifest.config, check_manifest_name(manifest, source)
     model = unwrapped(model)
     attached = get_adapters(model).get(name)
@@ -59,9 +65,8 @@ def load_adapter(
         check_attached(attached, manifest, source, check_base)
         made = attached.plan
     else:
-        if get_adapters(model):
-            raise GPartError(f"{source} holds adapter {name!r}; the model carries {list(get_adapters(model))}")
-        made = check_model(model, manifest, source, check_base)
+        with bare(model):
+            made = check_model(model, manifest, source, check_base)
     tensors = check_tensors(model, made, config, name, tensors, source)
     adapter = attached or attach_plan(model, config, name, made, memory)
     fill(adapter, tensors)
@@ -189,16 +194,25 @@ def check_manifest_name(manifest: Manifest, source: str) -> str:
         raise GPartError(f"{source}: {error}") from None
 
 
+def renamed(manifest: Manifest, tensors: dict[str, Tensor], name: str | None) -> tuple[Manifest, dict[str, Tensor]]:
+    """An adapter under another name; None leaves its own."""
+    if name is None or name == manifest.name:
+        return manifest, tensors
+    old, new = theta_key(manifest.name), theta_key(name)
+    return replace(manifest, name=name), {new if key == old else key: value for key, value in tensors.items()}
+
+
 @torch.no_grad()
 def fill(adapter: GPartAdapter, tensors: Mapping[str, Tensor]) -> None:
     """Copies checked values into theta, the saved modules and the buffers."""
-    buffers = named_buffers(adapter.model)
-    saved = adapter.saved_parameters()
+    own = {theta_key(adapter.name): adapter.theta, **adapter.saved_parameters()}
     was_merged = adapter.merged
-    adapter.unmerge()
+    if was_merged:
+        adapter.unmerge()
     for key, value in tensors.items():
-        target = adapter.theta if key == theta_key(adapter.name) else saved[key] if key in saved else buffers[key]
-        target.copy_(value)
+        if key in own:
+            own[key].copy_(value)
+    adapter.put_buffers({key: value for key, value in tensors.items() if key not in own})
     if was_merged:
         adapter.merge()
 

@@ -20,7 +20,8 @@ ROOT = Path(gpart.__file__).resolve().parent.parent
 PACKAGE = ROOT / "gpart"
 LINKED = ("callbacks", "datamodules", "lightning_modules", "configs")
 
-METHOD = {"config", "partition", "ops", "injection", "materialize", "serialization", "adapter", "loading"}
+METHOD = {"config", "partition", "ops", "injection", "materialize", "serialization", "adapter", "adapters"}
+METHOD |= {"loading", "arithmetic"}
 MAY_IMPORT = {
     "errors": set(),
     "version": set(),
@@ -31,13 +32,27 @@ MAY_IMPORT = {
     "materialize": {"ops", "injection", "config", "partition", "errors"},
     "serialization": {"config", "partition", "errors"},
     "adapter": {"materialize", "ops", "injection", "serialization", "config", "errors", "version"},
-    "loading": {"adapter", "injection", "serialization", "config", "errors"},
-    "face": {"adapter", "loading", "ops", "config", "partition", "errors", "version"},
+    "adapters": {"adapter", "materialize", "injection", "errors"},
+    "loading": {"adapter", "materialize", "injection", "serialization", "config", "errors"},
+    "arithmetic": {
+        *("adapter", "materialize", "ops", "injection", "serialization", "config", "partition", "errors", "version")
+    },
+    "face": {"adapter", "adapters", "loading", "ops", "config", "partition", "errors", "version"},
     "assets": {"errors"},
     "packaged": {"assets"},
     "lightning_modules": {"assets", "errors"},
     "datamodules": {"assets", "errors"},
-    "callbacks": {"adapter", "loading", "injection", "serialization", "config", "errors", "version"},
+    "callbacks": {
+        "adapter",
+        "adapters",
+        "materialize",
+        "loading",
+        "injection",
+        "serialization",
+        "config",
+        "errors",
+        "version",
+    },
     "studies": METHOD | {"face", "callbacks", "lightning_modules", "datamodules", "assets", "errors", "version"},
     "cli": METHOD | {"face", "callbacks", "lightning_modules", "datamodules", "assets", "studies", "errors", "version"},
 }

@@ -24,6 +24,7 @@ from gpart.cli.models import attach_to, load_base, quiet
 from gpart.cli.outputs import Inputs, largest_difference, largest_value, made_up_inputs, outputs_of
 from gpart.errors import GPartError
 from gpart.injection.names import get_parameter
+from gpart.materialize.merging import check_mergeable
 from gpart.serialization.folder import CONFIG, TENSORS
 from gpart.serialization.sources import fetched, read_adapter
 
@@ -47,7 +48,7 @@ def export_command(words: list[str]) -> int:
     asked = _parser().parse_args(words)
     out = check_out(asked.out, asked.force, (CONFIG,), (asked.adapter, *([asked.base] if asked.base else [])))
     if asked.to == "authors":
-        for name in ("base", "rank", "model_class"):
+        for name in ("base", "rank", "model_class", "adapter_name"):
             if getattr(asked, name) is not None:
                 raise GPartError(f"gpart export --to authors takes no --{name.replace('_', '-')}")
         with whole_folder(out) as folder:
@@ -93,9 +94,9 @@ def _lora(asked: Any, folder: Path) -> dict[str, Any]:
     """
     source = fetched(asked.adapter)
     # In float32, so that what PEFT computes can be told from a rounding; it does for a base in any dtype.
-    base = load_base(asked.base, *read_adapter(source), "float32", asked.model_class)
-    adapter = attach_to(base, source, not asked.no_check_base)
-    adapter.check_mergeable()
+    base = load_base(asked.base, *read_adapter(source, asked.adapter_name), "float32", asked.model_class)
+    adapter = attach_to(base, source, not asked.no_check_base, asked.adapter_name)
+    check_mergeable(adapter)
     check_layers(adapter)
     widest = max(min(weight.shape[0], math.prod(weight.shape[1:])) for weight in adapter.plan.weights)
     if not 1 <= asked.rank <= widest:
@@ -189,6 +190,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--model-class", metavar="NAME", help="the class of Transformers; default: the first that fits")
     parser.add_argument("--no-check-base", action="store_true", help="take another base of the same shapes")
+    parser.add_argument("--adapter-name", metavar="NAME", help="which adapter, of a .ckpt that holds several")
     parser.add_argument("--force", action="store_true", help="replace the adapter that is at OUT")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
-from gpart.adapter import check_finite
 from gpart.cli.card import Told, card, parse_metric
 from gpart.cli.folders import check_out, whole_folder
 from gpart.cli.message import Parser
@@ -19,6 +18,7 @@ from gpart.cli.models import quiet
 from gpart.errors import GPartError, GPartFileError
 from gpart.injection.modules import theta_key
 from gpart.loading import check_manifest_name
+from gpart.materialize.merging import check_finite
 from gpart.serialization.checkpoint_file import read_checkpoint
 from gpart.serialization.folder import CONFIG, TENSORS, adapter_place, read_folder, write_folder
 from gpart.serialization.hub import README, download, has_file, split_name, upload
@@ -43,7 +43,7 @@ def push_command(words: list[str]) -> int:
     name = f"{asked.name}@{asked.revision}" if asked.revision else asked.name
     repo, _ = split_name(name)
     told = Told(asked.base, dict(map(parse_metric, asked.metric)), asked.dataset, _recipe(asked.recipe))
-    files, manifest, tensors, own_card = _files(asked.adapter)
+    files, manifest, tensors, own_card = _files(asked.adapter, asked.adapter_name)
     if own_card is not None and told != Told() and not asked.overwrite_card:
         raise GPartError(
             f"{asked.adapter} has a README.md, which is pushed as it is: write base, metrics, data and recipe there, or give"
@@ -97,13 +97,13 @@ def pull_command(words: list[str]) -> int:
     return 0
 
 
-def _files(source: str) -> tuple[dict[str, bytes], Manifest, dict[str, Tensor], bytes | None]:
+def _files(source: str, name: str | None) -> tuple[dict[str, bytes], Manifest, dict[str, Tensor], bytes | None]:
     """An adapter's two files as bytes that were checked, what they hold, and the card beside them."""
     own_card = None
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if source.endswith(".ckpt"):
-            write_folder(folder, *read_checkpoint(source))
+            write_folder(folder, *read_checkpoint(source, name))
         else:
             place = adapter_place(source)
             for file in (CONFIG, TENSORS):
@@ -153,6 +153,7 @@ def _push_parser() -> Parser:
         "--revision", metavar="BRANCH", help="the branch, which is made where it is missing; default: main"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--adapter-name", metavar="NAME", help="which adapter, of a .ckpt that holds several")
     group = parser.add_argument_group("the card")
     group.add_argument("--base", metavar="BASE", help="the base model: its name on the hub, or its folder")
     group.add_argument(

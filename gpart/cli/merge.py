@@ -19,6 +19,7 @@ from gpart.cli.models import DTYPES, WEIGHTS, Base, attach_to, load_again, load_
 from gpart.cli.outputs import Inputs, largest_difference, largest_value, made_up_inputs, outputs_of, same_bits
 from gpart.cli.written import write_model
 from gpart.errors import GPartError
+from gpart.materialize.merging import check_mergeable
 from gpart.serialization.sources import fetched, read_adapter
 
 DESCRIPTION = """Writes W0 + P·theta, summed in float32 and rounded once, and the trained heads as a plain model to the
@@ -59,9 +60,9 @@ def merge_command(words: list[str]) -> int:
     asked = _parser().parse_args(words)
     out = check_out(asked.out, asked.force, (WEIGHTS, "config.json"), (asked.base, asked.adapter))
     source = fetched(asked.adapter)
-    base = load_base(asked.base, *read_adapter(source), asked.dtype, asked.model_class)
-    adapter = attach_to(base, source, not asked.no_check_base)
-    adapter.check_mergeable()
+    base = load_base(asked.base, *read_adapter(source, asked.adapter_name), asked.dtype, asked.model_class)
+    adapter = attach_to(base, source, not asked.no_check_base, asked.adapter_name)
+    check_mergeable(adapter)
     about = {
         "base": asked.base,
         "model": type(base.model).__name__,
@@ -147,6 +148,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--no-check-base", action="store_true", help="merge onto another base of the same shapes, with a warning"
     )
+    parser.add_argument("--adapter-name", metavar="NAME", help="which adapter, of a .ckpt that holds several")
     parser.add_argument("--force", action="store_true", help="replace the model that is at OUT")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

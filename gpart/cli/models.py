@@ -111,7 +111,7 @@ def load_base(
     return Base(model.eval(), kind, name, place)
 
 
-def attach_to(base: Base, source: str, check_base: bool = True) -> GPartAdapter:
+def attach_to(base: Base, source: str, check_base: bool = True, name: str | None = None) -> GPartAdapter:
     """Loads an adapter onto a base; a warning is told as the command's own.
 
     Raises:
@@ -120,7 +120,7 @@ def attach_to(base: Base, source: str, check_base: bool = True) -> GPartAdapter:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            adapter = load_adapter(base.model, source, check_base=check_base)
+            adapter = load_adapter(base.model, source, check_base=check_base, name=name)
         except GPartError as error:
             said = str(error).replace("check_base=False loads it", "--no-check-base loads it")
             raise type(error)(said) from error

@@ -99,7 +99,7 @@ def read_manifest(values: Any, source: str) -> Manifest:
     if unknown := sorted(set(map(str, values)) - needed - {"format", "parts"}):
         raise GPartError(f"{source} has the key {unknown[0]!r}, which this version does not know: {writer} wrote it")
     if not isinstance(values["name"], str):
-        raise GPartError(f"{source}: an adapter's name must be an identifier, got {values['name']!r}")
+        raise GPartError(f"{source}: an adapter's name must be a text, got {values['name']!r}")
     if not isinstance(parts := values.get("parts", ""), str):
         raise GPartError(f"{source}: parts is no text, but {parts!r}")
     config = _read_config(values["config"], version, source, writer)

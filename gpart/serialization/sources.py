@@ -16,12 +16,13 @@ from gpart.serialization.hub import download, is_hub_name
 from gpart.serialization.manifest import Manifest
 
 
-def read_adapter(source: str | PathLike[str]) -> tuple[Manifest, dict[str, Tensor]]:
+def read_adapter(source: str | PathLike[str], name: str | None = None) -> tuple[Manifest, dict[str, Tensor]]:
     """The adapter in a folder, in a ``.ckpt``, or on the hub.
 
     Args:
         source: an adapter folder, or a ``.ckpt`` file; a path, or a URL that fsspec knows (``s3://...``); or a name on
             the hub, ``user/name`` or ``user/name@revision``, where nothing of this name is here.
+        name: which one, of a ``.ckpt`` that holds several.
 
     Returns:
         Its manifest; and theta, the saved modules' parameters and the changed buffers by their names in a folder.
@@ -31,7 +32,7 @@ def read_adapter(source: str | PathLike[str]) -> tuple[Manifest, dict[str, Tenso
         GPartError: if a file was changed or truncated, or holds no adapter.
     """
     place = fetched(source)
-    return read_checkpoint(place) if place.endswith(".ckpt") else read_folder(place)
+    return read_checkpoint(place, name) if place.endswith(".ckpt") else read_folder(place)
 
 
 def fetched(source: str | PathLike[str]) -> str:

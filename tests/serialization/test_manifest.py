@@ -84,7 +84,7 @@ def test_a_file_that_does_not_say_who_wrote_it_is_refused_all_the_same(versions:
         ({"d": 1}, r"holds \['d'\]"),
         (of_a_file(base=None), "it needs .*'base'"),
         (of_a_file(config=[]), "no settings under 'config'"),
-        (of_a_file(name=5), "an adapter's name must be an identifier, got 5"),
+        (of_a_file(name=5), "an adapter's name must be a text, got 5"),
         (of_a_file(config={**CONFIG.to_dict(), "d": 0}), "a.json: d must be a whole number, 1 or more, got 0"),
     ],
 )
