@@ -24,6 +24,7 @@ from gpart.cli import merge as command
 from gpart.cli.models import load_base, quiet
 
 Same = Callable[[Tensor, Tensor], bool]
+SEVERAL = Path(__file__).parent.parent / "files" / "several"
 IDS = torch.arange(1, 13).reshape(2, 6)
 
 
@@ -435,3 +436,29 @@ def test_what_was_there_stays_where_the_last_step_fails(
         main(["merge", "base", "adapter", "out", "--force"])
     assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before
     assert not leftovers(tmp_path)
+
+
+def of_several() -> nn.Module:
+    """The network of ``tests/files/make_several.py``."""
+    net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 4))
+    with torch.no_grad():
+        for number, value in enumerate(net.parameters()):
+            value.copy_((torch.arange(value.numel()) * 37 % 101 - 50).view(value.shape) / 64 + number / 8)
+    return net
+
+
+@pytest.mark.parametrize("name", ["first", "second-1"])
+def test_one_of_a_checkpoints_several_adapters(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules[__name__], "built", of_several, raising=False)
+    monkeypatch.setitem(sys.modules, "own_several", sys.modules[__name__])
+    words = ["merge", "python:own_several:built", str(SEVERAL / "run.ckpt"), "out"]
+    assert "holds several adapters, ['first', 'second-1'], and which one is meant?" in refused(capsys, *words)
+    as_json(capsys, *words, "--adapter-name", name)
+    adapter = load_adapter(of_several(), SEVERAL / name)
+    adapter.merge()
+    stored = load_file("out/model.safetensors")
+    assert torch.equal(stored["0.weight"], adapter.base_parameters()["0.weight"] + adapter.delta("0.weight"))
+    assert not torch.equal(stored["0.weight"], of_several()[0].weight)
