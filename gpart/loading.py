@@ -42,7 +42,8 @@ def load_adapter(
     Args:
         model: the base model, with other adapters or without, or with one of the same name and config, which is filled.
             A new adapter becomes the active one, see :func:`gpart.adapters.set_active`.
-        folder: an adapter folder, or a ``.ckpt`` file; a path, or a URL that fsspec knows (``s3://...``).
+        folder: an adapter folder, or a ``.ckpt`` file; a path, or a URL that fsspec knows (``s3://...``); or a name on the
+            hub, ``user/name`` or ``user/name@revision``, where nothing of this name is here.
         check_base: False loads onto another base of the same shape, with a warning.
         indices: as for :func:`gpart.attach`; an attached adapter keeps its own.
         weights: the same.

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -64,15 +65,8 @@ def read_folder(folder: Place) -> tuple[Manifest, dict[str, Tensor]]:
         GPartFileError: if there is no such folder, or a file is missing in it.
         GPartError: if a file was changed or truncated, or is no adapter's.
     """
-    at = located(folder)
-    if not is_folder(at):
-        raise GPartFileError(f"no adapter at {at}: there is no such folder")
-    if is_file(inside(at, BASE)) and is_file(inside(inside(at, BESIDE_BASE), CONFIG)):
-        at = inside(at, BESIDE_BASE)
+    at = adapter_place(folder)
     config_file, tensor_file = inside(at, CONFIG), inside(at, TENSORS)
-    if not is_file(config_file):
-        model = f", but a model's {BASE}" if is_file(inside(at, BASE)) else ""
-        raise GPartFileError(f"no adapter at {at}: there is no file {CONFIG}{model}")
     text = read(config_file).decode("utf-8", errors="replace")
     try:
         described = json.loads(text)
@@ -99,6 +93,23 @@ def read_folder(folder: Place) -> tuple[Manifest, dict[str, Tensor]]:
         return manifest, load_tensors(content)
     except SafetensorError as error:
         raise GPartError(f"{tensor_file} is no safetensors file: {error}") from None
+
+
+def adapter_place(folder: Place) -> Path | str:
+    """Where the two files lie: in a folder, or in ``gpart`` in a model's.
+
+    Raises:
+        GPartFileError: if there is no such folder, or no adapter's config in it.
+    """
+    at = located(folder)
+    if not is_folder(at):
+        raise GPartFileError(f"no adapter at {at}: there is no such folder")
+    if is_file(inside(at, BASE)) and is_file(inside(inside(at, BESIDE_BASE), CONFIG)):
+        at = inside(at, BESIDE_BASE)
+    if not is_file(inside(at, CONFIG)):
+        model = f", but a model's {BASE}" if is_file(inside(at, BASE)) else ""
+        raise GPartFileError(f"no adapter at {at}: there is no file {CONFIG}{model}")
+    return at
 
 
 def _check_kind(described: Mapping[str, Any], source: str) -> None:
