@@ -287,21 +287,25 @@ def test_the_words_are_checked(
     assert not Path("out").exists()
 
 
-def test_the_authors_folder_is_another_modules_affair(
+def test_the_authors_folder_there_and_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from types import ModuleType
-
     monkeypatch.chdir(tmp_path)
-    made = ModuleType("gpart.serialization.authors")
-    made.export_authors = lambda source, out: (out / "adapter_config.json").write_text(source)
-    monkeypatch.setitem(sys.modules, "gpart.serialization.authors", made)
-    assert as_json(capsys, "export", "here", "out", "--to", "authors") == {
-        "adapter": "here",
+    bert_folder(Path("base"))
+    trained(classifier(Path("base")), Path("ours"), modules_to_save=["classifier"], projection="authors-stateless")
+    assert as_json(capsys, "export", "ours", "theirs", "--to", "authors") == {
+        "adapter": "ours",
         "to": "authors",
-        "out": "out",
+        "out": "theirs",
     }
-    assert Path("out/adapter_config.json").read_text() == "here"
+    words = ("--base", "base", "--model-class", "BertForSequenceClassification")
+    assert as_json(capsys, "import", "theirs", "back", *words)["projection"] == "authors-stateless"
+    ours, back = (load_file(f"{folder}/adapter_model.safetensors") for folder in ("ours", "back"))
+    assert ours.keys() == back.keys()
+    assert all(torch.equal(value, back[name]) for name, value in ours.items())
+    trained(classifier(Path("base")), Path("v1"), modules_to_save=["classifier"])
+    assert "partition" in refused(capsys, "export", "v1", "theirs-too", "--to", "authors")
+    assert not Path("theirs-too").exists()
 
 
 @pytest.mark.parametrize(("rows", "columns", "rank"), [(5, 9, 2), (9, 5, 5), (4, 4, 7), (1, 6, 1)])
