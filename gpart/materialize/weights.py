@@ -43,10 +43,11 @@ from gpart.materialize.policy import Mode, mode_of
 from gpart.materialize.recompute import Recomputation
 from gpart.materialize.scaling import Scaling
 from gpart.ops import compiled
-from gpart.ops.autograd import collected, expand, expand_plainly, put_in
+from gpart.ops.autograd import collected, expand, expand_plainly, put_in, scale
 from gpart.ops.block import Block
 from gpart.ops.dispatch import expand_into
 from gpart.ops.dropout import with_dropout
+from gpart.partition import Partition
 
 
 class Weights:
@@ -154,7 +155,10 @@ class Weights:
 
     def scale(self, theta: Tensor, device: torch.device) -> Tensor:
         """As :meth:`scaled`, as what many expansions start from."""
-        scaled = self.scaling(theta).to(device)
+        if isinstance(self.scaling.projection, Partition):  # known in closed form: asked at every pass, so at once
+            scaled = scale(theta, self.plan.size, self.config.isometric).to(device)
+        else:
+            scaled = self.scaling(theta).to(device)
         return collected(scaled) if not torch.compiler.is_compiling() and scaled.requires_grad else scaled
 
     @property

@@ -144,7 +144,7 @@ def write_authors(
         "task_type": None,
     }
     named = {_THETA if each == key else _SAVED + each: value for each, value in tensors.items()}
-    content = dump_tensors({each: value.cpu().contiguous().clone() for each, value in named.items()})
+    content = dump_tensors({each: value.cpu().contiguous().clone() for each, value in named.items()}, {"format": "pt"})
     text = json.dumps(described, indent=2, sort_keys=True)
     write(located(folder), {TENSORS: content, CONFIG: text.encode()})
 

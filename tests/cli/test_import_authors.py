@@ -72,7 +72,7 @@ def test_an_adapter_that_is_there_is_kept_without_force(base, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("settings", "words", "told"),
     [
-        ({}, ("--base", "/nothing/here"), "base '/nothing/here' can't be loaded as AutoModelForSequenceClassification"),
+        ({}, ("--base", "/nothing/here"), "there is no model '/nothing/here'"),
         ({}, ("--base", "BASE", "--model-class", "NoSuchModel"), "--model-class NoSuchModel: Transformers"),
         ({"target_modules": ["wrong"]}, ("--base", "BASE"), "'wrong' matches no module"),
         ({"projection_type": "fastfood"}, ("--base", "BASE"), "projection_type='fastfood'"),

@@ -108,9 +108,8 @@ def test_the_model_is_theirs_to_the_bit(tmp_path, names, settings):
 
     back = tmp_path / "back"  # and theirs again
     export_authors(ours, back)
-    one, other = (load_file(each / "adapter_model.safetensors") for each in (folder, back))
-    assert one.keys() == other.keys()
-    assert all(one[key].equal(other[key]) for key in one)
+    one, other = ((each / "adapter_model.safetensors").read_bytes() for each in (folder, back))
+    assert one == other
     assert read_authors(back)[0] == read_authors(folder)[0] == adapter.config
 
 
