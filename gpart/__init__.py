@@ -42,7 +42,7 @@ _HOME = {
 """The public names that need torch, and the modules that they are in."""
 
 _MODULES = frozenset({*("adapter", "config", "injection", "loading", "materialize", "ops", "partition"), "serialization",
-                      *("callbacks", "datamodules", "lightning_modules", "packaged", "studies")})  # fmt: skip
+                      *("callbacks", "datamodules", "lightning_modules", "packaged", "serving", "studies")})  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -36,6 +36,7 @@ COMMANDS = {
     "params": Command("gpart.cli.params", "params_command", "count what each method trains, and plan GPart's memory"),
     "study": Command("gpart.cli.study", "study_command", "run methods x tasks x seeds, and write their table"),
     "bench": Command("gpart.cli.bench", "bench_command", "measure each method's time and memory"),
+    "serve": Command("gpart.cli.serve", "serve_command", "serve a base and a folder of adapters by HTTP"),
 }
 """The others."""
 
@@ -72,7 +73,7 @@ def unknown(word: str) -> str:
 
     Example:
         >>> unknown("studdy")
-        "there is no command 'studdy', did you mean study? There are fit, validate, test, predict, configs, params, study, bench; 'gpart --help' explains them"
+        "there is no command 'studdy', did you mean study? There are fit, validate, test, predict, configs, params, study, bench, serve; 'gpart --help' explains them"
     """
     known = {name: name for name in LINES} | ELSEWHERE
     close = difflib.get_close_matches(word, known, n=1)
