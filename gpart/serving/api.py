@@ -20,7 +20,6 @@ from litserve.loops.simple_loops import BatchedLoop
 
 from gpart.errors import GPartError
 from gpart.serving.engine import Answer, Asked, Engine
-from gpart.serving.models import labels_in, load_model, make_task, read_config, task_of, untrained
 from gpart.serving.requests import BROKEN, Limits, RequestError
 from gpart.serving.store import AdapterStore
 from gpart.serving.switch import Switch
@@ -49,6 +48,8 @@ def make_engine(settings: Settings, device: str = "cpu") -> Engine:
     Raises:
         GPartError: if there is no such model or folder, or they do not fit each other.
     """
+    from gpart.serving.models import labels_in, load_model, make_task, read_config, task_of, untrained  # noqa: PLC0415  # see _silence
+
     store = AdapterStore(settings.adapters, settings.memory)
     config = read_config(settings.base)
     task = task_of(config, settings.task)
@@ -63,7 +64,7 @@ class AdapterAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
 
     Args:
         settings: what is served.
-        failures: takes the reason where the model cannot be loaded, for the process that waits for it.
+        failures: the end of a pipe that takes the reason where the model cannot be loaded.
         max_batch_size: requests that run together.
         batch_timeout: seconds to wait for more of them.
     """
@@ -78,11 +79,12 @@ class AdapterAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
         """Loads the model; called once, in the process that runs it."""
         if self.failures is not None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this process
+            _silence()
         try:
             self.engine = make_engine(self.settings, device)
         except GPartError as error:
             if self.failures is not None:
-                self.failures.put(str(error))
+                self.failures.send(str(error))
                 logging.getLogger("litserve").disabled = True  # the message is told in one line, by who waits for it
                 logging.getLogger("litserve.loops.loops").disabled = True
             raise
@@ -107,10 +109,22 @@ class AdapterAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
             return JSONResponse({"detail": "the model's answer is not finite"}, BROKEN)
 
 
+def _silence() -> None:
+    """Leaves out what Transformers says of every load, and a torchao warning when it is first imported.
+
+    A missing head is no news here: the adapters bring theirs, and the base refuses to answer without.
+    """
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+    from transformers.utils import logging as its  # noqa: PLC0415  # after the line above
+
+    its.set_verbosity_error()
+    its.disable_progress_bar()
+
+
 class WaitingLoop(BatchedLoop):  # type: ignore[misc]  # LitServe has no types
     """Sleeps until a request comes, then collects others for ``batch_timeout``.
 
-    LitServe's own asks its queue without pause, or a thousand times a second, which takes a core of an idle server.
+    LitServe's own asks its queue without pause, or a thousand times a second, which keeps an idle server busy.
     """
 
     def __init__(self) -> None:

@@ -33,7 +33,7 @@ def make_server(
     timeout: float = 60.0,
     accelerator: str = "auto",
 ) -> tuple[LitServer, Any]:
-    """The LitServe server, not yet started, and the queue that gets the reason where its model cannot be loaded.
+    """The LitServe server, not yet started, and the connection that gets the reason where its model cannot be loaded.
 
     Args:
         settings: what is served.
@@ -48,8 +48,8 @@ def make_server(
     """
     store = AdapterStore(settings.adapters)
     task = task_of(read_config(settings.base), settings.task)
-    failures = multiprocessing.get_context("spawn").SimpleQueue()
-    api = AdapterAPI(settings, failures, max_batch_size, batch_timeout)
+    failures, told = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    api = AdapterAPI(settings, told, max_batch_size, batch_timeout)
     server = LitServer(
         api,
         accelerator=accelerator,
@@ -100,9 +100,9 @@ def run_server(server: LitServer, failures: Any, host: str, port: int, log_level
             limit_concurrency=max_requests,
         )
     except RuntimeError as error:
-        if failures.empty():
+        if not failures.poll():
             raise
-        raise GPartError(failures.get()) from error
+        raise GPartError(failures.recv()) from error
     except KeyboardInterrupt:
         return
     finally:
