@@ -46,7 +46,7 @@ def check_stored_name(name: object) -> str:
 def listed(root: Path) -> list[str]:
     """The names of the adapters below a folder, sorted: folders with an adapter's config, also of broken ones."""
     with os.scandir(root) as entries:
-        names = [entry.name for entry in entries if is_name(entry.name) and entry.is_dir()]
+        names = [entry.name for entry in entries if is_name(entry.name)]
     return sorted(name for name in names if _inside(root, root / name / CONFIG))
 
 

@@ -108,6 +108,7 @@ class Switch:
         """What the stored group indices take in memory."""
         return sum(index.nbytes for _, index in self._plans.values() if index is not None)
 
+    @torch.inference_mode(mode=False)  # what is made here is written to later, in whatever mode
     def use(self, name: str | None) -> None:
         """Switches to an adapter, as it is on disk now, or to the base.
 
@@ -209,7 +210,6 @@ class Switch:
             self._adapter = self._layout = self._active = None
         self._first.clear()
 
-    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def _fill(self, wanted: StoredAdapter) -> None:
         """Copies theta and the heads; what the adapter before had changed and this one does not name is put back."""
@@ -228,7 +228,6 @@ class Switch:
         adapter.weights.disabled = False
         self._active = wanted
 
-    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def _use_base(self) -> None:
         if self._adapter is not None:
