@@ -23,7 +23,7 @@ Without "adapter" the base answers. GET /adapters lists the names; /health is "o
 LIT_SERVER_API_KEY in the environment every request needs it in the header X-API-Key."""
 
 TASKS = ("auto", "text-classification", "generation", "image-classification")
-HOSTS = ("127.0.0.1", "0.0.0.0", "::")  # noqa: S104  # the first is the default
+HOSTS = ("127.0.0.1", "0.0.0.0", "::")  # noqa: S104  # what LitServe takes; the first is the default
 MIB = 1 << 20
 
 

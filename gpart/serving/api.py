@@ -4,6 +4,7 @@ Invariant: no hook raises for one request's sake, since LitServe answers a whole
 what is wrong with a request travels as a value, and becomes that request's own status in :meth:`AdapterAPI.encode_response`.
 """
 # No ``from __future__ import annotations`` here: LitServe takes these annotations as they are for FastAPI's types.
+# And no torch at the top: the process that starts the server and the one that listens need none.
 
 import logging
 import os
@@ -11,7 +12,7 @@ import signal
 import time
 from dataclasses import dataclass, field
 from queue import Empty
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import JSONResponse
 from litserve import LitAPI
@@ -19,10 +20,10 @@ from litserve.loops.base import _StopLoopError
 from litserve.loops.simple_loops import BatchedLoop
 
 from gpart.errors import GPartError
-from gpart.serving.engine import Answer, Asked, Engine
 from gpart.serving.requests import BROKEN, Limits, RequestError
-from gpart.serving.store import AdapterStore
-from gpart.serving.switch import Switch
+
+if TYPE_CHECKING:
+    from gpart.serving.engine import Answer, Asked, Engine
 
 _IDLE = 1.0  # s between two looks whether the server is still there
 
@@ -42,13 +43,18 @@ class Settings:
     """Printed when the model is loaded."""
 
 
-def make_engine(settings: Settings, device: str = "cpu") -> Engine:
+def make_engine(settings: Settings, device: str = "cpu") -> "Engine":
     """The engine that the settings describe.
 
     Raises:
         GPartError: if there is no such model or folder, or they do not fit each other.
     """
-    from gpart.serving.models import labels_in, load_model, make_task, read_config, task_of, untrained  # noqa: PLC0415  # see _silence
+    # ruff: disable[PLC0415]
+    from gpart.serving.engine import Engine
+    from gpart.serving.models import labels_in, load_model, make_task, read_config, task_of, untrained
+    from gpart.serving.store import AdapterStore
+    from gpart.serving.switch import Switch
+    # ruff: enable[PLC0415]
 
     store = AdapterStore(settings.adapters, settings.memory)
     config = read_config(settings.base)
@@ -91,15 +97,15 @@ class AdapterAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
         if self.settings.started:
             print(self.settings.started, flush=True)  # noqa: T201  # the command's own line
 
-    def decode_request(self, request: dict[str, Any]) -> Asked | RequestError:
+    def decode_request(self, request: dict[str, Any]) -> "Asked | RequestError":
         """A request's body, read; FastAPI has refused what is no JSON object."""
         return self.engine.read(request)
 
-    def predict(self, batch: list[Asked | RequestError]) -> list[Answer | RequestError]:
+    def predict(self, batch: "list[Asked | RequestError]") -> "list[Answer | RequestError]":
         """The answers to a batch, in order."""
         return self.engine.answer(batch)
 
-    def encode_response(self, output: Answer | RequestError) -> JSONResponse:
+    def encode_response(self, output: "Answer | RequestError") -> JSONResponse:
         """One answer, or the status and the reason of one refusal."""
         if isinstance(output, RequestError):
             return JSONResponse({"detail": output.detail}, output.status)

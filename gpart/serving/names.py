@@ -11,7 +11,9 @@ import re
 from pathlib import Path
 
 from gpart.errors import GPartError, GPartFileError
-from gpart.serialization.folder import CONFIG, TENSORS
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+"""As in :mod:`gpart.serialization.folder`, which needs torch; what lists a folder does not."""
 
 LONGEST = 64
 """Characters in a name."""
@@ -41,6 +43,17 @@ def check_stored_name(name: object) -> str:
             f" {shown if len(shown) <= 80 else shown[:76] + ' ...'}"
         )
     return name
+
+
+def check_folder(folder: str | os.PathLike[str]) -> Path:
+    """A store's folder.
+
+    Raises:
+        GPartFileError: if it is not there.
+    """
+    if not Path(folder).is_dir():
+        raise GPartFileError(f"there is no folder {folder} to serve adapters from")
+    return Path(folder)
 
 
 def listed(root: Path) -> list[str]:

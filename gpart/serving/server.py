@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
 import signal
 import socket
+import sys
 from typing import Any
 
 from fastapi import Depends
 from fastapi.responses import JSONResponse
 from litserve import LitServer
+from litserve.connector import check_cuda_with_nvidia_smi
 
 from gpart.errors import GPartError
 from gpart.serving.api import AdapterAPI, Settings
-from gpart.serving.models import read_config, task_of
-from gpart.serving.store import AdapterStore
-
-HOSTS = ("127.0.0.1", "0.0.0.0", "::")  # noqa: S104  # LitServe takes these; the first is the default
-"""Where a server may listen: this machine alone, or all of its networks."""
+from gpart.serving.names import check_folder, listed
 
 
 def make_server(
@@ -44,24 +43,23 @@ def make_server(
         accelerator: LitServe's: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
 
     Raises:
-        GPartError: if there is no such folder or model, or the model is not for the task.
+        GPartFileError: if there is no folder of adapters.
     """
-    store = AdapterStore(settings.adapters)
-    task = task_of(read_config(settings.base), settings.task)
+    folder = check_folder(settings.adapters)
     failures, told = multiprocessing.get_context("spawn").Pipe(duplex=False)
     api = AdapterAPI(settings, told, max_batch_size, batch_timeout)
     server = LitServer(
         api,
-        accelerator=accelerator,
+        accelerator=_accelerator() if accelerator == "auto" else accelerator,
         devices=1,
         timeout=timeout,
         max_payload_size=max_body,
-        model_metadata={"task": task, "limits": vars(settings.limits)},
+        model_metadata={"task": settings.task, "limits": vars(settings.limits)},
         disable_openapi_url=True,
     )
 
     def adapters() -> JSONResponse:
-        return JSONResponse({"adapters": store.names()})
+        return JSONResponse({"adapters": listed(folder)})
 
     server.app.add_api_route("/adapters", adapters, dependencies=[Depends(server.setup_auth())])
     return server, failures
@@ -73,7 +71,7 @@ def run_server(server: LitServer, failures: Any, host: str, port: int, log_level
     Args:
         server: from :func:`make_server`.
         failures: the same.
-        host: one of :data:`HOSTS`.
+        host: one that LitServe takes: 127.0.0.1, 0.0.0.0 or ::.
         port: from :func:`free_port`.
         log_level: of LitServe and uvicorn.
         max_requests: above which uvicorn answers 503.
@@ -126,3 +124,10 @@ def free_port(host: str, port: int) -> int:
         except OSError as error:
             raise GPartError(f"port {port} of {host} cannot be used: {error.strerror}") from error
         return int(probe.getsockname()[1])
+
+
+def _accelerator() -> str:
+    """What a model runs on; LitServe's own ``"auto"`` takes the CPU where torch is not imported yet."""
+    if check_cuda_with_nvidia_smi() > 0:
+        return "cuda"
+    return "mps" if sys.platform == "darwin" and platform.machine() == "arm64" else "cpu"

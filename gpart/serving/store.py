@@ -16,7 +16,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -24,9 +23,9 @@ from torch import Tensor
 
 from gpart.errors import GPartError, GPartFileError
 from gpart.injection.modules import theta_key
-from gpart.serialization.folder import CONFIG, TENSORS, read_folder
+from gpart.serialization.folder import read_folder
 from gpart.serialization.manifest import Manifest
-from gpart.serving.names import adapter_files, check_stored_name, listed
+from gpart.serving.names import CONFIG, TENSORS, adapter_files, check_folder, check_stored_name, listed
 
 GIB = 1 << 30
 _OVERHEAD = 4096  # bytes for an adapter's own objects; its layout is shared
@@ -102,9 +101,7 @@ class AdapterStore:
     """
 
     def __init__(self, folder: str | PathLike[str], max_bytes: int = GIB) -> None:
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise GPartFileError(f"there is no folder {self.folder} to serve adapters from")
+        self.folder = check_folder(folder)
         if max_bytes < 1:
             raise GPartError(f"max_bytes must be 1 or more, got {max_bytes}")
         self.max_bytes = max_bytes

@@ -12,7 +12,14 @@ from torch import nn
 from gpart import GPartConfig, attach
 from gpart.adapter import GPartAdapter
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"a charming film dull plot with no end and great actors".split()]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *"a charming film dull plot with no end and great actors".split(),
+]
 TEXT = GPartConfig(d=50, target_modules=["query", "value"], modules_to_save=["classifier"])
 
 

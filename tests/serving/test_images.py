@@ -64,7 +64,9 @@ def test_batches_give_what_each_image_gives_alone(folders: Path) -> None:
     asked = [(name, kind, shade) for name in (None, "u0", "u1") for kind in ("PNG", "JPEG") for shade in (0, 120)]
     answers = engine.answer([engine.read(body(image(kind, shade=shade), adapter=name)) for name, kind, shade in asked])
     found = set()
-    models = {name: AutoModelForImageClassification.from_pretrained(folders / "base").eval() for name in (None, "u0", "u1")}
+    models = {
+        name: AutoModelForImageClassification.from_pretrained(folders / "base").eval() for name in (None, "u0", "u1")
+    }
     for name in ("u0", "u1"):
         load_adapter(models[name], folders / "adapters" / name)
     for (name, kind, shade), answer in zip(asked, answers, strict=True):
@@ -79,7 +81,8 @@ def test_batches_give_what_each_image_gives_alone(folders: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "mode"), [("PNG", mode) for mode in ("RGB", "L", "1", "RGBA", "P", "LA")] + [("JPEG", "CMYK"), ("JPEG", "L")]
+    ("kind", "mode"),
+    [("PNG", mode) for mode in ("RGB", "L", "1", "RGBA", "P", "LA")] + [("JPEG", "CMYK"), ("JPEG", "L")],
 )
 def test_every_mode_becomes_rgb(kind: str, mode: str) -> None:
     file = io.BytesIO()

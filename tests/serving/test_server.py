@@ -22,6 +22,7 @@ import pytest
 import torch
 from served_models import TEXT, bert_adapters, bert_folder, fill, replace_adapter, spoil
 
+import gpart
 from gpart import attach
 from gpart.adapter import GPartAdapter
 from gpart.errors import GPartError
@@ -30,6 +31,7 @@ from gpart.serving.client import Client
 COUNT, CLIENTS, EACH = 200, 50, 4
 TEXTS = ["a charming film", "dull plot with no end", "great actors", "film"]
 KEY = "a key"
+ROOT = Path(gpart.__file__).resolve().parent.parent
 
 
 def free_port() -> int:
@@ -56,7 +58,7 @@ def server(folders: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     with (folders / "said").open("w") as said:
         process = subprocess.Popen(
             [sys.executable, "-m", "gpart.cli", "serve", *words],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "LIT_SERVER_API_KEY": KEY},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "LIT_SERVER_API_KEY": KEY, "PYTHONPATH": str(ROOT)},
             stdout=said,
             stderr=said,
             text=True,
@@ -195,12 +197,14 @@ def test_what_is_wrong_has_a_status_and_a_reason(client: Client, content: bytes,
 def test_the_key_is_asked_for_everywhere(client: Client) -> None:
     for path in ("/predict", "/adapters", "/info", "/health"):
         stranger = Client(client.url, api_key="another")
-        with pytest.raises(GPartError, match="answers 40[15]"):
+        with pytest.raises(GPartError, match=r"answers 40[15]"):
             stranger._ask(path)
     assert raw(client.url, "/predict", b'{"text": "film"}', **{"X-API-Key": "another"})[0] == 401
 
 
-@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/adapters/u1", "/adapters/../base", "/static/x", "/shutdown"])
+@pytest.mark.parametrize(
+    "path", ["/docs", "/openapi.json", "/adapters/u1", "/adapters/../base", "/static/x", "/shutdown"]
+)
 def test_no_other_path_answers(client: Client, path: str) -> None:
     with pytest.raises(GPartError, match="answers 404"):
         client._ask(path)

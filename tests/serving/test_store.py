@@ -16,7 +16,8 @@ from served_models import replace_adapter, spoil, store_adapter
 
 from gpart.errors import GPartError, GPartFileError
 from gpart.serialization.folder import CONFIG, TENSORS
-from gpart.serving import AdapterStore, store as module
+from gpart.serving import AdapterStore
+from gpart.serving import store as module
 
 TENSOR_BYTES = 4 * (7 + 10 + 2)  # theta, the head's weight and bias
 HELD = TENSOR_BYTES + module._OVERHEAD
@@ -72,7 +73,9 @@ def test_an_adapter_is_read_once_until_a_file_changes(folder: Path, reads: list[
 
 
 @pytest.mark.parametrize("file", [CONFIG, TENSORS])
-def test_a_file_of_the_same_size_and_time_but_in_another_place_is_seen(folder: Path, file: str, reads: list[str]) -> None:
+def test_a_file_of_the_same_size_and_time_but_in_another_place_is_seen(
+    folder: Path, file: str, reads: list[str]
+) -> None:
     store, path = AdapterStore(folder), folder / "anna" / file
     store.get("anna")
     stat = path.stat()
@@ -140,7 +143,7 @@ def test_a_broken_one_is_an_error_for_its_name_only_until_it_is_mended(folder: P
     store = AdapterStore(folder)
     spoil(folder / "ben")
     for _ in range(2):
-        with pytest.raises(GPartError, match="adapter 'ben' is broken: adapter_model.safetensors was changed"):
+        with pytest.raises(GPartError, match=r"adapter 'ben' is broken: adapter_model\.safetensors was changed"):
             store.get("ben")
     assert reads == ["ben"]  # what was wrong is remembered
     assert store.get("anna").name == "anna"
@@ -193,9 +196,29 @@ def test_old_files_that_disagree_are_not_waited_for(folder: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../anna", "anna/../ben", "/etc", "anna/", ".anna", "a\\b", "an na", "anna\n", "\0", "x" * 65, "ä", 3, None]
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../anna",
+        "anna/../ben",
+        "/etc",
+        "anna/",
+        ".anna",
+        "a\\b",
+        "an na",
+        "anna\n",
+        "\0",
+        "x" * 65,
+        "ä",
+        3,
+        None,
+    ],
 )
-def test_what_is_no_name_is_refused_before_anything_is_looked_at(folder: Path, name: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_name_is_refused_before_anything_is_looked_at(
+    folder: Path, name: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = AdapterStore(folder / ".." / "all")
     monkeypatch.setattr(module.os, "stat", lambda *_: pytest.fail("looked"))
     with pytest.raises(GPartError, match="an adapter's name has 1 to 64 letters"):
@@ -274,9 +297,9 @@ def test_an_adapter_without_theta_is_broken(folder: Path, reads: list[str], monk
 
     def without(place: Path) -> object:
         manifest, tensors = real(place)
-        return manifest, {name: value for name, value in tensors.items() if place.name == "ben" or "theta" not in name} | (
-            {"gpart.default.theta": torch.zeros(3)} if place.name == "ben" else {}
-        )
+        return manifest, {
+            name: value for name, value in tensors.items() if place.name == "ben" or "theta" not in name
+        } | ({"gpart.default.theta": torch.zeros(3)} if place.name == "ben" else {})
 
     monkeypatch.setattr(module, "read_folder", without)
     store = AdapterStore(folder)

@@ -59,7 +59,9 @@ def test_every_switch_gives_what_the_adapter_gives_alone(folder: Path, same_bits
 @pytest.mark.parametrize("indices", ["stored", "computed"])
 @pytest.mark.parametrize("weights", ["kept", "forward", "recomputed"])
 @torch.no_grad()
-def test_the_memory_settings_change_nothing(folder: Path, indices: Any, weights: Any, same_bits: Callable[..., bool]) -> None:
+def test_the_memory_settings_change_nothing(
+    folder: Path, indices: Any, weights: Any, same_bits: Callable[..., bool]
+) -> None:
     switch = Switch(Net(), AdapterStore(folder), indices, weights)
     for name in ("anna", "ben", "seed", None, "anna"):
         switch.use(name)
@@ -70,7 +72,9 @@ def test_the_memory_settings_change_nothing(folder: Path, indices: Any, weights:
 
 
 @torch.no_grad()
-def test_within_a_layout_the_tensors_stay_and_nothing_is_attached_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_within_a_layout_the_tensors_stay_and_nothing_is_attached_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     switch = Switch(Net(), AdapterStore(folder))
     switch.use("anna")
     adapter, head = switch.adapter, switch.model.head.weight
@@ -182,7 +186,7 @@ def test_an_adapter_that_is_not_finite_is_refused(folder: Path) -> None:
     tensors = {"gpart.default.theta": torch.full((7,), float("nan")), **adapter.saved_parameters()}
     write_folder(folder / "bad", adapter.manifest(), {name: value.detach() for name, value in tensors.items()})
     switch = Switch(Net(), AdapterStore(folder))
-    with pytest.raises(GPartError, match="7 of the 7 numbers .* are NaN or infinite"):
+    with pytest.raises(GPartError, match=r"7 of the 7 numbers .* are NaN or infinite"):
         switch.use("bad")
 
 
