@@ -90,11 +90,20 @@ def labels_in(store: AdapterStore, config: Any, task: str) -> int | None:
     """How many labels the stored adapters' heads have, where it is another number than the model's config has.
 
     The first readable adapter tells, by the parameter that has as many rows as the model has labels.
+
+    Raises:
+        GPartError: if Transformers cannot build the model.
     """
     if task == "generation":
         return None
-    with torch.device("meta"):
-        shapes = {name: value.shape for name, value in CLASSES[task].from_config(config).named_parameters()}
+    try:
+        with torch.device("meta"):
+            built = CLASSES[task].from_config(config)
+    except _UNREADABLE as error:
+        raise GPartError(
+            f"a {config.model_type} model cannot be built from its config: {_first_line(error)}"
+        ) from error
+    shapes = {name: value.shape for name, value in built.named_parameters()}
     for name in store.names()[:_FEW]:
         try:
             others = store.get(name).others
@@ -137,6 +146,8 @@ def make_task(base: str, task: str, config: Any, limits: Limits) -> Task:
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     except _UNREADABLE as error:
         raise GPartError(f"{base} has nothing that prepares inputs for {task}: {_first_line(error)}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what Transformers makes where there is no file
+        raise GPartError(f"{base} has no tokenizer: the one that Transformers makes for it knows no word")
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise GPartError(f"the tokenizer of {base} has neither a padding nor an end token")

@@ -22,7 +22,12 @@ ROOT = Path(gpart.__file__).resolve().parent.parent
 def base(tmp_path: Path) -> Path:
     (tmp_path / "base").mkdir()
     (tmp_path / "all").mkdir()
-    config = {"model_type": "bert", "architectures": ["BertForSequenceClassification"], "hidden_size": 8}
+    config = {
+        "model_type": "bert",
+        "architectures": ["BertForSequenceClassification"],
+        "hidden_size": 12,
+        "vocab_size": 9,
+    }
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))
     return tmp_path / "base"
 

@@ -18,7 +18,7 @@ WORDS = [
     "[CLS]",
     "[SEP]",
     "[MASK]",
-    *"a charming film dull plot with no end and great actors".split(),
+    *["a", "charming", "film", "dull", "plot", "with", "no", "end", "and", "great", "actors"],
 ]
 TEXT = GPartConfig(d=50, target_modules=["query", "value"], modules_to_save=["classifier"])
 

@@ -122,8 +122,20 @@ def test_what_has_no_tokenizer(tmp_path: Path) -> None:
     for file in base.glob("vocab*"):
         file.unlink()
     read = read_config(str(base))
-    with pytest.raises(GPartError, match="has nothing that prepares inputs for text-classification"):
+    with pytest.raises(GPartError, match="has no tokenizer: the one that Transformers makes for it knows no word"):
         make_task(str(base), "text-classification", read, Limits())
+
+
+def test_what_has_no_image_processor(tmp_path: Path) -> None:
+    base = config(tmp_path / "m", model_type="vit", architectures=["ViTModel"])
+    with pytest.raises(GPartError, match="has nothing that prepares inputs for image-classification"):
+        make_task(str(base), "image-classification", read_config(str(base)), Limits())
+
+
+def test_a_config_of_which_nothing_can_be_built(tmp_path: Path) -> None:
+    base = config(tmp_path / "m", model_type="bert", hidden_size=8, num_attention_heads=3)
+    with pytest.raises(GPartError, match="a bert model cannot be built from its config"):
+        labels_in(AdapterStore(tmp_path), read_config(str(base)), "text-classification")
 
 
 def test_the_file_names_are_the_adapter_folders() -> None:

@@ -176,7 +176,7 @@ def raw(url: str, path: str, content: bytes, **headers: str) -> tuple[int, str]:
         (b"[1]", 422),
         (b'"text"', 422),
         (b"null", 422),
-        (b"\xff\xfe", 400),
+        (b"\xff\xfe", 422),
         (b"[" * 100_000, 400),
         (b'{"text": "film", "adapter": "../../etc"}', 422),
         (b'{"text": "film", "adapter": "/etc/passwd"}', 422),
