@@ -28,17 +28,20 @@ from gpart.serving import AdapterStore, Switch
 
 RANK, TARGETS = 4, ["query", "value"]
 SHAPES = {"1 x 32": (1, 32), "8 x 64": (8, 64)}
-OWN_SEEDS = 50
+FEWER = {"gpart-own-seeds": 50, "peft-loaded": 100}
+"""Ways that are slow, or take much memory, get fewer adapters; the table says so."""
+
 WAYS = {
     "gpart": "GPart, Switch: theta from memory",
-    "gpart-own-seeds": f"GPart, Switch: {OWN_SEEDS} adapters, each with a seed of its own",
+    "gpart-own-seeds": "GPart, Switch: 50 adapters, each with a seed of its own",
     "peft-hotswap": "LoRA, hotswap_adapter: from disk",
     "peft-hotswap-memory": "LoRA, hotswap_adapter_from_state_dict: from memory",
-    "peft-loaded": "LoRA, all loaded, set_adapter",
+    "peft-loaded": "LoRA, 100 adapters, all loaded, set_adapter",
 }
 
 
 def load(base: Path) -> nn.Module:
+    """The base, frozen, in eval mode."""
     from transformers import AutoModel, logging
 
     logging.set_verbosity_error()
@@ -75,18 +78,19 @@ def make(base: Path, work: Path, count: int) -> dict[str, Any]:
             adapter.theta.normal_(std=0.05)
         adapter.save(work / "gpart" / f"a{number}")
     adapter.detach()
-    for number in range(OWN_SEEDS):
+    for number in range(FEWER["gpart-own-seeds"]):
         adapter = gpart.attach(adapter.model, gpart.GPartConfig(d=trained, target_modules=TARGETS, seed=number))
         with torch.no_grad():
             adapter.theta.normal_(std=0.05)
         adapter.save(work / "gpart-own-seeds" / f"a{number}")
         adapter.detach()
-    facts = {"trained": trained, "D": adapter.size, "count": count, "own_seeds": OWN_SEEDS}
+    facts = {"trained": trained, "D": adapter.size, "count": count}
     (work / "made.json").write_text(json.dumps(facts))
     return facts
 
 
 def load_lora(folder: Path) -> dict[str, torch.Tensor]:
+    """A LoRA's tensors."""
     from safetensors.torch import load_file
 
     return load_file(folder / "adapter_model.safetensors")
@@ -121,6 +125,7 @@ def resident() -> int:
 
 
 def clocked(what: Callable[[], object]) -> float:
+    """The seconds that something takes."""
     start = time.perf_counter()
     what()
     return time.perf_counter() - start
@@ -131,7 +136,7 @@ def measure(way: str, base: Path, work: Path, count: int, threads: int) -> dict[
     """One way in this process: seconds of each switch and of the two forward passes after it, and memory in bytes."""
     torch.set_num_threads(threads)
     model = load(base)
-    names = [f"a{number}" for number in range(OWN_SEEDS if way == "gpart-own-seeds" else count)]
+    names = [f"a{number}" for number in range(min(count, FEWER.get(way, count)))]
     torch.manual_seed(0)
     inputs = {name: torch.randint(1000, 20000, shape) for name, shape in SHAPES.items()}
     plain = {
@@ -142,7 +147,7 @@ def measure(way: str, base: Path, work: Path, count: int, threads: int) -> dict[
     model, use = make_use(way, model, work, names)
     ready = time.perf_counter() - ready
     found: dict[str, Any] = {"plain": plain, "ready": ready, "first_pass": [], "switch": [], "memory_base": before}
-    small, large = inputs.values()
+    small = inputs["1 x 32"]
     for name in names:
         found["first_pass"].append(clocked(lambda name=name: use(name)))
     found["memory"] = resident() - before
@@ -150,9 +155,10 @@ def measure(way: str, base: Path, work: Path, count: int, threads: int) -> dict[
         found[f"first {key}"], found[f"second {key}"] = [], []
     for turn, name in enumerate(names):
         found["switch"].append(clocked(lambda name=name: use(name)))
-        key, ids = list(inputs.items())[turn % 2]
+        key, ids = list(inputs.items())[turn % 20 == 0]
         found[f"first {key}"].append(clocked(lambda ids=ids: model(input_ids=ids)))
-        found[f"second {key}"].append(clocked(lambda ids=ids: model(input_ids=ids)))
+        if turn % 4 == 0:
+            found[f"second {key}"].append(clocked(lambda ids=ids: model(input_ids=ids)))
     found["memory_after"] = resident() - before
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if way == "gpart":
@@ -173,6 +179,7 @@ def check(
 
 
 def size_on_disk(folder: Path) -> int:
+    """The bytes of an adapter's two files."""
     return sum(file.stat().st_size for file in (folder / "a0").iterdir())
 
 
@@ -183,30 +190,24 @@ def table(facts: dict[str, Any], runs: dict[str, list[dict[str, Any]]], disk: di
         return 1000 * median(value for run in runs[way] for value in run[key])
 
     plain = {key: 1000 * median(v for way in runs.values() for run in way for v in run["plain"][key]) for key in SHAPES}
+    columns = ("switch, first time", "switch", "of a forward pass", "expand", "to first output, 1 x 32", "8 x 64")
+    columns += ("forward pass after, 1 x 32", "8 x 64")
     lines = [
-        f"{facts['count']:,} adapters of {facts['trained']:,} trained parameters, D = {facts['D']:,}; medians, ms. The base"
-        f" alone: {plain['1 x 32']:.2f} for 1 x 32 tokens, {plain['8 x 64']:.1f} for 8 x 64.",
+        f"{facts['count']:,} adapters of {facts['trained']:,} trained parameters, D = {facts['D']:,}; medians in ms.",
+        f"The base alone: {plain['1 x 32']:.2f} for 1 x 32 tokens, {plain['8 x 64']:.1f} for 8 x 64.",
         "",
-        "| way | first switch to it | switch | of a forward pass | expand | to first output, 1 x 32 | 8 x 64 | a forward pass after, 1 x 32 | 8 x 64 |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| way | {' | '.join(columns)} |",
+        "| --- |" + " ---: |" * len(columns),
     ]
     for way, says in WAYS.items():
-        switch, small, large = ms(way, "switch"), "1 x 32", "8 x 64"
-        expand = ms(way, f"first {small}") - ms(way, f"second {small}")
-        firsts = [switch + ms(way, f"first {key}") for key in (small, large)]
-        after = [ms(way, f"second {key}") for key in (small, large)]
-        lines.append(
-            f"| {says} | {ms(way, 'first_pass'):.3f} | {switch:.3f} | 1/{plain[small] / switch:.0f} | {expand:.2f} |"
-            f" {firsts[0]:.2f} | {firsts[1]:.1f} | {after[0]:.2f} | {after[1]:.1f} |"
-            if plain[small] > switch
-            else f"| {says} | {ms(way, 'first_pass'):.3f} | {switch:.3f} | {switch / plain[small]:.1f} | {expand:.2f} |"
-            f" {firsts[0]:.2f} | {firsts[1]:.1f} | {after[0]:.2f} | {after[1]:.1f} |"
-        )
-    lines += [
-        "",
-        "| way | before the first, s | memory for all, MiB | after all were used | on disk, kB an adapter |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+        switch, small, large = ms(way, "switch"), ms(way, "second 1 x 32"), ms(way, "second 8 x 64")
+        first = ms(way, "first 1 x 32"), ms(way, "first 8 x 64")
+        share = f"1/{plain['1 x 32'] / switch:.0f}" if switch < plain["1 x 32"] else f"{switch / plain['1 x 32']:.1f}"
+        cells = [f"{ms(way, 'first_pass'):.2f}", f"{switch:.3f}", share, f"{first[0] - small:.2f}"]
+        cells += [f"{switch + first[0]:.2f}", f"{switch + first[1]:.1f}", f"{small:.2f}", f"{large:.1f}"]
+        lines.append(f"| {says} | {' | '.join(cells)} |")
+    columns = ("before the first, s", "memory for all, MiB", "after all were used", "on disk, kB an adapter")
+    lines += ["", f"| way | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
     for way, says in WAYS.items():
         ready, memory, later = (median(run[key] for run in runs[way]) for key in ("ready", "memory", "memory_after"))
         kind = way if way.startswith("gpart") else "lora"
@@ -215,6 +216,7 @@ def table(facts: dict[str, Any], runs: dict[str, list[dict[str, Any]]], disk: di
 
 
 def main() -> None:
+    """Measures and writes."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--base", type=Path, required=True, help="a Transformers folder of a BERT")
     parser.add_argument("--work", type=Path, required=True, help="where the adapters are made")
