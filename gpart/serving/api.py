@@ -121,8 +121,9 @@ def _silence() -> None:
     A missing head is no news here: the adapters bring theirs, and the base refuses to answer without.
     """
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
-    from transformers.utils import logging as its  # noqa: PLC0415  # after the line above
+    from transformers.utils import logging as transformers_logging  # noqa: PLC0415  # after the line above
 
+    its: Any = transformers_logging
     its.set_verbosity_error()
     its.disable_progress_bar()
 
