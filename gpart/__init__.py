@@ -49,7 +49,7 @@ _HOME = {
 
 _MODULES = frozenset({*("adapter", "adapters", "config", "injection", "loading", "materialize", "ops", "partition"),
                       *("projections", "serialization", "arithmetic", "callbacks", "datamodules", "lightning_modules"),
-                      *("packaged", "studies")})  # fmt: skip
+                      *("packaged", "serving", "studies")})  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -65,8 +65,10 @@ MAY_IMPORT = {
         "errors",
         "version",
     },
+    "serving": METHOD | {"errors", "version"},
     "studies": METHOD | {"face", "callbacks", "lightning_modules", "datamodules", "assets", "errors", "version"},
-    "cli": METHOD | {"face", "callbacks", "lightning_modules", "datamodules", "assets", "studies", "errors", "version"},
+    "cli": METHOD
+    | {"face", "callbacks", "lightning_modules", "datamodules", "assets", "studies", "serving", "errors", "version"},
 }
 """Every room, and the rooms that it may import; ``face`` is ``gpart/__init__.py``."""
 
@@ -268,7 +270,7 @@ def test_every_dependency_and_ignored_rule_has_its_reason() -> None:
     project = tomllib.loads(text)
     lines = text.splitlines()
     extras = project["project"]["optional-dependencies"]
-    needed = [*project["project"]["dependencies"], *extras["vision"], *extras["math"]]
+    needed = [*project["project"]["dependencies"], *extras["vision"], *extras["math"], *extras["serve"]]
     for wanted in [*needed, *project["tool"]["pytest"]["ini_options"]["filterwarnings"]]:
         line = next(line for line in lines if f'"{wanted}"' in line)
         assert "#" in line.split('",', 1)[1], line

@@ -43,6 +43,7 @@ COMMANDS = {
     ),
     "push": Command("gpart.cli.hub", "push_command", "upload an adapter to the hub, with a model card"),
     "pull": Command("gpart.cli.hub", "pull_command", "download an adapter from the hub"),
+    "serve": Command("gpart.cli.serve", "serve_command", "serve a base and a folder of adapters by HTTP"),
     "params": Command("gpart.cli.params", "params_command", "count what each method trains, and plan GPart's memory"),
     "configs": Command("gpart.cli.configs", "configs_command", "list the shipped recipes, or copy one to edit"),
     "study": Command("gpart.cli.study", "study_command", "run methods x tasks x seeds, and write their table"),
@@ -83,7 +84,7 @@ def unknown(word: str) -> str:
 
     Example:
         >>> unknown("studdy")
-        "there is no command 'studdy', did you mean study? There are fit, validate, test, predict, inspect, diff, combine, project, merge, export, import, push, pull, params, configs, study, bench; 'gpart --help' explains them"
+        "there is no command 'studdy', did you mean study? There are fit, validate, test, predict, inspect, diff, combine, project, merge, export, import, push, pull, serve, params, configs, study, bench; 'gpart --help' explains them"
     """
     known = {name: name for name in LINES} | ELSEWHERE
     close = difflib.get_close_matches(word, known, n=1)
