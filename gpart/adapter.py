@@ -14,12 +14,10 @@ Source: paper, section 3.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 
-import safetensors
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -43,8 +41,7 @@ from gpart.materialize.weights import Weights
 from gpart.ops.autograd import expand
 from gpart.ops.reference import delta_block
 from gpart.serialization.folder import write_folder
-from gpart.serialization.manifest import FORMAT, WITH_PADDING_ROWS, Manifest
-from gpart.version import __version__
+from gpart.serialization.manifest import FORMAT, WITH_PADDING_ROWS, Manifest, written_by
 
 
 def attach(
@@ -473,12 +470,7 @@ class GPartAdapter:
             weights=self.plan.described(),
             base=fingerprint(base, version),
             parts="" if version == 1 else shortened(parts(base)),
-            versions={
-                "gpart": __version__,
-                "torch": str(torch.__version__),
-                "safetensors": safetensors.__version__,
-                "python": platform.python_version(),
-            },
+            versions=written_by(),
             format=version,
         )
 

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "ops": {"partition", "errors"},
     "injection": {"config", "errors"},
     "materialize": {"ops", "injection", "config", "projections", "partition", "errors"},
-    "serialization": {"config", "projections", "errors"},
+    "serialization": {"config", "projections", "errors", "version"},
     "adapter": {"materialize", "ops", "injection", "serialization", "config", "errors", "version"},
     "adapters": {"adapter", "materialize", "injection", "errors"},
     "loading": {"adapter", "materialize", "injection", "serialization", "config", "errors"},

@@ -7,13 +7,11 @@ memory with a model.
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
 
-import safetensors
 import torch
 from torch import Tensor
 
@@ -24,9 +22,8 @@ from gpart.injection.modules import check_name, theta_key
 from gpart.injection.tensors import whole
 from gpart.materialize.merging import check_finite
 from gpart.serialization.folder import write_folder
-from gpart.serialization.manifest import Manifest
+from gpart.serialization.manifest import Manifest, written_by
 from gpart.serialization.sources import read_adapter
-from gpart.version import __version__
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +146,7 @@ def made_of(
     Raises:
         GPartError: if theta is not finite any more, or the name cannot be an adapter's.
     """
-    written = replace(manifest, name=check_name(name), versions=_versions())
+    written = replace(manifest, name=check_name(name), versions=written_by())
     return Stored(written, {theta_key(name): theta, **{key: value.clone() for key, value in heads.items()}}, source)
 
 
@@ -174,15 +171,6 @@ def check_same_base(first: Stored, second: Stored) -> None:
         count = sum(one.parts[i : i + 2] != other.parts[i : i + 2] for i in range(0, len(one.parts), 2))
         message += f"; {count} of their {len(one.parts) // 2} parts differ"
     raise GPartError(f"{message}. check_base=False takes them for one")
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "gpart": __version__,
-        "torch": str(torch.__version__),
-        "safetensors": safetensors.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def check_coefficient(value: object, what: str) -> float:

@@ -7,12 +7,17 @@ version that wrote it, since theta would mean something else without it.
 
 from __future__ import annotations
 
+import platform
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
+
+import safetensors
+import torch
 
 from gpart.config import GPartConfig
 from gpart.errors import GPartError
 from gpart.projections.registry import SCHEMES
+from gpart.version import __version__
 
 FORMAT = 2
 """Of the manifests that are written; the base's fingerprint is of the same. Files without the number are of format 1."""
@@ -63,6 +68,21 @@ class Manifest:
         values = {name: getattr(self, name) for name in ("format", "scheme", "name")}
         rest = {name: getattr(self, name) for name in ("size", "weights", "base", "parts", "versions")}
         return {**values, "config": asdict(self.config), **rest}
+
+
+def written_by() -> dict[str, str]:
+    """The versions that a file says it was written by.
+
+    Example:
+        >>> sorted(written_by())
+        ['gpart', 'python', 'safetensors', 'torch']
+    """
+    return {
+        "gpart": __version__,
+        "torch": str(torch.__version__),
+        "safetensors": safetensors.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def read_manifest(values: Any, source: str) -> Manifest:
