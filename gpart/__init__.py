@@ -47,8 +47,9 @@ _HOME = {
 }
 """The public names that need torch, and the modules that they are in."""
 
-_MODULES = frozenset({*("adapter", "adapters", "config", "injection", "loading", "materialize", "ops", "partition"), "serialization",
-                      *("arithmetic", "callbacks", "datamodules", "lightning_modules", "packaged", "studies")})  # fmt: skip
+_MODULES = frozenset({*("adapter", "adapters", "config", "injection", "loading", "materialize", "ops", "partition"),
+                      *("projections", "serialization", "arithmetic", "callbacks", "datamodules", "lightning_modules"),
+                      *("packaged", "serving", "studies")})  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

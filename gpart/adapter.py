@@ -270,7 +270,8 @@ class GPartAdapter:
             theta: another than the adapter's, such as an average of it.
         """
         bases, values = self.base_parameters(), self.values if theta is None else theta
-        return {weight.name: self._sum(weight, bases[weight.name], values) for weight in self.plan.weights}
+        with self.weights.scope.held():
+            return {weight.name: self._sum(weight, bases[weight.name], values) for weight in self.plan.weights}
 
     def _sum(self, weight: AdaptedWeight, base: Tensor, theta: Tensor) -> Tensor:
         """W0 + P·theta of one parameter, rounded once."""

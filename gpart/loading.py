@@ -24,6 +24,7 @@ from gpart.injection.names import get_parameter, named_buffers, unwrapped
 from gpart.injection.targets import Plan, plan
 from gpart.materialize.active import bare
 from gpart.materialize.merging import check_finite
+from gpart.serialization.authors import Backend, read_authors
 from gpart.serialization.manifest import WITH_PADDING_ROWS, Manifest
 from gpart.serialization.sources import read_adapter
 
@@ -41,7 +42,8 @@ def load_adapter(
     Args:
         model: the base model, with other adapters or without, or with one of the same name and config, which is filled.
             A new adapter becomes the active one, see :func:`gpart.adapters.set_active`.
-        folder: an adapter folder, or a ``.ckpt`` file; a path, or a URL that fsspec knows (``s3://...``).
+        folder: an adapter folder, or a ``.ckpt`` file; a path, or a URL that fsspec knows (``s3://...``); or a name on the
+            hub, ``user/name`` or ``user/name@revision``, where nothing of this name is here.
         check_base: False loads onto another base of the same shape, with a warning.
         indices: as for :func:`gpart.attach`; an attached adapter keeps its own.
         weights: the same.
@@ -69,6 +71,54 @@ def load_adapter(
     tensors = check_tensors(model, made, config, name, tensors, source)
     adapter = attached or attach_plan(model, config, name, made, memory)
     fill(adapter, tensors)
+    return adapter
+
+
+def load_authors_adapter(
+    model: nn.Module,
+    folder: str | PathLike[str],
+    backend: Backend | None = None,
+    indices: IndicesSetting = "auto",
+    weights: WeightsSetting = "auto",
+    name: str = "default",
+) -> GPartAdapter:
+    """Attaches an adapter that the paper's own code wrote, see :mod:`gpart.serialization.authors`.
+
+    Its file cannot tell whether this is the model that it was trained on; a warning says so, with the D that this one gives.
+
+    Args:
+        model: the base model, with other adapters or without.
+        folder: theirs; a path, or a URL that fsspec knows.
+        backend: which map it was trained with, where the folder does not say.
+        indices: as for :func:`gpart.attach`.
+        weights: the same.
+        name: the adapter's name in the model.
+
+    Returns:
+        The attached adapter; its :meth:`gpart.adapter.GPartAdapter.save` writes a folder that is checked.
+
+    Raises:
+        GPartFileError: if there is no such folder, or a file is missing in it.
+        GPartError: if it cannot be read, or does not fit the model, which is then as it was.
+    """
+    source, memory, model = str(folder), MemoryPolicy(indices, weights), unwrapped(model)
+    config, found = read_authors(source, backend)
+    tensors = {theta_key(name) if key == theta_key("default") else key: value for key, value in found.items()}
+    if check_name(name) in get_adapters(model):
+        raise GPartError(f"the model carries an adapter {name!r} already")
+    try:
+        with bare(model):
+            made = plan(model, config, padding_rows=True)  # theirs joins whole weights
+    except GPartError as error:
+        raise GPartError(f"{source}: {error}") from None
+    check_tensors(model, made, config, name, tensors, source)
+    adapter = attach_plan(model, config, name, made, memory)
+    fill(adapter, tensors)
+    warnings.warn(
+        f"{source} has no D, no list of weights and no fingerprint to check this model by: its theta was put on D ="
+        f" {made.size} weights, from {made.weights[0].name} to {made.weights[-1].name}",
+        stacklevel=2,
+    )
     return adapter
 
 

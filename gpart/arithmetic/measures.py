@@ -1,4 +1,4 @@
-"""Norms, distances and angles of updates, P·theta, without a model and without ever making P·theta whole.
+"""Norms, distances and angles of updates, P·theta, without a model and without making P·theta whole.
 
 Invariant: every number is the one of the weight updates themselves, added in float64. On one isometric layout it is
 theta's own, since PᵀP = I:
@@ -11,7 +11,7 @@ and in general, with f_j = 1/sqrt(n_j) (1 where the layout is not isometric),
     <P·a, P·b> = sum_i f_g(i) a_g(i) · f'_g'(i) b_g'(i)           over the positions i of the base, on two
 
 The second is computed stretch by stretch, as is everything by weight. A weight that only one of two adapts counts as 0 in
-the other.
+the other. A dense map has no groups: its P·theta is made as a whole after all, and its products are added up over it.
 
 Source: paper, proposition 1 (isometry).
 """
@@ -26,10 +26,13 @@ import torch
 from torch import Tensor
 
 from gpart.arithmetic.layout import Layout, by_name
-from gpart.arithmetic.positions import Groups, groups_of, places
+from gpart.arithmetic.positions import map_of, places
 from gpart.arithmetic.stored import AdapterLike, Stored, as_stored, check_same_base
 from gpart.errors import GPartError
 from gpart.injection.targets import AdaptedWeight
+from gpart.partition import Groups
+from gpart.projections.fastfood import Fastfood
+from gpart.projections.registry import groups_of as found_by
 
 CHUNK = 1 << 20
 """Positions that are in memory at once."""
@@ -71,16 +74,23 @@ class Comparison:
 class Update:
     """P·theta, to be read stretch by stretch, float64; of several thetas of one layout at once.
 
+    Of a dense map it is there as a whole.
+
     Args:
         layout: decides P.
         thetas: each of shape (d,).
     """
 
     def __init__(self, layout: Layout, *thetas: Tensor) -> None:
-        self.groups: Groups = groups_of(layout)
+        made = map_of(layout)
+        self.groups: Groups = found_by(made)
         self.weights = by_name(layout.weights)
-        factor = factors(layout, self.groups)
-        self._scaled = torch.stack([theta.detach().cpu().double() * factor for theta in thetas], dim=1)
+        if isinstance(made, Fastfood):
+            looked_up = [_dense(made, theta) for theta in thetas]
+        else:
+            factor = factors(layout, made)
+            looked_up = [theta.detach().cpu().double() * factor for theta in thetas]
+        self._scaled = torch.stack(looked_up, dim=1)
 
     def read(self, name: str, first: int, last: int) -> Tensor:
         """The updates of a weight's row-major entries ``first`` to ``last - 1``; 0 where it is not adapted.
@@ -230,13 +240,21 @@ def _whole(first: AdapterLike, second: AdapterLike, check_base: bool) -> Moments
 
 def _same(one: Stored, other: Stored) -> Moments:
     """The moments of two updates on one layout, from theta and the group sizes alone."""
-    groups = groups_of(one.layout)
+    made = map_of(one.layout)
+    if isinstance(made, Fastfood):
+        u, v, w = (_dense(made, theta) for theta in (one.theta, other.theta, one.theta.double() - other.theta.double()))
+        return Moments(float(u.dot(u)), float(v.dot(v)), float(u.dot(v)), float(w.dot(w)))
     # n_j f_j², which is 1 in an isometric layout: by the formula it would be 1 up to a rounding. An empty group counts 0.
-    sizes = groups.sizes()
+    sizes = made.sizes()
     counts = sizes.clamp(max=1).double() if one.layout.isometric else sizes.double()
     a, b = one.theta.double().cpu(), other.theta.double().cpu()
     pairs = ((a, a), (b, b), (a, b), (a - b, a - b))
     return Moments(*(float((counts * left * right).sum()) for left, right in pairs))
+
+
+def _dense(made: Fastfood, theta: Tensor) -> Tensor:
+    """P·theta of a dense map, shape (D,), float64."""
+    return made.apply(theta.detach().cpu().double(), made.constants(dtype=torch.float64))
 
 
 def _sum(found: dict[str, Moments]) -> Moments:

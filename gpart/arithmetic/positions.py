@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,28 +15,30 @@ from torch import Tensor
 from gpart.arithmetic.layout import Layout
 from gpart.errors import GPartError
 from gpart.injection.targets import AdaptedWeight
-from gpart.partition import SCHEME, Partition
+from gpart.partition import Groups
+from gpart.projections.fastfood import Fastfood
+from gpart.projections.registry import by_scheme
 
 
-class Groups(Protocol):
-    """What gives every position of the vector its group."""
+def map_of(layout: Layout) -> Groups | Fastfood:
+    """The map that a layout's scheme names.
 
-    def groups(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """The group indices of positions ``start`` to ``stop - 1``."""
-
-    def sizes(self) -> Tensor:
-        """The group sizes n_j, shape (d,), int64."""
+    Raises:
+        GPartError: if it is none that is known here.
+    """
+    return by_scheme(layout.scheme, layout.size, layout.d, layout.seed)
 
 
 def groups_of(layout: Layout) -> Groups:
     """What gives each position of a layout its group.
 
     Raises:
-        GPartError: if its scheme has no groups that are known here.
+        GPartError: if its scheme has no groups, or none that are known here.
     """
-    if layout.scheme != SCHEME:
-        raise GPartError(f"arithmetic knows the scheme {SCHEME!r}, not {layout.scheme!r}")
-    return Partition(layout.size, layout.d, layout.seed)
+    made = map_of(layout)
+    if isinstance(made, Fastfood):
+        raise GPartError(f"the scheme {layout.scheme!r} has no groups that an update could be brought to")
+    return made
 
 
 def places(weight: AdaptedWeight, first: int, last: int) -> Iterator[tuple[slice | Tensor, int, int]]:

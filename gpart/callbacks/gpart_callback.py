@@ -31,7 +31,7 @@ from gpart.callbacks.sharding.strategies import (
     remember_base,
     shards,
 )
-from gpart.config import Bias, GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
+from gpart.config import Bias, GPartConfig, IndicesSetting, MemoryPolicy, Projection, WeightsSetting
 from gpart.errors import GPartError
 from gpart.injection.homes import check_elements
 from gpart.injection.names import named_modules
@@ -75,6 +75,8 @@ class GPartCallback(MethodCallback):
             ``"recomputed"`` (in the backward pass again, the least memory), or ``"auto"``. Neither changes a result.
         target_parameters: parameters that are no layer's ``weight``, by names or name endings or a regular expression:
             the experts of a mixture (``["experts.gate_up_proj"]``), an LSTM's weights (``["weight_ih_l0"]``).
+        projection: the map from theta to the update: ``"partition"``, ``"hash"``, ``"fastfood"``, or a map of the paper's
+            own code, ``"authors-stateless"`` or ``"authors-materialized"``.
 
     Raises:
         GPartError: if the settings are invalid, or neither ``d`` and what to adapt nor ``adapter`` are given.
@@ -109,6 +111,7 @@ class GPartCallback(MethodCallback):
         checkpoints: Literal["adapter", "merged"] = "adapter",
         merge_at_end: bool = False,
         copies: list[str] | None = None,
+        projection: Projection = "partition",
     ) -> None:
         given = dict(locals())  # before any other name is bound
         super().__init__(module)

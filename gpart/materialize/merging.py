@@ -6,6 +6,7 @@ Invariant: a merged weight is the very sum that the layers read before, rounded 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -35,10 +36,13 @@ def merge(container: Adapters) -> None:
         check_finite({theta_key(member.name): member.theta}, f"adapter {member.name!r} cannot be merged")
     sums = Sum(Term(member.weights, container.active_factors[member.name]) for member in active)
     bases = {}
-    for name, terms in sums.terms.items():
-        stored = get_parameter(active[0].model, name)
-        bases[name] = stored.detach().clone()
-        stored.copy_(summed(terms, [every[term.weights.name].theta for term, _ in terms], bases[name]))
+    with ExitStack() as scopes:  # within which what all weights start from is computed once
+        for member in active:
+            scopes.enter_context(member.weights.scope.held())
+        for name, terms in sums.terms.items():
+            stored = get_parameter(active[0].model, name)
+            bases[name] = stored.detach().clone()
+            stored.copy_(summed(terms, [every[term.weights.name].theta for term, _ in terms], bases[name]))
     for member in every.values():
         member.weights.bases = bases
 

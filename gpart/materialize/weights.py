@@ -41,6 +41,7 @@ from gpart.materialize.group_index import GroupIndex, block_sizes
 from gpart.materialize.plain import is_followed, is_hollow, is_recorded
 from gpart.materialize.policy import Mode, mode_of
 from gpart.materialize.recompute import Recomputation
+from gpart.materialize.scaling import Scaling
 from gpart.ops import compiled
 from gpart.ops.autograd import collected, expand, expand_plainly, put_in, scale
 from gpart.ops.block import Block
@@ -67,7 +68,8 @@ class Weights:
         """W0 of every weight that was merged, while what the model computes with stands in the stored ones."""
         self.total: Any = None
         """What sums the updates of several adapters, where this is one of several active ones: gpart.materialize.several."""
-        self.index = GroupIndex(Partition(plan.size, config.d, config.seed), memory)
+        self.scaling = Scaling(config, plan.size, memory)
+        self.index = GroupIndex(self.scaling.groups, memory)
         self.scope = ForwardScope(OrderedDict())
         self.cache = Cache()
         self.recomputation = Recomputation()
@@ -137,7 +139,10 @@ class Weights:
         return known[1] if known is not None and known[0] == device else self.index.build(weight, device)
 
     def scaled(self, theta: Tensor, device: torch.device, sources: Versions | None = None) -> Tensor:
-        """theta_j / sqrt(n_j) on a device, shape (d,), once per forward pass; ``sources`` are theta's versions."""
+        """What the weights look up, theta_j / sqrt(n_j), shape (d,), or a dense map's P·theta, shape (D,), on a device.
+
+        It is computed once per forward pass; ``sources`` are theta's versions.
+        """
         if sources is None:
             sources = () if torch.compiler.is_compiling() else versions(theta)
         known = self.scope.values.get(device, sources)
@@ -149,14 +154,17 @@ class Weights:
         return scaled
 
     def scale(self, theta: Tensor, device: torch.device) -> Tensor:
-        """theta_j / sqrt(n_j) on a device, shape (d,), as what many expansions start from."""
-        scaled = scale(theta, self.plan.size, self.config.isometric).to(device)
+        """As :meth:`scaled`, as what many expansions start from."""
+        if isinstance(self.scaling.projection, Partition):  # known in closed form: asked at every pass, so at once
+            scaled = scale(theta, self.plan.size, self.config.isometric).to(device)
+        else:
+            scaled = self.scaling(theta).to(device)
         return collected(scaled) if not torch.compiler.is_compiling() and scaled.requires_grad else scaled
 
     @property
     def layout(self) -> object:
         """What is equal for two adapters that have one P."""
-        return self.index.partition, self.plan.weights, self.config.isometric
+        return self.scaling.projection, self.plan.weights, self.config.isometric
 
     def mask_seed(self, weight: AdaptedWeight, training: bool) -> int | None:
         """The seed of the dropout mask of the forward pass under way, if one is drawn."""
@@ -296,7 +304,7 @@ class Weights:
         elif dropped:
             seed = self.scope.mask_seed(weight.name, followed=True)
             blocks = with_dropout(blocks, self.config.dropout, seed, block_sizes(weight), base.device, kept=False)
-        scaled = scale(theta, self.plan.size, self.config.isometric, self.config.d).to(base.device)
+        scaled = self.scaling(theta, followed=True).to(base.device)
         return expand_plainly(scaled, base, blocks, weight.shape)
 
     def _drawn(self, weight: AdaptedWeight, base: Tensor, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
