@@ -127,7 +127,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="test_vit", help="a timm vision transformer")
     parser.add_argument("--pretrained", action="store_true", help="with its weights from the hub")
-    parser.add_argument("--data", type=Path, help="a folder train/CLASS/*.png and test/CLASS/*.png; default drawn shapes")
+    parser.add_argument(
+        "--data", type=Path, help="a folder train/CLASS/*.png and test/CLASS/*.png; default drawn shapes"
+    )
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--out", type=Path, default=Path("runs/fabric"))
     parser.add_argument("--resume", type=Path, help="a last.ckpt of the same settings")

@@ -1,6 +1,6 @@
 """From PEFT to GPart: each call beside its counterpart, both run on one tiny model. The table is from_peft.md.
 
-    python examples/from_peft.py
+python examples/from_peft.py
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def one_adapter(out: Path) -> None:
 
     # Look.
     count = sum(value.numel() for value in get_peft_model_state_dict(peft_model).values())
-    row("numbers, heads included", count, adapter.num_parameters())
+    head = sum(value.numel() for value in adapter.saved_parameters().values())
+    row("numbers, the head's too", count, f"{adapter.num_parameters()} = {adapter.theta.numel()} + {head}")
     layer = peft_model.base_model.model.bert.encoder.layer[0].attention.self.query
     name = "bert.encoder.layer.0.attention.self.query.weight"
     row("update of one layer", tuple(layer.get_delta_weight("default").shape), tuple(adapter.delta(name).shape))
@@ -102,7 +103,11 @@ def one_adapter(out: Path) -> None:
     set_active(model, [])
     without = logits(model)
     set_active(model, "default")
-    row("disabled, and the base", away(peft_out, base), f"{away(kept_head, base)}, by the head; none active: {away(without, base)}")
+    row(
+        "disabled, and the base",
+        away(peft_out, base),
+        f"{away(kept_head, base)}, by the head; none active: {away(without, base)}",
+    )
 
     # Merge and take it back.
     trained, before = logits(peft_model), layer.base_layer.weight.detach().clone()
@@ -166,7 +171,8 @@ def several_adapters(out: Path) -> None:
     row("added up, relative error", f"{linear}, {cat}", f"{loss.item():.0e} at d = {total.config.d}")
     by_file = logits(model)
     set_active(model, ["first", "second"], weights=[0.7, 0.3])
-    row("or both active", "without factors only", f"and the sum: {away(logits(model), by_file)}")
+    peft_model.base_model.set_adapter(["first", "second"])  # without factors
+    row("or both active", peft_model.active_adapters, f"and the sum: {away(logits(model), by_file)}")
 
     # Delete.
     peft_model.delete_adapter("sum")

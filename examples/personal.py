@@ -122,7 +122,9 @@ def errors(model: nn.Module, users: dict[str, User]) -> Tensor:
 def main() -> None:
     """Trains, keeps, combines and serves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder with MovieLens' movies.csv and ratings.csv; default made up")
+    parser.add_argument(
+        "--data", type=Path, help="a folder with MovieLens' movies.csv and ratings.csv; default made up"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/personal"))
     parser.add_argument("--users", type=int, default=100, help="those with the most ratings")
     parser.add_argument("--d", type=int, default=32)
@@ -169,7 +171,9 @@ def main() -> None:
     own, others = table.diagonal(), (table.sum(0) - table.diagonal()) / (len(users) - 1)
     print(f"served as they were trained, to the bit: {same}")
     print(f"mean squared error: base {by_base.mean():.4f}, own {own.mean():.4f}, somebody else's {others.mean():.4f}")
-    print(f"own adapter better than the base for {(own < by_base).sum()}, than others' on average for {(own < others).sum()}")
+    print(
+        f"own adapter better than the base for {(own < by_base).sum()}, than others' on average for {(own < others).sum()}"
+    )
     switch.use("together")
     with switch.running():
         shared = errors(model, users)[:2].mean()
