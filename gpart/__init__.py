@@ -12,6 +12,7 @@ from gpart.version import __version__
 
 if TYPE_CHECKING:
     from gpart.adapter import GPartAdapter, attach, get_adapters
+    from gpart.adapters import active_adapters, delete_adapter, rename_adapter, set_active
     from gpart.config import GPartConfig
     from gpart.loading import load_adapter
     from gpart.ops.dispatch import backends
@@ -24,16 +25,21 @@ __all__ = [
     "GPartFileError",
     "Partition",
     "__version__",
+    "active_adapters",
     "attach",
     "backends",
+    "delete_adapter",
     "get_adapters",
     "load_adapter",
+    "rename_adapter",
+    "set_active",
 ]
 
 _HOME = {
     "GPartAdapter": "adapter",
     "attach": "adapter",
     "get_adapters": "adapter",
+    **dict.fromkeys(["active_adapters", "delete_adapter", "rename_adapter", "set_active"], "adapters"),
     "GPartConfig": "config",
     "load_adapter": "loading",
     "backends": "ops.dispatch",
@@ -41,8 +47,9 @@ _HOME = {
 }
 """The public names that need torch, and the modules that they are in."""
 
-_MODULES = frozenset({*("adapter", "config", "injection", "loading", "materialize", "ops", "partition"), "serialization",
-                      *("callbacks", "datamodules", "lightning_modules", "packaged", "serving", "studies")})  # fmt: skip
+_MODULES = frozenset({*("adapter", "adapters", "config", "injection", "loading", "materialize", "ops", "partition"),
+                      *("projections", "serialization", "arithmetic", "callbacks", "datamodules", "lightning_modules"),
+                      *("packaged", "serving", "studies")})  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -15,25 +15,30 @@ Source: paper, section 3.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 
 import safetensors
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
 from gpart.errors import GPartError
 from gpart.injection.fingerprint import Sample, fingerprint, parts, sample_of, shortened
+from gpart.injection.heads import laid_by, put_buffer, put_buffers
 from gpart.injection.homes import home_of
-from gpart.injection.modules import CONTAINER, Adapters, Theta, check_name, theta_key
-from gpart.injection.names import get_parameter, get_submodule, named_modules, replicated, unwrapped
+from gpart.injection.modules import BASE, CONTAINER, Adapters, Theta, check_name, theta_key
+from gpart.injection.names import get_parameter, get_submodule, named_buffers, named_modules, replicated, unwrapped
 from gpart.injection.snapshot import Snapshot
-from gpart.injection.surgery import add_hooks, check_installable, install, remove, remove_hooks, rename_old_theta
+from gpart.injection.surgery import check_installable, install, remove, remove_hooks, rename_old_theta, wire
 from gpart.injection.targets import AdaptedWeight, Plan, plan
-from gpart.injection.tensors import is_packed, whole
+from gpart.injection.tensors import whole
 from gpart.injection.unadapted import warn_of_unadapted
+from gpart.materialize.active import bare, container_of, first_values, members, switch
+from gpart.materialize.batch import batch
+from gpart.materialize.merging import check_finite, merge, unmerge
 from gpart.materialize.weights import Weights
 from gpart.ops.autograd import expand
 from gpart.ops.reference import delta_block
@@ -78,10 +83,11 @@ def attach(
             " theta's gradient. Attach before DDP(...) or fabric.setup(...)"
         )
     model = unwrapped(model)
-    if adapters := get_adapters(model):
+    if name in (adapters := get_adapters(model)):
         raise GPartError(f"cannot attach adapter {name!r}: the model carries {list(adapters)} already")
-    made = plan(model, config)
-    warn_of_unadapted(model, config, made)
+    with bare(model):
+        made = plan(model, config)
+        warn_of_unadapted(model, config, made)
     return attach_plan(model, config, name, made, MemoryPolicy(indices, weights))
 
 
@@ -91,27 +97,31 @@ def attach_plan(model: nn.Module, config: GPartConfig, name: str, made: Plan, me
     Raises:
         GPartError: if the plan may not be carried out; the model is then as it was.
     """
-    home = home_of(model, (path for weight in made.weights for path, _ in weight.owners))
-    check_installable(model, config, name, made, get_submodule(model, home))
-    adapter = GPartAdapter(model, config, name, made, memory, home)
+    container = container_of(model)
+    others = {} if container is None else members(container)
+    with bare(model):
+        if others:
+            home = next(path for path, module in named_modules(model) if module is next(iter(others.values())).home)
+        else:
+            home = home_of(model, (path for weight in made.weights for path, _ in weight.owners))
+        check_installable(model, config, name, made, get_submodule(model, home))
+        snapshot = Snapshot(model, made, next((other.snapshot for other in others.values()), None))
+    adapter = GPartAdapter(model, config, name, made, memory, home, snapshot)
+    if container is not None:
+        switch(container, {})
     holder = Theta(config.d, get_parameter(model, made.weights[0].name).device, adapter)
-    install(model, made, name, holder, adapter.weights, adapter.home)
-    weights = adapter.weights
-    layer = (weights.enter_layer, weights.leave_layer)
-    adapter._snapshot.hooks += add_hooks(model, made, (weights.scope.enter, weights.scope.leave), layer)
+    switch(install(model, made, name, holder, adapter.home, snapshot.owners), {name: 1.0})
     if home:
-        adapter._snapshot.hooks.append(rename_old_theta(model, theta_key(name), adapter.theta_name))
+        adapter.renaming = rename_old_theta(model, theta_key(name), adapter.theta_name)
     return adapter
 
 
 def get_adapters(model: nn.Module) -> dict[str, GPartAdapter]:
     """The adapters attached to this very module (not to a module inside it), by name."""
     model = unwrapped(model)
-    container = model._modules.get(CONTAINER, model.__dict__.get(CONTAINER))  # in the second place where home is below
-    thetas = (
-        [child for child in container.children() if isinstance(child, Theta)] if isinstance(container, Adapters) else []
-    )
-    return {theta.adapter.name: theta.adapter for theta in thetas if theta.adapter.model is model}
+    container = container_of(model)
+    found = {} if container is None else members(container)
+    return {name: adapter for name, adapter in found.items() if isinstance(adapter, GPartAdapter)}
 
 
 def find_adapters(root: nn.Module) -> list[tuple[str, GPartAdapter]]:
@@ -133,16 +143,29 @@ class GPartAdapter:
         plan: the adapted weights in order, the saved and the frozen parameters' names.
         memory: what is kept in memory.
         weights: what the adapted layers read.
+        snapshot: the model's state before it was attached.
+        hooks: those on the model, while it is active.
     """
 
+    renaming: RemovableHandle | None = None
+    """Lets the model load theta from where it stood before 0.2."""
+
     def __init__(
-        self, model: nn.Module, config: GPartConfig, name: str, plan: Plan, memory: MemoryPolicy, home: str
+        self,
+        model: nn.Module,
+        config: GPartConfig,
+        name: str,
+        plan: Plan,
+        memory: MemoryPolicy,
+        home: str,
+        snapshot: Snapshot,
     ) -> None:
         self.model, self.config, self.name, self.plan, self.memory = model, config, name, plan, memory
         self.home = get_submodule(model, home)
         self._prefix = f"{home}." if home else ""
         self.weights = Weights(self.home, name, plan, config, memory)
-        self._snapshot = Snapshot(model, plan)
+        self.snapshot = snapshot
+        self.hooks: list[RemovableHandle] = []
         self._samples: dict[str, Sample] = {}  # of W0, where it is not whole later
 
     @property
@@ -182,7 +205,13 @@ class GPartAdapter:
     @property
     def merged(self) -> bool:
         """Whether W0 + P·theta stands in the stored weights."""
-        return self.weights.bases is not None
+        return self.weights.bases is not None and self.active
+
+    @property
+    def active(self) -> bool:
+        """Whether its update is in the weights, and its head in the model; see :func:`set_active`."""
+        container = self.home._modules.get(CONTAINER)
+        return isinstance(container, Adapters) and self._held() is not None and self.name in container.active_factors
 
     def _held(self) -> Theta | None:
         container = self.home._modules.get(CONTAINER)
@@ -216,40 +245,22 @@ class GPartAdapter:
             target.copy_(delta_block(scaled, block, target.shape))
         return out
 
-    @torch.no_grad()
     def merge(self) -> None:
-        """Writes W0 + P·theta, rounded once, into the stored weights; W0 is kept for :meth:`unmerge`. Twice is once.
+        """Writes what the model computes with, rounded once, into the stored weights. Twice is once.
+
+        That is W0 + P·theta, or the sum of all active adapters. W0 is kept for :meth:`unmerge`.
 
         Raises:
-            GPartError: if a weight is packed, and so cannot hold the sum, the base weights are sharded, or theta is not
-                finite.
+            GPartError: if the adapter is not active, a weight is packed, and so cannot hold the sum, the base weights are
+                sharded, or theta is not finite.
         """
-        if self.weights.bases is not None:
-            return
-        self.check_mergeable()
-        check_finite({theta_key(self.name): self.values}, f"adapter {self.name!r} cannot be merged")
-        bases = {}
-        for weight in self.plan.weights:
-            stored = get_parameter(self.model, weight.name)
-            bases[weight.name] = stored.detach().clone()
-            stored.copy_(self._sum(weight, stored, self.values))
-        self.weights.bases = bases
+        container = self._container()
+        if not self.active:
+            raise GPartError(
+                f"adapter {self.name!r} is not active, and cannot be merged; active are {list(container.active_factors)}"
+            )
+        merge(container)
         self.free()
-
-    def check_mergeable(self) -> None:
-        """Checks that the weights can hold W0 + P·theta.
-
-        Raises:
-            GPartError: if a weight is packed, or the base weights are sharded.
-        """
-        if self.sharded:
-            raise GPartError(f"adapter {self.name!r} is sharded: load its file into a whole model, and merge there")
-        for weight in self.plan.weights:
-            if is_packed(stored := get_parameter(self.model, weight.name)):
-                raise GPartError(
-                    f"{weight.name} is packed ({type(stored).__name__}) and would round W0 + P·theta to its few bits:"
-                    " load the base in bfloat16 or float32 to merge"
-                )
 
     @torch.no_grad()
     def merged_weights(self, theta: Tensor | None = None) -> dict[str, Tensor]:
@@ -259,19 +270,17 @@ class GPartAdapter:
             theta: another than the adapter's, such as an average of it.
         """
         bases, values = self.base_parameters(), self.values if theta is None else theta
-        return {weight.name: self._sum(weight, bases[weight.name], values) for weight in self.plan.weights}
+        with self.weights.scope.held():
+            return {weight.name: self._sum(weight, bases[weight.name], values) for weight in self.plan.weights}
 
     def _sum(self, weight: AdaptedWeight, base: Tensor, theta: Tensor) -> Tensor:
         """W0 + P·theta of one parameter, rounded once."""
         blocks = self.weights.blocks(weight, base.device)
         return expand(self.weights.scaled(theta.to(base.device), base.device), base, blocks)
 
-    @torch.no_grad()
     def unmerge(self) -> None:
-        """Puts the stored weights back to W0, bit for bit."""
-        for name, stored in (self.weights.bases or {}).items():
-            get_parameter(self.model, name).copy_(stored)
-        self.weights.bases = None
+        """Puts the stored weights back to W0, bit for bit; of all adapters that were merged."""
+        unmerge(self._container())
 
     @contextmanager
     def cached(self) -> Iterator[None]:
@@ -287,24 +296,51 @@ class GPartAdapter:
                 yield
         finally:
             stored = get_parameter(self.model, self.plan.weights[0].name)
-            if not self.weights.cache.open and self.weights.mode(stored) != "kept":
+            if not self.weights.cache.open and (self.weights.total or self.weights.mode(stored) != "kept"):
                 self.free()
 
     def free(self) -> None:
         """Gives back the memory of kept W0 + P·theta; what is needed later is computed again."""
         self.weights.cache.clear()
+        if self.weights.total is not None:
+            self.weights.total.kept.clear()
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Within it the model runs without the update, on W0; the saved modules stay as trained."""
+        """Within it the model runs without the update, on W0; the saved modules stay as trained.
+
+        Of several active adapters the others' updates stay in the weights; ``set_active(model, [])`` takes out all.
+        """
         before, self.weights.disabled = self.weights.disabled, True
         try:
             yield
         finally:
             self.weights.disabled = before
 
+    @contextmanager
+    def batch(self, names: Sequence[str | None]) -> Iterator[None]:
+        """Within it each row of what the model is given belongs to an adapter of its own.
+
+        Each adapted layer then has a product for each adapter, with the weight and head of that one, on its rows; a row's
+        output is what its adapter alone gives it. ``cached()`` of the adapters spares computing their weights at every
+        forward pass, for a copy of the adapted weights each.
+
+        Args:
+            names: an adapter's name for each row, of any adapter of the model, active or not; None or ``"__base__"`` for
+                the base.
+
+        Raises:
+            GPartError: if a name is not there, the model is in training mode, merged or sharded, or a layer does not take
+                its batch along the first dimension.
+        """
+        with batch(self._container(), [BASE if name is None else name for name in names]):
+            yield
+
     def detach(self) -> nn.Module:
-        """Takes the adapter off: the model as it was before attach, with the bits that its heads and buffers had then.
+        """Takes the adapter off.
+
+        Off the last one the model is as it was before attach, with the bits that its heads and buffers had then. Others stay
+        as they are, active or not.
 
         Returns:
             The model.
@@ -312,29 +348,64 @@ class GPartAdapter:
         Raises:
             GPartError: if it was taken off already, or the base weights are sharded.
         """
+        self._holder()  # raises where it was taken off already
         if self.sharded:
             raise GPartError(f"adapter {self.name!r} is sharded: load its file into a whole model, and detach there")
         self.unmerge()
+        container, active = self._container(), self.active
+        if len(members(container)) > 1:
+            factors = {name: factor for name, factor in container.active_factors.items() if name != self.name}
+            heads = None if container.heads == self.name else container.heads
+            switch(container, factors, heads, leaving=self)
+            self._take_off()
+            return self.model
+        self._release()
         self._take_off()
-        self._snapshot.restore(self.model)
+        if active:
+            self.snapshot.restore(self.model)
+        self.snapshot.restore_flags(self.model)
         return self.model
 
     def merge_and_unload(self) -> nn.Module:
-        """Takes the adapter off and leaves W0 + P·theta in the weights and the heads as trained: a plain model.
+        """Takes all adapters off, and leaves in the weights what the model computes with, and the heads as trained.
 
         Returns:
-            The model; the name is PEFT's.
+            The model, a plain one; the name is PEFT's.
         """
+        self._holder()
         self.merge()
-        self.weights.bases = None
-        self._take_off()
-        self._snapshot.restore_flags(self.model)
+        container = self._container()
+        for member in list(members(container).values()):
+            if isinstance(member, GPartAdapter):
+                member.weights.bases = None
+                member._release()
+                member._take_off()
+        self.snapshot.restore_flags(self.model)
         return self.model
 
     def base_parameters(self) -> dict[str, Tensor]:
-        """Every frozen parameter by its name before attach, with W0's values also while merged."""
+        """Every parameter that this adapter freezes by its name before attach, with the base's values.
+
+        That is W0 also while merged, and the base's first head where one of another adapter stands.
+        """
         values = {name: get_parameter(self.model, name) for name in self.plan.frozen}
-        return {**values, **(self.weights.bases or {})}
+        container = self.home._modules.get(CONTAINER) if self._held() is not None else None
+        others = first_values(container if isinstance(container, Adapters) else None, self.name)
+        replaced = {**others, **(self.weights.bases or {})}
+        return {name: replaced.get(name, value) for name, value in values.items()}
+
+    def num_parameters(self) -> int:
+        """How many numbers the adapter has: d, and those of its saved modules."""
+        return self.config.d + sum(value.numel() for value in self.saved_parameters().values())
+
+    def print_trainable_parameters(self) -> None:
+        """Prints how many of the model's parameters require a gradient, in PEFT's words."""
+        values = list(self.model.parameters())
+        trained, every = (
+            sum(value.numel() for value in some)
+            for some in ([value for value in values if value.requires_grad], values)
+        )
+        print(f"trainable params: {trained:,d} || all params: {every:,d} || trainable%: {100 * trained / every:.4f}")  # noqa: T201  # its purpose
 
     def base_fingerprint(self) -> str:
         """The fingerprint of the frozen parameters (:mod:`gpart.injection.fingerprint`); of sharded ones from memory."""
@@ -363,12 +434,24 @@ class GPartAdapter:
         self._samples = {name: sample_of(name, value) for name, value in self.base_parameters().items()}
 
     def saved_parameters(self) -> dict[str, Tensor]:
-        """The parameters of ``modules_to_save`` by name."""
-        return {name: get_parameter(self.model, name) for name in self.plan.saved}
+        """The adapter's own parameters of ``modules_to_save`` by name, wherever they stand."""
+        laid = {} if (holder := self._held()) is None else laid_by(holder)
+        return {name: laid[name] if name in laid else get_parameter(self.model, name) for name in self.plan.saved}
 
     def changed_buffers(self) -> dict[str, Tensor]:
         """The persistent buffers whose values differ from those at attach (BatchNorm's statistics), by name."""
-        return self._snapshot.changed_buffers(self.model)
+        holder = self._held()
+        if holder is None or self.active:
+            return self.snapshot.changed_buffers(self.model)
+        return {name: value for name, value in laid_by(holder).items() if name not in self.plan.saved}
+
+    def put_buffers(self, values: Mapping[str, Tensor]) -> None:
+        """Gives the adapter these values of buffers, by name; they stand in the model while it is active."""
+        if self.active:
+            put_buffers(self.model, values)
+            return
+        for name, value in values.items():
+            put_buffer(self._holder(), name, value.to(named_buffers(self.model)[name]))
 
     def manifest(self) -> Manifest:
         """What the adapter belongs to: its config, the adapted weights, the base's fingerprint, the versions.
@@ -376,7 +459,7 @@ class GPartAdapter:
         Raises:
             GPartError: if a parameter outside ``modules_to_save`` is trained, since theta alone would not give it back.
         """
-        trained = [name for name in self.plan.frozen if get_parameter(self.model, name).requires_grad]
+        trained = [name for name, value in self.base_parameters().items() if value.requires_grad]
         if trained:
             raise GPartError(
                 f"{trained[:5]} require a gradient but are not in modules_to_save={self.config.modules_to_save!r}:"
@@ -416,22 +499,23 @@ class GPartAdapter:
         if write:
             write_folder(folder, self.manifest(), gathered)
 
-    def _take_off(self) -> None:
+    def _container(self) -> Adapters:
         self._holder()  # raises where it was taken off already
-        remove(self.model, self.plan, self.name, self.home)
-        remove_hooks(self._snapshot.hooks)
+        container = self.home._modules[CONTAINER]
+        if not isinstance(container, Adapters):
+            raise RuntimeError(f"{CONTAINER} of {type(self.home).__name__} is no module of adapters")
+        return container
+
+    def _release(self) -> None:
+        """Gives every layer its class back."""
+        wire(self.model, {place: None for weight in self.plan.weights for place in weight.owners})
+
+    def _take_off(self) -> None:
+        remove_hooks(self.hooks)
+        if self.renaming is not None:
+            self.renaming.remove()
+        remove(self.model, self.name, self.home)
 
     def __repr__(self) -> str:
         """Shows what there is to train and to adapt."""
         return f"GPartAdapter({self.name!r}, d={self.config.d}, D={self.size}, weights={len(self.plan.weights)})"
-
-
-def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Checks that every number is finite.
-
-    Raises:
-        GPartError: if not, with how many are not.
-    """
-    for name, value in tensors.items():
-        if bad := int((~torch.isfinite(value.detach().cpu().double())).sum()):
-            raise GPartError(f"{source}: {bad} of the {value.numel()} numbers of {name} are NaN or infinite")

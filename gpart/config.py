@@ -15,9 +15,11 @@ from typing import Any, Literal, get_args
 from gpart.errors import GPartError
 
 Bias = Literal["none", "all"]
+Projection = Literal["partition", "hash", "fastfood", "authors-stateless", "authors-materialized"]
 IndicesSetting = Literal["auto", "stored", "computed"]
 WeightsSetting = Literal["auto", "kept", "forward", "recomputed"]
 
+PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 INDICES: tuple[IndicesSetting, ...] = get_args(IndicesSetting)
 WEIGHTS: tuple[WeightsSetting, ...] = get_args(WeightsSetting)
 
@@ -75,6 +77,11 @@ class GPartConfig:
     (``["experts.gate_up_proj", "experts.down_proj"]``, ``["weight_ih_l0"]``), or one regular expression for the whole
     name. ``bias`` says nothing about them; ``slices`` cuts them along their first dimension."""
 
+    projection: Projection = "partition"
+    """The map P from theta to the update. ``"partition"``: balanced groups, the method itself. ``"hash"``: each weight's
+    group is its hash, so that groups are of different sizes. ``"fastfood"``: a dense structured random map, isometric in
+    the mean only. ``"authors-stateless"``, ``"authors-materialized"``: the groups of the paper's own code, for its files."""
+
     def __post_init__(self) -> None:
         if not _whole(self.d) or self.d < 1:
             raise GPartError(f"d must be a whole number, 1 or more, got {self.d!r}")
@@ -86,6 +93,12 @@ class GPartConfig:
             raise GPartError(f"dropout must be a number from 0 to below 1, got {self.dropout!r}")
         if not isinstance(self.isometric, bool):
             raise GPartError(f"isometric must be true or false, got {self.isometric!r}")
+        if self.projection not in PROJECTIONS:
+            raise GPartError(f"projection must be one of {', '.join(map(repr, PROJECTIONS))}, got {self.projection!r}")
+        if self.projection == "fastfood" and not self.isometric:
+            raise GPartError(
+                "isometric=False leaves out 1/sqrt(n_j), and projection='fastfood' has no groups of n_j weights"
+            )
         # Lists of its own: a config does not change when the caller's list does, and tuples and YAML lists are equal.
         if self.target_parameters:
             object.__setattr__(self, "target_modules", self.target_modules or None)  # an empty list is PEFT's way

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 
 import torch
 from torch import Tensor, nn
 
-from gpart.adapter import GPartAdapter, attach_plan, check_finite, get_adapters
+from gpart.adapter import GPartAdapter, attach_plan, get_adapters
 from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
 from gpart.errors import GPartError
 from gpart.injection.fingerprint import Sample, differing, fingerprint, is_base
 from gpart.injection.modules import check_name, theta_key
 from gpart.injection.names import get_parameter, named_buffers, unwrapped
 from gpart.injection.targets import Plan, plan
+from gpart.materialize.active import bare
+from gpart.materialize.merging import check_finite
+from gpart.serialization.authors import Backend, read_authors
 from gpart.serialization.manifest import WITH_PADDING_ROWS, Manifest
 from gpart.serialization.sources import read_adapter
 
@@ -31,15 +35,19 @@ def load_adapter(
     check_base: bool = True,
     indices: IndicesSetting = "auto",
     weights: WeightsSetting = "auto",
+    name: str | None = None,
 ) -> GPartAdapter:
     """Attaches the adapter in a folder, or in a Lightning ``.ckpt``, to a model and puts its values there.
 
     Args:
-        model: the base model, without an adapter, or with one of the same name and config, which is filled.
-        folder: an adapter folder, or a ``.ckpt`` file; a path, or a URL that fsspec knows (``s3://...``).
+        model: the base model, with other adapters or without, or with one of the same name and config, which is filled.
+            A new adapter becomes the active one, see :func:`gpart.adapters.set_active`.
+        folder: an adapter folder, or a ``.ckpt`` file; a path, or a URL that fsspec knows (``s3://...``); or a name on the
+            hub, ``user/name`` or ``user/name@revision``, where nothing of this name is here.
         check_base: False loads onto another base of the same shape, with a warning.
         indices: as for :func:`gpart.attach`; an attached adapter keeps its own.
         weights: the same.
+        name: the adapter's name in the model; default that in the file. Of a checkpoint that holds several, which one.
 
     Returns:
         The attached adapter.
@@ -50,7 +58,7 @@ def load_adapter(
             values, and the model is as it was.
     """
     source, memory = str(folder), MemoryPolicy(indices, weights)
-    manifest, tensors = read_adapter(source)
+    manifest, tensors = renamed(*read_adapter(source, name), name)
     config, name = manifest.config, check_manifest_name(manifest, source)
     model = unwrapped(model)
     attached = get_adapters(model).get(name)
@@ -58,12 +66,59 @@ def load_adapter(
         check_attached(attached, manifest, source, check_base)
         made = attached.plan
     else:
-        if get_adapters(model):
-            raise GPartError(f"{source} holds adapter {name!r}; the model carries {list(get_adapters(model))}")
-        made = check_model(model, manifest, source, check_base)
+        with bare(model):
+            made = check_model(model, manifest, source, check_base)
     tensors = check_tensors(model, made, config, name, tensors, source)
     adapter = attached or attach_plan(model, config, name, made, memory)
     fill(adapter, tensors)
+    return adapter
+
+
+def load_authors_adapter(
+    model: nn.Module,
+    folder: str | PathLike[str],
+    backend: Backend | None = None,
+    indices: IndicesSetting = "auto",
+    weights: WeightsSetting = "auto",
+    name: str = "default",
+) -> GPartAdapter:
+    """Attaches an adapter that the paper's own code wrote, see :mod:`gpart.serialization.authors`.
+
+    Its file cannot tell whether this is the model that it was trained on; a warning says so, with the D that this one gives.
+
+    Args:
+        model: the base model, with other adapters or without.
+        folder: theirs; a path, or a URL that fsspec knows.
+        backend: which map it was trained with, where the folder does not say.
+        indices: as for :func:`gpart.attach`.
+        weights: the same.
+        name: the adapter's name in the model.
+
+    Returns:
+        The attached adapter; its :meth:`gpart.adapter.GPartAdapter.save` writes a folder that is checked.
+
+    Raises:
+        GPartFileError: if there is no such folder, or a file is missing in it.
+        GPartError: if it cannot be read, or does not fit the model, which is then as it was.
+    """
+    source, memory, model = str(folder), MemoryPolicy(indices, weights), unwrapped(model)
+    config, found = read_authors(source, backend)
+    tensors = {theta_key(name) if key == theta_key("default") else key: value for key, value in found.items()}
+    if check_name(name) in get_adapters(model):
+        raise GPartError(f"the model carries an adapter {name!r} already")
+    try:
+        with bare(model):
+            made = plan(model, config, padding_rows=True)  # theirs joins whole weights
+    except GPartError as error:
+        raise GPartError(f"{source}: {error}") from None
+    check_tensors(model, made, config, name, tensors, source)
+    adapter = attach_plan(model, config, name, made, memory)
+    fill(adapter, tensors)
+    warnings.warn(
+        f"{source} has no D, no list of weights and no fingerprint to check this model by: its theta was put on D ="
+        f" {made.size} weights, from {made.weights[0].name} to {made.weights[-1].name}",
+        stacklevel=2,
+    )
     return adapter
 
 
@@ -188,16 +243,25 @@ def check_manifest_name(manifest: Manifest, source: str) -> str:
         raise GPartError(f"{source}: {error}") from None
 
 
+def renamed(manifest: Manifest, tensors: dict[str, Tensor], name: str | None) -> tuple[Manifest, dict[str, Tensor]]:
+    """An adapter under another name; None leaves its own."""
+    if name is None or name == manifest.name:
+        return manifest, tensors
+    old, new = theta_key(manifest.name), theta_key(name)
+    return replace(manifest, name=name), {new if key == old else key: value for key, value in tensors.items()}
+
+
 @torch.no_grad()
 def fill(adapter: GPartAdapter, tensors: Mapping[str, Tensor]) -> None:
     """Copies checked values into theta, the saved modules and the buffers."""
-    buffers = named_buffers(adapter.model)
-    saved = adapter.saved_parameters()
+    own = {theta_key(adapter.name): adapter.theta, **adapter.saved_parameters()}
     was_merged = adapter.merged
-    adapter.unmerge()
+    if was_merged:
+        adapter.unmerge()
     for key, value in tensors.items():
-        target = adapter.theta if key == theta_key(adapter.name) else saved[key] if key in saved else buffers[key]
-        target.copy_(value)
+        if key in own:
+            own[key].copy_(value)
+    adapter.put_buffers({key: value for key, value in tensors.items() if key not in own})
     if was_merged:
         adapter.merge()
 

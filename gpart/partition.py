@@ -21,6 +21,7 @@ SplitMix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators"
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ SCHEME = "gpart-v1"
 """The name written into every adapter file."""
 
 _ROUNDS = 6
-_MASK64 = (1 << 64) - 1
+MASK64 = (1 << 64) - 1
 
 
 def chunk_size(device: torch.device | str) -> int:
@@ -51,21 +52,86 @@ def stretch_size(device: torch.device | str) -> int:
     return max(1 << 20, chunk_size(device))
 
 
-def _splitmix64(seed: int, count: int) -> list[int]:
+def splitmix64(seed: int, count: int) -> list[int]:
     """The first ``count`` outputs of SplitMix64 started at ``seed``."""
     outputs, x = [], seed
     for _ in range(count):
-        x = (x + 0x9E3779B97F4A7C15) & _MASK64
-        y = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-        y = ((y ^ (y >> 27)) * 0x94D049BB133111EB) & _MASK64
+        x = (x + 0x9E3779B97F4A7C15) & MASK64
+        y = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
+        y = ((y ^ (y >> 27)) * 0x94D049BB133111EB) & MASK64
         outputs.append(y ^ (y >> 31))
     return outputs
 
 
-def _signed(value: int, bits: int) -> int:
+def signed(value: int, bits: int) -> int:
     """``value mod 2^bits`` as the two's-complement number that a signed tensor of that width holds."""
     value &= (1 << bits) - 1
     return value - (1 << bits) if value >> (bits - 1) else value
+
+
+def check_numbers(size: int, d: int, seed: int) -> None:
+    """Checks D, d and the seed of groups.
+
+    Raises:
+        GPartError: if a number is outside its range.
+    """
+    if not 1 <= size <= 1 << 62:
+        raise GPartError(f"size must be between 1 and 2^62, got {size}")
+    if not 1 <= d <= size:
+        raise GPartError(f"d must be between 1 and the number of adapted weights, {size}; got d={d}")
+    if d >= 1 << 31:
+        raise GPartError(f"d must be below 2^31 = {1 << 31}, since group indices are int32; got d={d}")
+    if not 0 <= seed <= MASK64:
+        raise GPartError(f"seed must be between 0 and 2^64 - 1, got {seed}")
+
+
+def check_range(start: int, stop: int | None, size: int) -> int:
+    """Checks that positions ``start`` to ``stop - 1`` are among ``size``; returns ``stop``, or ``size`` in its place.
+
+    Raises:
+        GPartError: if they are not.
+    """
+    stop = size if stop is None else stop
+    if not 0 <= start <= stop <= size:
+        raise GPartError(f"positions {start} to {stop} are not within 0 to {size}")
+    return stop
+
+
+def index_dtype(d: int) -> torch.dtype:
+    """The narrowest dtype that holds the indices of d groups and that all devices copy from: int16 or int32."""
+    return torch.int16 if d <= 1 << 15 else torch.int32
+
+
+class Groups(Protocol):
+    """Groups of weight positions: :class:`Partition`, or a map of :mod:`gpart.projections`."""
+
+    @property
+    def size(self) -> int:
+        """D, the number of positions."""
+
+    @property
+    def d(self) -> int:
+        """The number of groups; some may be empty, but for :class:`Partition`'s."""
+
+    @property
+    def indices(self) -> Literal["auto", "stored", "computed"]:
+        """How they may be kept: as :class:`gpart.config.MemoryPolicy` says, or in one way only."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The narrowest dtype of group indices, int16 or int32."""
+
+    def groups(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.int32,
+    ) -> Tensor:
+        """The group indices of positions ``start`` to ``stop - 1``."""
+
+    def sizes(self) -> Tensor:
+        """The group sizes n_j, shape (d,), int64."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +162,10 @@ class Partition:
     d: int
     seed: int = 0
 
+    indices: ClassVar[Literal["auto"]] = "auto"
+
     def __post_init__(self) -> None:
-        if not 1 <= self.size <= 1 << 62:
-            raise GPartError(f"size must be between 1 and 2^62, got {self.size}")
-        if not 1 <= self.d <= self.size:
-            raise GPartError(f"d must be between 1 and the number of adapted weights, {self.size}; got d={self.d}")
-        if self.d >= 1 << 31:
-            raise GPartError(f"d must be below 2^31 = {1 << 31}, since group indices are int32; got d={self.d}")
-        if not 0 <= self.seed <= _MASK64:
-            raise GPartError(f"seed must be between 0 and 2^64 - 1, got {self.seed}")
+        check_numbers(self.size, self.d, self.seed)
 
     def sizes(self) -> Tensor:
         """The group sizes n_j, shape (d,), int64."""
@@ -121,7 +182,7 @@ class Partition:
             >>> Partition(100_000, d=1 << 15).dtype, Partition(100_000, d=(1 << 15) + 1).dtype
             (torch.int16, torch.int32)
         """
-        return torch.int16 if self.d <= 1 << 15 else torch.int32
+        return index_dtype(self.d)
 
     def groups(
         self,
@@ -141,9 +202,7 @@ class Partition:
         Raises:
             GPartError: if the range is not within 0 to ``size``.
         """
-        stop = self.size if stop is None else stop
-        if not 0 <= start <= stop <= self.size:
-            raise GPartError(f"positions {start} to {stop} are not within 0 to {self.size}")
+        stop = check_range(start, stop, self.size)
         step = chunk_size(device)
         out = torch.empty(stop - start, dtype=dtype, device=device)
         if out.is_meta:
@@ -170,7 +229,7 @@ class Partition:
             >>> [shift for _, _, shift in Partition(size=1000, d=7).rounds()]  # k = 10
             [5, 3, 5, 3, 5, 3]
         """
-        z = _splitmix64(self.seed, 2 * _ROUNDS)
+        z = splitmix64(self.seed, 2 * _ROUNDS)
         return [(z[2 * r] | 1, z[2 * r + 1], self.bits // 3 if r % 2 else self.bits // 2) for r in range(_ROUNDS)]
 
     def constants(self) -> list[int]:
@@ -186,7 +245,7 @@ class Partition:
     def _permuted(self, start: int, stop: int, device: torch.device | str) -> Tensor:
         """pi(start) .. pi(stop - 1), as int32 where size fits into it (twice as fast, same values), else int64."""
         dtype, width = (torch.int32, 32) if self.fits_int32 else (torch.int64, 64)
-        rounds = [(_signed(factor, width), _signed(addend, width), shift) for factor, addend, shift in self.rounds()]
+        rounds = [(signed(factor, width), signed(addend, width), shift) for factor, addend, shift in self.rounds()]
         mask = (1 << self.bits) - 1
 
         def mix(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from gpart import GPartConfig
+from gpart.errors import GPartError
 
 FULL = {
     "d": 7,
@@ -20,6 +21,7 @@ FULL = {
     "dropout": 0.5,
     "isometric": False,
     "target_parameters": ["experts.down_proj"],
+    "projection": "hash",
 }
 
 
@@ -35,6 +37,7 @@ def test_the_defaults_are_the_documented_ones():
         "dropout": 0.0,
         "isometric": True,
         "target_parameters": None,
+        "projection": "partition",
     }
 
 
@@ -52,6 +55,7 @@ def test_a_config_survives_json(settings):
         *[("seed", value) for value in (-1, 2**64, 0.0, "0", None, True)],
         *[("bias", value) for value in ("lora_only", "", None, True)],
         *[("dropout", value) for value in (-0.1, 1, 1.0, float("nan"), "0.1", None, True)],
+        *[("projection", value) for value in ("Partition", "", None, 5, ["hash"], "authors")],
         *[("isometric", value) for value in (0, 1, "yes", None)],
         *[("target_modules", value) for value in ([], "", None, 5, [""], ["q", 5], {"q"}, {"q": 1}, "layer.(", b"q")],
         *[("exclude_modules", value) for value in ([], "", 5, [""], ["q", None], {"q"}, "*q")],
@@ -90,6 +94,11 @@ def test_a_bad_value_is_refused_by_its_name_and_value(field, value):
 def test_slices_that_overlap_or_fall_back_are_refused(pairs, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         GPartConfig(d=1, target_modules=["q"], slices={"q": pairs})
+
+
+def test_a_map_without_groups_has_no_ablation():
+    with pytest.raises(GPartError, match=r"isometric=False.*projection='fastfood'"):
+        GPartConfig(d=1, target_modules=["q"], projection="fastfood", isometric=False)
 
 
 def test_the_limits_themselves_are_taken():

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gpart.adapter import GPartAdapter, attach, get_adapters
+from gpart.adapters import active_adapters, add_active, chosen_heads, set_active
 from gpart.callbacks.checkpoints.contents import AdapterContents
 from gpart.callbacks.checkpoints.filling import Contents
 from gpart.callbacks.copies import adapt_copies, keep_frozen, merge_copies, unnamed_copies
@@ -30,11 +31,12 @@ from gpart.callbacks.sharding.strategies import (
     remember_base,
     shards,
 )
-from gpart.config import Bias, GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
+from gpart.config import Bias, GPartConfig, IndicesSetting, MemoryPolicy, Projection, WeightsSetting
 from gpart.errors import GPartError
 from gpart.injection.homes import check_elements
 from gpart.injection.names import named_modules
 from gpart.loading import load_adapter
+from gpart.materialize.merging import check_mergeable
 
 
 class GPartCallback(MethodCallback):
@@ -73,6 +75,8 @@ class GPartCallback(MethodCallback):
             ``"recomputed"`` (in the backward pass again, the least memory), or ``"auto"``. Neither changes a result.
         target_parameters: parameters that are no layer's ``weight``, by names or name endings or a regular expression:
             the experts of a mixture (``["experts.gate_up_proj"]``), an LSTM's weights (``["weight_ih_l0"]``).
+        projection: the map from theta to the update: ``"partition"``, ``"hash"``, ``"fastfood"``, or a map of the paper's
+            own code, ``"authors-stateless"`` or ``"authors-materialized"``.
 
     Raises:
         GPartError: if the settings are invalid, or neither ``d`` and what to adapt nor ``adapter`` are given.
@@ -107,6 +111,7 @@ class GPartCallback(MethodCallback):
         checkpoints: Literal["adapter", "merged"] = "adapter",
         merge_at_end: bool = False,
         copies: list[str] | None = None,
+        projection: Projection = "partition",
     ) -> None:
         given = dict(locals())  # before any other name is bound
         super().__init__(module)
@@ -165,6 +170,7 @@ class GPartCallback(MethodCallback):
                 f"the network carries an adapter {self.name!r} with other settings than this callback's:"
                 f" {'; '.join(different)}"
             )
+        before, heads, new = active_adapters(network), chosen_heads(network), attached is None
         if self.start is not None and (attached is None or adopted):
             attached = self._load(network, self.start)
         elif attached is None:
@@ -173,11 +179,49 @@ class GPartCallback(MethodCallback):
             if self._sharding:
                 refuse_sharded(network)
             attached = attach(network, self.config, self.name, self.memory.indices, self.memory.weights)
+        if before and not (attached.active and attached.name in before):
+            self._beside(network, attached, before, heads, new)
+        elif not attached.active:
+            set_active(network, attached.name)
         self._adapter = attached
         if self._sharding:
             before_sharding(attached)
         self.modules_to_save = attached.config.modules_to_save
         return AdapterContents(attached, whole=self.checkpoints == "merged", copies=self.copies)
+
+    @staticmethod
+    def _beside(
+        network: nn.Module, attached: GPartAdapter, before: dict[str, float], heads: str | None, new: bool
+    ) -> None:
+        """Makes the adapter active beside those that were; takes it off again where it may not be."""
+        try:
+            add_active(network, attached.name, before, heads)
+        except GPartError:
+            if new:
+                attached.detach()
+            set_active(network, list(before), list(before.values()), heads)
+            raise
+
+    def check_others(self, others: list[MethodCallback], trainer: Trainer) -> None:
+        """Several adapters may be trained at once, each by a callback of its own with a name of its own.
+
+        Raises:
+            GPartError: if two have one name, they adapt different modules, or the strategy shards the model.
+        """
+        for other in others:
+            if not isinstance(other, GPartCallback):
+                super().check_others(others, trainer)
+            elif other.name == self.name:
+                raise GPartError(f"two GPartCallbacks have the name {self.name!r}: give one another, by name=...")
+            elif other.module != self.module:
+                raise GPartError(
+                    f"the adapters {self.name!r} and {other.name!r} are for different modules, {self.module!r} and"
+                    f" {other.module!r}: a trainer takes several adapters of one module"
+                )
+            elif shards(trainer.strategy) or self.copies or other.copies:
+                raise GPartError(
+                    f"adapters {self.name!r} and {other.name!r} at once: not with a sharded model, nor with copies"
+                )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attaches the adapter now, or as soon as the network is built; in any case before it is sharded."""
@@ -236,7 +280,9 @@ class GPartCallback(MethodCallback):
         super().on_fit_start(trainer, pl_module)
         self._gradient, self._finite = FirstGradient(), FiniteTheta()
         if self.merge_at_end or self.checkpoints == "merged":
-            self.adapter.check_mergeable()
+            check_mergeable(self.adapter)
+        if self.checkpoints == "merged" and len(names := list(get_adapters(self.adapter.model))) > 1:
+            raise GPartError(f"checkpoints='merged' holds one adapter's W0 + P·theta, and the model carries {names}")
         check_reduced(trainer.strategy, pl_module)
         check_elements(pl_module)
         if self.adapter.merged:

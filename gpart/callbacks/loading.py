@@ -18,6 +18,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from gpart.adapter import attach_plan, get_adapters
+from gpart.adapters import set_active
 from gpart.callbacks.baselines import BitFit, FullFineTuning, LinearProbe
 from gpart.callbacks.checkpoints.contents import AdapterContents
 from gpart.callbacks.checkpoints.filling import Contents, filled
@@ -28,7 +29,14 @@ from gpart.config import MemoryPolicy
 from gpart.errors import GPartError
 from gpart.injection.names import get_submodule
 from gpart.loading import check_manifest_name, check_model
-from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, load_checkpoint_file, unreadable
+from gpart.materialize.active import bare
+from gpart.serialization.checkpoint_file import (
+    CHECKPOINT_KEY,
+    SEVERAL,
+    entries_in,
+    load_checkpoint_file,
+    unreadable,
+)
 from gpart.serialization.locations import readable
 from gpart.serialization.manifest import read_manifest
 
@@ -75,25 +83,32 @@ def load_from_checkpoint(
     """
     content, source = readable(checkpoint_path)
     found = load_checkpoint_file(content, source)
-    if not isinstance(entry := found.get(CHECKPOINT_KEY), dict) or not isinstance(entry.get("manifest"), dict):
+    held: Any = found.get(CHECKPOINT_KEY)
+    entry: dict[str, Any] = held if isinstance(held, dict) else {}
+    several = SEVERAL in entry
+    described = entries_in(found, source) if several else [entry]
+    if not all(isinstance(one.get("manifest"), dict) for one in described):
         raise GPartError(f"{source} holds no GPart adapter: use {cls.__name__}.load_from_checkpoint for it")
 
     read: list[AdapterContents] = []
 
     def complete(module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        described, path = entry["manifest"], entry["module"]
         state = checkpoint.get("state_dict")
         placed = [value for value in state.values() if isinstance(value, Tensor)] if isinstance(state, dict) else []
         if placed:  # Lightning moves it to its first tensor's device, and that will be the module's own
             module.to(placed[0].device)
+        path = described[0]["module"]
         network = _network(module, path, source)
         contents: Contents
-        if "method" in described:
-            contents = _method(described, source).apply(network)
+        if "method" in described[0]["manifest"]:
+            contents = _method(described[0]["manifest"], source).apply(network)
         else:
-            contents = adapted = _adapted(network, described, source, check_base, _copies(entry, source))
-            read.append(adapted)
-            adapt_copies(adapted.adapter, module, adapted.copies)
+            for one in described:
+                contents = adapted = _adapted(network, one["manifest"], source, check_base, _copies(one, source))
+                read.append(adapted)
+                adapt_copies(adapted.adapter, module, adapted.copies)
+        if several:
+            _activate(network, entry, source)
         checkpoint.update(filled(checkpoint, source, module, path, contents, strict))
 
     try:
@@ -157,9 +172,18 @@ def _adapted(
     manifest = read_manifest(described, source)
     adapter = get_adapters(network).get(check_manifest_name(manifest, source))
     if adapter is None:
-        plan = check_model(network, manifest, source, check_base)
+        with bare(network):
+            plan = check_model(network, manifest, source, check_base)
         adapter = attach_plan(network, manifest.config, manifest.name, plan, MemoryPolicy())
     return AdapterContents(adapter, check_base, copies=copies)
+
+
+def _activate(network: nn.Module, entry: dict[str, Any], source: str) -> None:
+    """Makes those adapters active that were when the file was written."""
+    active = entry.get("active")
+    if not isinstance(active, dict) or not all(isinstance(factor, float) for factor in active.values()):
+        raise GPartError(f"{source} says which adapters are active by {active!r}, where names and factors are expected")
+    set_active(network, list(active), list(active.values()), entry.get("heads"))
 
 
 def _copies(entry: dict[str, Any], source: str) -> tuple[str, ...]:

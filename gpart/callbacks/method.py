@@ -33,6 +33,7 @@ from gpart.callbacks.table import print_table
 from gpart.errors import GPartError
 from gpart.injection.forgotten import randomly_initialised, refuse_resized
 from gpart.injection.matching import saved_parameters
+from gpart.injection.modules import Adapters
 from gpart.injection.names import named_modules, named_parameters
 
 
@@ -82,9 +83,9 @@ class MethodCallback(OfBoth, Callback):
         check_strategy(trainer)
         check_callbacks(self._callbacks(trainer), type(self).__name__, trainer.strategy)
         sharding = prepare(trainer.strategy)
-        methods = [type(one).__name__ for one in self._callbacks(trainer) if isinstance(one, MethodCallback)]
-        if len(methods) > 1:
-            raise GPartError(f"a trainer takes one method at a time, got {methods}")
+        methods = [one for one in self._callbacks(trainer) if isinstance(one, MethodCallback)]
+        if others := [one for one in methods if one is not self]:
+            self.check_others(others, trainer)
         copied_too_early = self._move_first(trainer)
         install_random_states(trainer)
         try:
@@ -101,6 +102,15 @@ class MethodCallback(OfBoth, Callback):
         for callback in copied_too_early:
             callback.setup(trainer, pl_module, stage)
 
+    def check_others(self, others: list[MethodCallback], trainer: Trainer) -> None:
+        """Checks that the trainer's other methods may be there as well.
+
+        Raises:
+            GPartError: if not.
+        """
+        names = [type(one).__name__ for one in (self, *others)]
+        raise GPartError(f"a trainer takes one method at a time, got {names}")
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the module its own methods back."""
         self._take_back()
@@ -116,7 +126,11 @@ class MethodCallback(OfBoth, Callback):
         if network is None or self._contents is None:
             raise GPartError(f"{type(self).__name__} was not applied: {type(pl_module).__name__} built no network")
         named = named_parameters(network)
-        late = [name for name in named if name not in self._known]
+        adapters = [module for module in network.modules() if isinstance(module, Adapters)]
+        theirs = {id(value) for module in adapters for value in module.parameters()}
+        if len(theirs) > 1:
+            self._flags = Flags(network)  # the adapters that came later have heads that are trained
+        late = [name for name, value in named.items() if name not in self._known and id(value) not in theirs]
         if late:
             raise GPartError(
                 f"{late[:5]} were built after {type(self).__name__} was applied; build the network in __init__ or"

@@ -32,8 +32,19 @@ TRAINING = {
 """LightningCLI's own commands, which parse together; with their lines in the overview."""
 
 COMMANDS = {
-    "configs": Command("gpart.cli.configs", "configs_command", "list the shipped recipes, or copy one to edit"),
+    "inspect": Command("gpart.cli.inspect_adapter", "inspect_command", "show an adapter, and its update by layer"),
+    "diff": Command("gpart.cli.diff", "diff_command", "compare two adapters: settings, distance, cosine"),
+    "combine": Command("gpart.cli.combine", "combine_command", "add adapters of one layout up"),
+    "project": Command("gpart.cli.project", "project_command", "bring an adapter to another layout, at a loss"),
+    "merge": Command("gpart.cli.merge", "merge_command", "write a base and an adapter as one plain model"),
+    "export": Command("gpart.cli.export", "export_command", "write an adapter as another library's, such as LoRA"),
+    "import": Command(
+        "gpart.cli.import_authors", "import_command", "make an adapter of the paper's own code one of this package"
+    ),
+    "push": Command("gpart.cli.hub", "push_command", "upload an adapter to the hub, with a model card"),
+    "pull": Command("gpart.cli.hub", "pull_command", "download an adapter from the hub"),
     "params": Command("gpart.cli.params", "params_command", "count what each method trains, and plan GPart's memory"),
+    "configs": Command("gpart.cli.configs", "configs_command", "list the shipped recipes, or copy one to edit"),
     "study": Command("gpart.cli.study", "study_command", "run methods x tasks x seeds, and write their table"),
     "bench": Command("gpart.cli.bench", "bench_command", "measure each method's time and memory"),
     "serve": Command("gpart.cli.serve", "serve_command", "serve a base and a folder of adapters by HTTP"),
@@ -73,7 +84,7 @@ def unknown(word: str) -> str:
 
     Example:
         >>> unknown("studdy")
-        "there is no command 'studdy', did you mean study? There are fit, validate, test, predict, configs, params, study, bench, serve; 'gpart --help' explains them"
+        "there is no command 'studdy', did you mean study? There are fit, validate, test, predict, inspect, diff, combine, project, merge, export, import, push, pull, params, configs, study, bench, serve; 'gpart --help' explains them"
     """
     known = {name: name for name in LINES} | ELSEWHERE
     close = difflib.get_close_matches(word, known, n=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -76,8 +77,8 @@ def refuse_resized(model: nn.Module, names: Iterable[str], modules_to_save: list
 def _loaded_config(config: Any) -> Any:
     """The config that a model was loaded with, or None."""
     source = getattr(config, "_name_or_path", "")
-    if not source:
-        return None
+    if not source or (Path(source).is_dir() and not (Path(source) / "config.json").is_file()):
+        return None  # a GGUF file's folder has none, and Transformers would give the class's defaults for it
     try:
         return type(config).from_pretrained(source, local_files_only=True)
     except (OSError, ValueError):  # not on this machine any more

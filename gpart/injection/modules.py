@@ -15,8 +15,10 @@ parametrize`` does the like, but moves the parameter to another name, and takes 
 from __future__ import annotations
 
 import copyreg
+import re
 import sys
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, Protocol
 
@@ -35,16 +37,34 @@ _MOVERS = ("torch.distributed.", "accelerate.")
 CONTAINER = "gpart"
 """Name of the child that holds the adapters of a module; in a folder theta's key is ``gpart.<adapter name>.theta``."""
 
+SAVED = "saved"
+"""Name of the child of theta's holder with what of the adapter does not stand in the model while another one is active."""
+
+BASE = "__base__"
+"""What stands for no adapter where adapters are named, as in PEFT."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,127}|[^\W\d]\w{0,127}")
+
 
 def check_name(name: object) -> str:
     """An adapter's name, if it can be one: it stands in keys, and beside the attributes of the module that holds adapters.
 
     Raises:
         GPartError: if it cannot.
+
+    Example:
+        >>> check_name("user-17")
+        'user-17'
+        >>> check_name("a.b")
+        Traceback (most recent call last):
+            ...
+        gpart.errors.GPartError: an adapter's name consists of letters, digits, '_' and '-' (128 at most), and is no attribute of torch's ModuleDict; got 'a.b'
     """
-    if not isinstance(name, str) or not name.isidentifier() or hasattr(Adapters, name) or name in vars(nn.Module()):
+    fits = isinstance(name, str) and _NAME.fullmatch(name)
+    if not fits or not isinstance(name, str) or name in {BASE, *vars(Adapters({}))} or hasattr(Adapters, name):
         raise GPartError(
-            f"an adapter's name must be an identifier, and no attribute of torch's ModuleDict; got {name!r}"
+            "an adapter's name consists of letters, digits, '_' and '-' (128 at most), and is no attribute of torch's"
+            f" ModuleDict; got {name!r}"
         )
     return name
 
@@ -57,7 +77,21 @@ class WeightReader(Protocol):
 
 
 class Adapters(nn.ModuleDict):
-    """The last child of the module that holds theta: its adapters by name."""
+    """The last child of the module that holds theta: its adapters by name, and which of them are active.
+
+    Attributes:
+        active_factors: by name, what the update of each active adapter is multiplied by in the weights.
+        standing: by parameter of ``modules_to_save``, the active adapter whose values stand in the model; the base's else.
+        heads: the adapter whose values were chosen where several active ones have the same saved module.
+    """
+
+    _gpart_holds_adapters = True
+
+    def __init__(self, modules: Mapping[str, Theta]) -> None:
+        super().__init__(modules)
+        self.active_factors: dict[str, float] = {}
+        self.standing: dict[str, str] = {}
+        self.heads: str | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Is called where a module's own code runs all its children in turn.
@@ -104,16 +138,19 @@ class Theta(nn.Module):
                 return tensor.to(device=moved.device, dtype=torch.float32)
             return moved
 
-        super()._apply(kept_wide, recurse)  # type: ignore[no-untyped-call]  # torch has no types here
+        for child in self.children() if recurse else ():
+            child._apply(fn)  # type: ignore[no-untyped-call]  # a head that does not stand in the model is of the model's dtype all the same
+        super()._apply(kept_wide, recurse=False)  # type: ignore[no-untyped-call]  # torch has no types here
         return self
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        # While merged the model's state is a plain model's: read beside theta, the weights would be changed twice.
-        if not self.adapter.merged:
-            super()._save_to_state_dict(destination, prefix, keep_vars)
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """Nothing while the model is merged: its state is a plain model's, and theta would change the weights twice."""
+        if self.adapter.weights.bases is not None:
+            return OrderedDict() if destination is None else destination
+        return super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        if not self.adapter.merged:
+        if self.adapter.weights.bases is None:
             super()._load_from_state_dict(state, prefix, *rest)
         elif f"{prefix}theta" in state:
             rest[-1].append(  # torch's error messages
@@ -147,18 +184,20 @@ def theta_key(name: str) -> str:
     return f"{CONTAINER}.{name}.theta"
 
 
-def adapt(module: nn.Module, attribute: str, reader: WeightReader, weight: AdaptedWeight) -> None:
-    """Makes a layer read one of its parameters from ``reader``; :func:`release` undoes it."""
-    plain = plain_class(module)
-    readers = module.__dict__.setdefault(READERS, {})
-    readers[attribute] = (reader, weight)
-    module.__class__ = _adapted_class(plain, tuple(readers))
+Readers = dict[str, tuple[WeightReader, AdaptedWeight]]
+"""By attribute of a layer, who computes it, and which weight it is."""
 
 
-def release(module: nn.Module) -> None:
-    """Gives a layer its own class back."""
-    module.__class__ = plain_class(module)
-    del module.__dict__[READERS]
+def set_readers(module: nn.Module, readers: Readers) -> None:
+    """Makes a layer read these of its parameters from these readers; with none it gets its own class back."""
+    before = module.__dict__.get(READERS, {})
+    if not readers:
+        module.__class__ = plain_class(module)
+        module.__dict__.pop(READERS, None)
+        return
+    if tuple(before) != tuple(readers):
+        module.__class__ = _adapted_class(plain_class(module), tuple(readers))
+    module.__dict__[READERS] = readers
 
 
 def check_releasable(module: nn.Module, path: str) -> None:

@@ -13,6 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 READERS = "_gpart_readers"
 """The attribute of an adapted layer that says who computes which of its weights, see :mod:`gpart.injection.modules`."""
 
+HOLDS_ADAPTERS = "_gpart_holds_adapters"
+"""A true attribute of the class of what holds adapters, :class:`gpart.injection.modules.Adapters`."""
+
 _WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 """What FSDP 1, activation checkpointing and ``torch.compile`` put into the paths of the modules that they wrap."""
 
@@ -111,9 +114,10 @@ def named_parameters(model: nn.Module, *, remove_duplicate: bool = True) -> dict
 
 
 def named_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """``model.named_buffers()`` by their plain names."""
+    """``model.named_buffers()`` by their plain names, without what adapters keep for themselves."""
     paths = _plain_paths(model)
-    return {_joined(paths, name): value for name, value in model.named_buffers()}
+    own = tuple(f"{path}." for path, module in model.named_modules() if getattr(type(module), HOLDS_ADAPTERS, False))
+    return {_joined(paths, name): value for name, value in model.named_buffers() if not name.startswith(own)}
 
 
 def _joined(paths: dict[str, str], name: str) -> str:
@@ -126,6 +130,13 @@ def get_parameter(model: nn.Module, name: str) -> Tensor:
     path, attribute = split_name(name)
     module = get_submodule(model, path)
     value: Tensor = stored(module, attribute) if is_adapted(module) else getattr(module, attribute)
+    return value
+
+
+def get_buffer(model: nn.Module, name: str) -> Tensor:
+    """The buffer of this name."""
+    path, attribute = split_name(name)
+    value: Tensor = getattr(get_submodule(model, path), attribute)
     return value
 
 

@@ -6,22 +6,32 @@ of a frozen weight, which nothing changes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from gpart.injection.names import get_parameter, named_buffers, named_parameters
+from gpart.injection.names import get_buffer, get_parameter, named_buffers, named_modules, named_parameters
 from gpart.injection.targets import Plan
 
 
 class Snapshot:
     """The state of a model before attach."""
 
-    def __init__(self, model: nn.Module, plan: Plan) -> None:
-        self.hooks: list[RemovableHandle] = []
-        self._requires_grad = {name: value.requires_grad for name, value in named_parameters(model).items()}
+    def __init__(self, model: nn.Module, plan: Plan, first: Snapshot | None = None) -> None:
+        """``first`` is that of the first adapter on this model, which has seen the flags."""
+        flags = {name: value.requires_grad for name, value in named_parameters(model).items()}
+        self._requires_grad: dict[str, bool] = flags if first is None else first._requires_grad
         self._saved = {name: get_parameter(model, name).detach().clone() for name in plan.saved}
         self._buffers = {name: value.detach().clone() for name, value in named_buffers(model).items()}
+        persistent = model.state_dict(keep_vars=True)
+        self._persistent = [name for name in self._buffers if name in persistent]
+        self.owners = _owners(model, plan.saved)
+        """Where each saved parameter stands: every (module path, attribute) that holds it."""
+
+    def first(self, name: str) -> Tensor:
+        """The first value of a saved parameter or a buffer."""
+        return self._saved[name] if name in self._saved else self._buffers[name]
 
     def changed_buffers(self, model: nn.Module) -> dict[str, Tensor]:
         """The persistent buffers that are not what they were."""
@@ -32,22 +42,40 @@ class Snapshot:
             if name in persistent and not _same(value, self._buffers.get(name))
         }
 
+    def moved_buffers(self, model: nn.Module) -> dict[str, Tensor]:
+        """As :meth:`changed_buffers`, of those that were there at first; without a walk through the model."""
+        live = {name: get_buffer(model, name) for name in self._persistent}
+        return {name: value for name, value in live.items() if not _same(value, self._buffers[name])}
+
     def restore_flags(self, model: nn.Module) -> None:
         """requires_grad of every parameter."""
         for name, flag in self._requires_grad.items():
             get_parameter(model, name).requires_grad_(flag)
 
     @torch.no_grad()
+    def restore_buffers(self, model: nn.Module) -> None:
+        """The first values of the buffers."""
+        buffers = named_buffers(model)
+        for name, value in self._buffers.items():
+            buffers[name].copy_(value)
+
+    @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
-        """The flags, and the first values of heads and buffers."""
-        self.restore_flags(model)
+        """The first values of heads and buffers."""
         for name, value in self._saved.items():
             parameter = get_parameter(model, name)
             parameter.copy_(value)
             parameter.grad = None
-        buffers = named_buffers(model)
-        for name, value in self._buffers.items():
-            buffers[name].copy_(value)
+        self.restore_buffers(model)
+
+
+def _owners(model: nn.Module, names: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
+    found: dict[int, list[tuple[str, str]]] = {id(get_parameter(model, name)): [] for name in names}
+    for path, module in named_modules(model) if found else ():
+        for attribute, value in module._parameters.items():
+            if value is not None and id(value) in found:
+                found[id(value)].append((path, attribute))
+    return {name: found[id(get_parameter(model, name))] for name in names}
 
 
 def _same(value: Tensor, first: Tensor | None) -> bool:

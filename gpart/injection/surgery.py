@@ -1,13 +1,14 @@
 """Putting an adapter into a model, and taking it out again: each step beside its undoing.
 
 Invariants: :func:`install` freezes every parameter of the model but those of ``modules_to_save``, and changes no stored
-number and no name. :func:`remove` gives every layer its class back and takes the adapter's child and hooks away; what the
-flags and values were is :class:`gpart.injection.snapshot.Snapshot`'s to restore.
+number and no name. :func:`wire` with None gives every layer its class back and :func:`remove` takes the adapter's child away;
+what the flags and values were is :class:`gpart.injection.snapshot.Snapshot`'s to restore.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,9 +18,10 @@ from torch.utils.hooks import RemovableHandle
 from gpart.config import GPartConfig
 from gpart.errors import GPartError
 from gpart.injection.forgotten import randomly_initialised, refuse_resized
-from gpart.injection.modules import CONTAINER, Adapters, Theta, WeightReader, adapt, check_releasable, release
-from gpart.injection.names import get_parameter, get_submodule, named_modules
-from gpart.injection.targets import Plan
+from gpart.injection.heads import Place, put_parameters
+from gpart.injection.modules import CONTAINER, Adapters, Readers, Theta, WeightReader, check_releasable, set_readers
+from gpart.injection.names import READERS, get_parameter, get_submodule, is_adapted, named_modules
+from gpart.injection.targets import AdaptedWeight, Plan
 
 Hooks = tuple[Callable[[nn.Module, Any], None], Callable[[nn.Module, Any, Any], None]]
 """What is called when a module is entered and when it is left."""
@@ -50,37 +52,91 @@ def check_installable(model: nn.Module, config: GPartConfig, name: str, plan: Pl
         )
 
 
-def install(model: nn.Module, plan: Plan, name: str, holder: Theta, reader: WeightReader, home: nn.Module) -> None:
-    """Freezes the base, makes the adapted layers read from ``reader``, and adds theta as the last child of ``home``."""
+def install(
+    model: nn.Module, plan: Plan, name: str, holder: Theta, home: nn.Module, owners: Mapping[str, Sequence[Place]]
+) -> Adapters:
+    """Freezes the base, gives the adapter saved parameters to train, and adds theta's holder as the last child of ``home``.
+
+    The saved parameters are the model's own for the first adapter, and copies of the base's for a further one.
+    """
     for parameter in (get_parameter(model, frozen) for frozen in plan.frozen):
         parameter.requires_grad_(False)
+    container = home._modules.get(CONTAINER)
+    if isinstance(container, Adapters):
+        own = {saved: get_parameter(model, saved) for saved in plan.saved}
+        put_parameters(model, {saved: nn.Parameter(value.detach().clone()) for saved, value in own.items()}, owners)
+        container[name] = holder
+    else:
+        container = Adapters({name: holder}).train(home.training)
+        home.add_module(CONTAINER, container)
     for parameter in (get_parameter(model, saved) for saved in plan.saved):
         parameter.requires_grad_(parameter.is_floating_point())
-    for weight in plan.weights:
-        for path, attribute in weight.owners:
-            adapt(get_submodule(model, path), attribute, reader, weight)
-    home.add_module(CONTAINER, Adapters({name: holder}).train(home.training))
+    container.standing |= dict.fromkeys(plan.saved, name)
     if home is not model:
-        model.__dict__[CONTAINER] = home._modules[CONTAINER]  # ``model.gpart`` is there, and is none of its elements
+        model.__dict__[CONTAINER] = container  # ``model.gpart`` is there, and is none of its elements
+    return container
 
 
-def remove(model: nn.Module, plan: Plan, name: str, home: nn.Module) -> None:
-    """Undoes :func:`install`, but for the flags.
-
-    Raises:
-        GPartError: if something has changed an adapted layer's class since; nothing is changed then.
-    """
-    layers = {path: get_submodule(model, path) for path in _owners(plan)}
-    for path, module in layers.items():
-        check_releasable(module, path)
-    for module in layers.values():
-        release(module)
+def remove(model: nn.Module, name: str, home: nn.Module) -> None:
+    """Takes theta's holder away, and with the last one what held them; no layer may read from the adapter any more."""
     container = home._modules[CONTAINER]
     if isinstance(container, Adapters):
         del container[name]
+        container.active_factors.pop(name, None)
+        container.standing = {saved: other for saved, other in container.standing.items() if other != name}
     if not container:
         del home._modules[CONTAINER]
         model.__dict__.pop(CONTAINER, None)
+
+
+def wire(model: nn.Module, readers: Mapping[Place, tuple[WeightReader, AdaptedWeight] | None]) -> None:
+    """Makes layers read parameters from these readers; where that is None, their own parameter again.
+
+    Args:
+        model: the adapted module.
+        readers: by (module path, attribute).
+
+    Raises:
+        GPartError: if something has changed the class of a layer since; nothing is changed then.
+    """
+    layers: dict[str, Readers] = {}
+    for (path, attribute), reader in readers.items():
+        if path not in layers:
+            layers[path] = dict(get_submodule(model, path).__dict__.get(READERS, {}))
+        layers[path].pop(attribute, None) if reader is None else layers[path].update({attribute: reader})
+    for path, its in layers.items():
+        module = get_submodule(model, path)
+        if READERS in module.__dict__ and tuple(module.__dict__[READERS]) != tuple(its):
+            check_releasable(module, path)
+    for path, its in layers.items():
+        set_readers(get_submodule(model, path), its)
+
+
+@contextmanager
+def laid_aside(model: nn.Module, home: nn.Module) -> Iterator[None]:
+    """Within it the model has no adapters and no adapted layers, so that one more can be planned as if it were the first.
+
+    No adapter may be active.
+
+    Raises:
+        GPartError: if something has changed the class of a layer since.
+    """
+    container, place = home._modules.pop(CONTAINER), model.__dict__.pop(CONTAINER, None)
+    readers: list[tuple[nn.Module, Readers]] = []
+    try:
+        layers = [(path, module) for path, module in named_modules(model) if is_adapted(module)]
+        for path, module in layers:
+            check_releasable(module, path)
+        readers += [(module, module.__dict__[READERS]) for _, module in layers]
+        for module, _ in readers:
+            set_readers(module, {})
+        yield
+    finally:
+        for module, its in readers:
+            set_readers(module, its)
+        home._modules[CONTAINER] = container
+        if place is not None:
+            model.__dict__[CONTAINER] = place
 
 
 def rename_old_theta(model: nn.Module, old: str, new: str) -> RemovableHandle:

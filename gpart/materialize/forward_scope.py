@@ -14,6 +14,8 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,6 +74,18 @@ class ForwardScope(threading.local):
             del self.open[self.open.index(id(module)) :]
         if not self.open:
             self._clear()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within it values are kept as in a forward pass: what all weights start from is computed once for all of them."""
+        token = object()
+        self.open.append(id(token))
+        try:
+            yield
+        finally:
+            self.open = [one for one in self.open if one != id(token)]
+            if not self.open:
+                self._clear()
 
     def _clear(self) -> None:
         self.number = None

@@ -19,7 +19,7 @@ from gpart.materialize.policy import constant_when_compiled, stores_indices
 from gpart.ops import dispatch
 from gpart.ops.apart import apart
 from gpart.ops.block import Block, ComputedIndices, Entries
-from gpart.partition import Partition
+from gpart.partition import Groups
 
 
 class GroupIndex:
@@ -29,7 +29,7 @@ class GroupIndex:
     buffer at every forward pass. Copies of a model share them.
     """
 
-    def __init__(self, partition: Partition, memory: MemoryPolicy) -> None:
+    def __init__(self, partition: Groups, memory: MemoryPolicy) -> None:
         self.partition, self.memory = partition, memory
         self._stored: dict[int, torch.Tensor] = {}
         self.built: dict[str, tuple[torch.device, tuple[Block, ...]]] = {}
@@ -86,6 +86,8 @@ class GroupIndex:
         return apart(lambda: self._maker(device)(offset, count, device)[:count])
 
     def _maker(self, device: torch.device) -> Callable[[int, int, torch.device], Entries]:
+        if self.partition.indices != "auto":  # there is one way only
+            return self._store if self.partition.indices == "stored" else self._compute
         nbytes = self.partition.size * self.partition.dtype.itemsize
         return self._store if stores_indices(self.memory, nbytes, device) else self._compute
 

@@ -41,12 +41,12 @@ from gpart.materialize.group_index import GroupIndex, block_sizes
 from gpart.materialize.plain import is_followed, is_hollow, is_recorded
 from gpart.materialize.policy import Mode, mode_of
 from gpart.materialize.recompute import Recomputation
+from gpart.materialize.scaling import Scaling
 from gpart.ops import compiled
-from gpart.ops.autograd import collected, expand, expand_plainly, put_in, scale
+from gpart.ops.autograd import collected, expand, expand_plainly, put_in
 from gpart.ops.block import Block
 from gpart.ops.dispatch import expand_into
 from gpart.ops.dropout import with_dropout
-from gpart.partition import Partition
 
 
 class Weights:
@@ -64,8 +64,11 @@ class Weights:
         self.home, self.name, self.plan, self.config, self.memory = home, name, plan, config, memory
         self.disabled = False
         self.bases: dict[str, Tensor] | None = None
-        """W0 of every weight, while W0 + P·theta stands in the stored ones."""
-        self.index = GroupIndex(Partition(plan.size, config.d, config.seed), memory)
+        """W0 of every weight that was merged, while what the model computes with stands in the stored ones."""
+        self.total: Any = None
+        """What sums the updates of several adapters, where this is one of several active ones: gpart.materialize.several."""
+        self.scaling = Scaling(config, plan.size, memory)
+        self.index = GroupIndex(self.scaling.groups, memory)
         self.scope = ForwardScope(OrderedDict())
         self.cache = Cache()
         self.recomputation = Recomputation()
@@ -135,18 +138,63 @@ class Weights:
         return known[1] if known is not None and known[0] == device else self.index.build(weight, device)
 
     def scaled(self, theta: Tensor, device: torch.device, sources: Versions | None = None) -> Tensor:
-        """theta_j / sqrt(n_j) on a device, shape (d,), once per forward pass; ``sources`` are theta's versions."""
+        """What the weights look up, theta_j / sqrt(n_j), shape (d,), or a dense map's P·theta, shape (D,), on a device.
+
+        It is computed once per forward pass; ``sources`` are theta's versions.
+        """
         if sources is None:
             sources = () if torch.compiler.is_compiling() else versions(theta)
         known = self.scope.values.get(device, sources)
         if known is not None:
             return known
-        scaled = scale(theta, self.plan.size, self.config.isometric).to(device)
-        if not torch.compiler.is_compiling() and scaled.requires_grad:
-            scaled = collected(scaled)
+        scaled = self.scale(theta, device)
         if self.scope.open:
             self.scope.values.put(device, sources, scaled)
         return scaled
+
+    def scale(self, theta: Tensor, device: torch.device) -> Tensor:
+        """As :meth:`scaled`, as what many expansions start from."""
+        scaled = self.scaling(theta).to(device)
+        return collected(scaled) if not torch.compiler.is_compiling() and scaled.requires_grad else scaled
+
+    @property
+    def layout(self) -> object:
+        """What is equal for two adapters that have one P."""
+        return self.scaling.projection, self.plan.weights, self.config.isometric
+
+    def mask_seed(self, weight: AdaptedWeight, training: bool) -> int | None:
+        """The seed of the dropout mask of the forward pass under way, if one is drawn."""
+        return self.scope.mask_seed(weight.name) if training and self.config.dropout > 0 else None
+
+    def added(self, weight: AdaptedWeight, base: Tensor, scaled: Tensor, training: bool, seed: int | None) -> Tensor:
+        """W0 + P·theta for another theta than the adapter's own, such as a sum of several; nothing of it is kept.
+
+        Args:
+            weight: which.
+            base: W0, or what was added to it already.
+            scaled: theta_j / sqrt(n_j), from :meth:`scale`.
+            training: whether the layer is in training mode.
+            seed: of the dropout mask, where one was drawn.
+        """
+        if torch.compiler.is_compiling():
+            return compiled.expand(
+                scaled, base, self._compiled_blocks(weight, base, training and self.config.dropout > 0)
+            )
+        return expand(scaled, base, self._masked(weight, base, seed))
+
+    def added_plainly(self, weight: AdaptedWeight, base: Tensor, theta: Tensor, training: bool) -> Tensor:
+        """The same where torch follows operations; ``theta`` is not scaled."""
+        return self._plain(weight, base, theta, training and self.config.dropout > 0)
+
+    def merged(self, base: Tensor, training: bool) -> Tensor:
+        """The merged weight, which is what is stored.
+
+        Raises:
+            GPartError: if the merged model is trained.
+        """
+        if training and torch.is_grad_enabled():
+            raise GPartError(f"adapter {self.name!r} is merged: unmerge() before training, theta has no gradient")
+        return base
 
     def mode(self, base: Tensor) -> Mode:
         """What is done with weights of this one's dtype and device."""
@@ -164,9 +212,7 @@ class Weights:
         """W0 while disabled, else the merged weight."""
         if self.disabled:
             return dense(base) if self.bases is None else self.bases[weight.name].to(base)  # it may have moved since
-        if training and torch.is_grad_enabled():
-            raise GPartError(f"adapter {self.name!r} is merged: unmerge() before training, theta has no gradient")
-        return base
+        return self.merged(base, training)
 
     def _masked(self, weight: AdaptedWeight, base: Tensor, seed: int | None, kept: bool = True) -> tuple[Block, ...]:
         """The blocks with their dropout masks, if a seed for them was drawn; ``kept``: masks of a byte for each entry."""
@@ -229,17 +275,21 @@ class Weights:
         known = self.scope.values.get(weight.name, ())
         if known is not None:
             return known
-        blocks = self.blocks(weight, base.device)
-        if dropped:
-            p, sizes = self.config.dropout, block_sizes(weight)
-            blocks = tuple(
-                replace(block, keep=torch.rand(size, device=base.device) >= p, boost=1 / (1 - p))
-                for block, size in zip(blocks, sizes, strict=True)
-            )
+        blocks = self._compiled_blocks(weight, base, dropped)
         value = compiled.expand(self.scaled(theta, base.device), dense(base), blocks)
         if self.scope.open:
             self.scope.values.put(weight.name, (), value)
         return value
+
+    def _compiled_blocks(self, weight: AdaptedWeight, base: Tensor, dropped: bool) -> tuple[Block, ...]:
+        blocks = self.blocks(weight, base.device)
+        if not dropped:
+            return blocks
+        p, sizes = self.config.dropout, block_sizes(weight)
+        return tuple(
+            replace(block, keep=torch.rand(size, device=base.device) >= p, boost=1 / (1 - p))
+            for block, size in zip(blocks, sizes, strict=True)
+        )
 
     def _plain(self, weight: AdaptedWeight, base: Tensor, theta: Tensor, dropped: bool) -> Tensor:
         """Where torch follows operations; nothing of it is kept, but for a mask that is drawn, until the pass ends."""
@@ -250,7 +300,7 @@ class Weights:
         elif dropped:
             seed = self.scope.mask_seed(weight.name, followed=True)
             blocks = with_dropout(blocks, self.config.dropout, seed, block_sizes(weight), base.device, kept=False)
-        scaled = scale(theta, self.plan.size, self.config.isometric, self.config.d).to(base.device)
+        scaled = self.scaling(theta, followed=True).to(base.device)
         return expand_plainly(scaled, base, blocks, weight.shape)
 
     def _drawn(self, weight: AdaptedWeight, base: Tensor, blocks: tuple[Block, ...]) -> tuple[Block, ...]:

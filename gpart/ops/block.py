@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from gpart.partition import Partition
+from gpart.partition import Groups, Partition
 
 
 class Entries(Protocol):
@@ -31,7 +31,7 @@ class ComputedIndices:
         tensor([2, 0], dtype=torch.int32)
     """
 
-    partition: Partition
+    partition: Groups
     offset: int
     """The block's first position in the flat vector."""
     count: int
@@ -87,6 +87,8 @@ def index_source(block: Block, device: torch.device, stretch: slice | None = Non
     """Where a block's group indices, or a stretch of them, come from; None where compiled code cannot read them."""
     indices = block.indices
     if isinstance(indices, ComputedIndices):
+        if not isinstance(indices.partition, Partition):
+            return None  # the arithmetic of gpart-v1 is all that it knows
         return IndexSource(None, indices.partition, indices.offset + (stretch.start if stretch else 0))
     if not isinstance(indices, Tensor) or not has_memory(indices) or indices.device != device:
         return None

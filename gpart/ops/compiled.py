@@ -63,6 +63,8 @@ def _indices(block: Block) -> Tensor:
     if not isinstance(entries, ComputedIndices):
         return entries[:]  # kept already
     made = entries.partition
+    if not isinstance(made, Partition):
+        return entries[:]
     seed = made.seed - _WRAP if made.seed >= _WRAP // 2 else made.seed
     computed: Tensor = groups(made.size, made.d, seed, entries.offset, entries.offset + entries.count, entries.device)
     return computed

@@ -35,7 +35,7 @@ from torch.autograd.graph import increment_version
 from gpart.errors import GPartError
 from gpart.ops import cpu, reference, selfcheck
 from gpart.ops.block import Block, IndexSource, has_memory, index_source
-from gpart.partition import Partition, stretch_size
+from gpart.partition import Groups, Partition, stretch_size
 
 BACKENDS = ("torch", "cpu", "triton")
 LEAST = 1 << 16
@@ -175,10 +175,10 @@ def sum_rows(width: int, device: torch.device) -> int:
 
 
 def group_indices(
-    partition: Partition, start: int, stop: int, device: torch.device, dtype: torch.dtype = torch.int32
+    partition: Groups, start: int, stop: int, device: torch.device, dtype: torch.dtype = torch.int32
 ) -> Tensor:
-    """As :meth:`gpart.partition.Partition.groups`, by the C code where it may."""
-    if device.type == "cpu" and stop - start >= LEAST:
+    """As :meth:`gpart.partition.Groups.groups`, by the C code where it may."""
+    if isinstance(partition, Partition) and device.type == "cpu" and stop - start >= LEAST:
         out = torch.empty(stop - start, dtype=dtype, device=device)
         library = _library() if cpu.takes_indices(out) else None
         if library is not None:

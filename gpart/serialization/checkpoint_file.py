@@ -25,6 +25,9 @@ CHECKPOINT_KEY = "gpart"
 """Where a Lightning checkpoint holds the manifest and the adapted module's path."""
 
 
+SEVERAL = "adapters"
+"""In that place: the entries of several adapters, where there is more than one; each with its own tensors."""
+
 _ZIP = b"PK\x03\x04"
 """How a file of ``torch.save`` begins; what says that it is whole stands at its end."""
 
@@ -144,25 +147,31 @@ def unreadable(file: Path | IO[bytes] | None, source: str, error: Exception) -> 
     )
 
 
-def read_checkpoint(path: Place) -> tuple[Manifest, dict[str, Tensor]]:
+def read_checkpoint(path: Place, name: str | None = None) -> tuple[Manifest, dict[str, Tensor]]:
     """The adapter in a Lightning ``.ckpt``: its manifest and its tensors by their names in the adapted module.
+
+    Args:
+        path: the file.
+        name: which adapter, of a file that holds several.
 
     Raises:
         GPartFileError: if there is no such file.
-        GPartError: if it is damaged, or holds no adapter.
+        GPartError: if it is damaged, or holds no adapter, or several and none was named.
     """
     checkpoint = load_checkpoint_file(path)
-    entry = checkpoint.get(CHECKPOINT_KEY)
-    if not isinstance(entry, dict) or not isinstance(entry.get("module"), str):
-        raise GPartError(f"{path} holds no GPart adapter; its keys are {sorted(map(str, checkpoint))}")
+    found = entries_in(checkpoint, str(path))
+    named = {read_manifest(one.get("manifest"), str(path)).name: one for one in found}
+    if len(found) > 1 and name not in named:
+        raise GPartError(f"{path} holds several adapters, {list(named)}, and which one is meant? name={name!r}")
+    entry = found[0] if len(found) == 1 else named[str(name)]
     manifest = read_manifest(entry.get("manifest"), str(path))
     prefix = f"{entry['module']}." if entry["module"] else ""
     state = checkpoint.get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise GPartError(f"{path} holds no state_dict, but a {type(state).__name__} under that key")
-    if isinstance(merged := entry.get("tensors"), dict):  # the state is a merged module's
-        check_digest(entry, merged, str(path))
-        inside = merged
+    if isinstance(own := entry.get("tensors"), dict):  # the state is a merged module's, or that of several adapters
+        check_digest(entry, own, str(path))
+        inside = own
     else:
         state = {key: value for key, value in state.items() if key != entry.get("hint")}
         check_digest(entry, state, str(path))
@@ -170,3 +179,19 @@ def read_checkpoint(path: Place) -> tuple[Manifest, dict[str, Tensor]]:
     # Where the adapted module is a container, theta stands further down in it, and has a longer key than in a folder.
     theta = f"gpart.{manifest.name}.theta"
     return manifest, {theta if key.endswith(f".{theta}") else key: value for key, value in inside.items()}
+
+
+def entries_in(checkpoint: Mapping[str, Any], source: str) -> list[dict[str, Any]]:
+    """The entries of a checkpoint's adapters, one for each.
+
+    Raises:
+        GPartError: if there is none.
+    """
+    entry = checkpoint.get(CHECKPOINT_KEY)
+    found = entry.get(SEVERAL, [entry]) if isinstance(entry, dict) else []
+    if not isinstance(found, list) or not found:
+        found = [None]
+    for one in found:
+        if not isinstance(one, dict) or not isinstance(one.get("module"), str):
+            raise GPartError(f"{source} holds no GPart adapter; its keys are {sorted(map(str, checkpoint))}")
+    return found

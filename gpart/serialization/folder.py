@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -29,6 +30,8 @@ from gpart.serialization.manifest import Manifest, read_manifest
 
 TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+AUTHORS = "GPART"
+"""The ``peft_type`` of the paper's own code, see :mod:`gpart.serialization.authors`."""
 BASE, BESIDE_BASE = "config.json", "gpart"
 KIND = {
     "peft_type": "GPART: not one of PEFT's, gpart.load_adapter reads it",
@@ -62,15 +65,8 @@ def read_folder(folder: Place) -> tuple[Manifest, dict[str, Tensor]]:
         GPartFileError: if there is no such folder, or a file is missing in it.
         GPartError: if a file was changed or truncated, or is no adapter's.
     """
-    at = located(folder)
-    if not is_folder(at):
-        raise GPartFileError(f"no adapter at {at}: there is no such folder")
-    if is_file(inside(at, BASE)) and is_file(inside(inside(at, BESIDE_BASE), CONFIG)):
-        at = inside(at, BESIDE_BASE)
+    at = adapter_place(folder)
     config_file, tensor_file = inside(at, CONFIG), inside(at, TENSORS)
-    if not is_file(config_file):
-        model = f", but a model's {BASE}" if is_file(inside(at, BASE)) else ""
-        raise GPartFileError(f"no adapter at {at}: there is no file {CONFIG}{model}")
     text = read(config_file).decode("utf-8", errors="replace")
     try:
         described = json.loads(text)
@@ -99,6 +95,23 @@ def read_folder(folder: Place) -> tuple[Manifest, dict[str, Tensor]]:
         raise GPartError(f"{tensor_file} is no safetensors file: {error}") from None
 
 
+def adapter_place(folder: Place) -> Path | str:
+    """Where the two files lie: in a folder, or in ``gpart`` in a model's.
+
+    Raises:
+        GPartFileError: if there is no such folder, or no adapter's config in it.
+    """
+    at = located(folder)
+    if not is_folder(at):
+        raise GPartFileError(f"no adapter at {at}: there is no such folder")
+    if is_file(inside(at, BASE)) and is_file(inside(inside(at, BESIDE_BASE), CONFIG)):
+        at = inside(at, BESIDE_BASE)
+    if not is_file(inside(at, CONFIG)):
+        model = f", but a model's {BASE}" if is_file(inside(at, BASE)) else ""
+        raise GPartFileError(f"no adapter at {at}: there is no file {CONFIG}{model}")
+    return at
+
+
 def _check_kind(described: Mapping[str, Any], source: str) -> None:
     """Looks whose adapter it is: those of ours have a checksum, and since format 2 a kind.
 
@@ -107,7 +120,12 @@ def _check_kind(described: Mapping[str, Any], source: str) -> None:
     """
     if not described or {"sha256", "scheme"} & set(described):
         return
-    if (kind := described.get("peft_type")) is not None:
+    if (kind := described.get("peft_type")) == AUTHORS:
+        raise GPartError(
+            f"{source} is a folder of the paper's own code (peft_type {kind}), not of this package:"
+            " gpart.loading.load_authors_adapter reads it, and 'gpart import' makes it one of ours"
+        )
+    if kind is not None:
         raise GPartError(
             f"{source} holds an adapter of PEFT (peft_type {kind}), not of GPart: peft.PeftModel.from_pretrained reads it"
         )

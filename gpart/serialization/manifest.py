@@ -12,7 +12,7 @@ from typing import Any
 
 from gpart.config import GPartConfig
 from gpart.errors import GPartError
-from gpart.partition import SCHEME
+from gpart.projections.registry import SCHEMES
 
 FORMAT = 2
 """Of the manifests that are written; the base's fingerprint is of the same. Files without the number are of format 1."""
@@ -51,10 +51,12 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     """Of gpart and the libraries that wrote it."""
 
-    scheme: str = SCHEME
-    """The partition scheme's name."""
-
     format: int = FORMAT
+
+    @property
+    def scheme(self) -> str:
+        """The versioned name of the function that ``config.projection`` stands for."""
+        return SCHEMES[self.config.projection]
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest as it stands in files."""
@@ -84,7 +86,8 @@ def read_manifest(values: Any, source: str) -> Manifest:
             ...
         gpart.errors.GPartError: a file has the key 'rank', which this version does not know: gpart 0.9 wrote it
     """
-    needed = {one.name for one in fields(Manifest) if one.name not in ("format", "parts")}
+    own = {one.name for one in fields(Manifest) if one.name not in ("format", "parts")}
+    needed = own | {"scheme"}
     if not isinstance(values, dict) or not set(values) >= needed:
         found = sorted(map(str, values)) if isinstance(values, dict) else type(values).__name__
         raise GPartError(f"{source} is no adapter's: it needs {sorted(needed)} and holds {found}")
@@ -92,18 +95,24 @@ def read_manifest(values: Any, source: str) -> Manifest:
     version = values.get("format", 1)
     if version not in range(1, FORMAT + 1) or isinstance(version, bool):
         raise GPartError(f"{source} is of format {version!r}; this version knows 1 to {FORMAT}: {writer} wrote it")
-    if values["scheme"] != SCHEME:
+    if values["scheme"] not in list(SCHEMES.values()):
+        known = ", ".join(map(repr, SCHEMES.values()))
         raise GPartError(
-            f"{source} uses partition scheme {values['scheme']!r}; this version knows {SCHEME!r}: {writer} wrote it"
+            f"{source} uses partition scheme {values['scheme']!r}; this version knows {known}: {writer} wrote it"
         )
     if unknown := sorted(set(map(str, values)) - needed - {"format", "parts"}):
         raise GPartError(f"{source} has the key {unknown[0]!r}, which this version does not know: {writer} wrote it")
     if not isinstance(values["name"], str):
-        raise GPartError(f"{source}: an adapter's name must be an identifier, got {values['name']!r}")
+        raise GPartError(f"{source}: an adapter's name must be a text, got {values['name']!r}")
     if not isinstance(parts := values.get("parts", ""), str):
         raise GPartError(f"{source}: parts is no text, but {parts!r}")
     config = _read_config(values["config"], version, source, writer)
-    return Manifest(**{**{name: values[name] for name in needed}, "config": config, "parts": parts, "format": version})
+    if values["scheme"] != SCHEMES[config.projection]:
+        raise GPartError(
+            f"{source} uses partition scheme {values['scheme']!r}, but its projection={config.projection!r} is"
+            f" {SCHEMES[config.projection]!r}: {writer} wrote it"
+        )
+    return Manifest(**{**{name: values[name] for name in own}, "config": config, "parts": parts, "format": version})
 
 
 def _read_config(values: Any, version: int, source: str, writer: str) -> GPartConfig:

@@ -6,19 +6,23 @@ Invariant: nothing of a model is needed, and nothing in a file is run.
 from __future__ import annotations
 
 from os import PathLike
+from pathlib import Path
 
 from torch import Tensor
 
 from gpart.serialization.checkpoint_file import read_checkpoint
 from gpart.serialization.folder import read_folder
+from gpart.serialization.hub import download, is_hub_name
 from gpart.serialization.manifest import Manifest
 
 
-def read_adapter(source: str | PathLike[str]) -> tuple[Manifest, dict[str, Tensor]]:
-    """The adapter in a folder or a ``.ckpt``.
+def read_adapter(source: str | PathLike[str], name: str | None = None) -> tuple[Manifest, dict[str, Tensor]]:
+    """The adapter in a folder, in a ``.ckpt``, or on the hub.
 
     Args:
-        source: an adapter folder, or a ``.ckpt`` file; a path, or a URL that fsspec knows (``s3://...``).
+        source: an adapter folder, or a ``.ckpt`` file; a path, or a URL that fsspec knows (``s3://...``); or a name on
+            the hub, ``user/name`` or ``user/name@revision``, where nothing of this name is here.
+        name: which one, of a ``.ckpt`` that holds several.
 
     Returns:
         Its manifest; and theta, the saved modules' parameters and the changed buffers by their names in a folder.
@@ -27,5 +31,16 @@ def read_adapter(source: str | PathLike[str]) -> tuple[Manifest, dict[str, Tenso
         GPartFileError: if there is none, or a file is missing in it.
         GPartError: if a file was changed or truncated, or holds no adapter.
     """
+    place = fetched(source)
+    return read_checkpoint(place, name) if place.endswith(".ckpt") else read_folder(place)
+
+
+def fetched(source: str | PathLike[str]) -> str:
+    """A source that is on this machine, or a URL: an adapter on the hub is downloaded into the hub's cache.
+
+    Example:
+        >>> fetched("s3://bucket/adapter"), fetched("/runs/adapter"), fetched("run.ckpt")
+        ('s3://bucket/adapter', '/runs/adapter', 'run.ckpt')
+    """
     place = str(source)
-    return read_checkpoint(place) if place.endswith(".ckpt") else read_folder(place)
+    return str(download(place)) if is_hub_name(place) and not Path(place).exists() else place

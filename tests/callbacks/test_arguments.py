@@ -16,7 +16,7 @@ ITS_OWN = {"name", "module", "copies", "adapter", "check_base", "save_folder", "
 SETTINGS = {
     "d": 7, "target_modules": ["q"], "modules_to_save": ["head"], "seed": 5, "exclude_modules": ["out"],
     "slices": {"q": [[0, 2]]}, "bias": "all", "dropout": 0.25, "isometric": False,
-    "target_parameters": ["experts.w"],
+    "target_parameters": ["experts.w"], "projection": "hash",
 }  # fmt: skip
 
 

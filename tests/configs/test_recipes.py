@@ -35,7 +35,8 @@ SCORE = {"cola": "matthews", "stsb": "pearson"}
 def test_the_recipes_are_found() -> None:
     assert sorted(PAPER) == NLU
     assert OVERLAYS == [
-        "bitfit", "fourierft", "full-fine-tuning", "gpart-non-isometric", "linear-probe", "lora", "uni-lora", "vera",
+        "bitfit", "fourierft", "full-fine-tuning", "gpart-fastfood", "gpart-hash", "gpart-non-isometric", "linear-probe",
+        "lora", "uni-lora", "vera",
     ]  # fmt: skip
     assert {*NLU, *(f"methods/{name}" for name in OVERLAYS)} < set(recipes())
 
@@ -114,6 +115,8 @@ def test_an_overlay_runs_and_its_checkpoint_holds_what_it_trains(
 ) -> None:
     small = {
         "gpart-non-isometric": ["--method.d=50"],
+        "gpart-hash": ["--method.d=50"],
+        "gpart-fastfood": ["--method.d=50"],
         "uni-lora": ["--method.settings.theta_d_length=30"],
         "vera": ["--method.settings.r=8"],
         "fourierft": ["--method.settings.n_frequency=20"],
@@ -139,6 +142,8 @@ def test_an_overlay_runs_and_its_checkpoint_holds_what_it_trains(
         "fourierft": layers * 20,
         "uni-lora": 30,
         "gpart-non-isometric": 50,
+        "gpart-hash": 50,
+        "gpart-fastfood": 50,
     }[overlay]
     counts = record["parameters"]
     assert counts == {"trainable": want + head, "head": 0 if overlay == "full-fine-tuning" else head}
@@ -152,6 +157,11 @@ def test_an_overlay_runs_and_its_checkpoint_holds_what_it_trains(
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_sets_the_method_and_its_rates_and_nothing_else(overlay: str) -> None:
     settings = yaml.safe_load((CONFIGS / "methods" / f"{overlay}.yaml").read_text())
+    if overlay in ("gpart-hash", "gpart-fastfood"):  # theta moves the weights as far as the recipe's does
+        assert settings == {
+            "method": {"class_path": "GPartCallback", "init_args": {"projection": overlay.removeprefix("gpart-")}}
+        }
+        return
     assert set(settings) == {"method", "model"}
     assert set(settings["model"]) == {"init_args"}
     assert set(settings["model"]["init_args"]) <= {"lr", "head_lr"}
@@ -166,6 +176,16 @@ def test_the_non_isometric_overlay_keeps_the_recipes_other_settings(
     method, model = printed["method"]["init_args"], printed["model"]["init_args"]
     assert (method["isometric"], method["d"], method["dropout"]) == (False, 23040, 0.1)
     assert (model["lr"], model["head_lr"]) == (2e-4, 1e-2)
+
+
+@pytest.mark.parametrize("projection", ["hash", "fastfood"])
+def test_another_map_keeps_the_recipes_settings(projection: str, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("fit", "glue/rte", f"--config=methods/gpart-{projection}", "--print_config")
+    printed = yaml.safe_load(capsys.readouterr().out)
+    method, model = printed["method"]["init_args"], printed["model"]["init_args"]
+    assert (method["projection"], method["isometric"], method["d"]) == (projection, True, 23040)
+    assert (method["dropout"], model["lr"], model["head_lr"]) == (0.1, 5e-3, 1e-2)
 
 
 STUDIES = sorted(

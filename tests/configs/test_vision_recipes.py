@@ -127,6 +127,8 @@ def test_a_recipe_has_the_papers_settings(recipe: str) -> None:
 def test_an_overlay_runs(overlay: str, run: Any) -> None:
     small = {
         "gpart-non-isometric": ["--method.d=50"],
+        "gpart-hash": ["--method.d=50"],
+        "gpart-fastfood": ["--method.d=50"],
         "uni-lora": ["--method.settings.theta_d_length=30"],
         "vera": ["--method.settings.r=8"],
         "fourierft": ["--method.settings.n_frequency=20"],
@@ -145,6 +147,8 @@ def test_an_overlay_runs(overlay: str, run: Any) -> None:
         "fourierft": layers * 20,
         "uni-lora": 30,
         "gpart-non-isometric": 50,
+        "gpart-hash": 50,
+        "gpart-fastfood": 50,
     }
     if overlay in want:
         assert record["parameters"] == {"trainable": want[overlay] + head, "head": head}

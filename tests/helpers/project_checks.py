@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from gpart.callbacks import GPartCallback, load_from_checkpoint
 
-both_packages = pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+both_packages = pytest.mark.parametrize(
+    "package", ["lightning.pytorch", pytest.param("pytorch_lightning", marks=pytest.mark.slow)]
+)
 """Most projects import the one, the older the other."""
 
 

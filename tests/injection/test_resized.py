@@ -55,3 +55,16 @@ def test_fewer_rows_and_models_that_were_built_are_left_alone(tmp_path):
     model = type(model).from_pretrained(tmp_path)
     model.resize_token_embeddings(10)
     attach(model, GPartConfig(d=5, target_modules=[target]))
+
+
+def test_a_folder_without_a_config_says_nothing(tmp_path):
+    """A GGUF file's: Transformers gives the class's defaults for it, whose vocabulary is smaller than this one."""
+    import transformers as t
+
+    assert t.LlamaConfig.from_pretrained(tmp_path).vocab_size == 32_000  # or this test has lost its point
+    config = t.LlamaConfig(
+        vocab_size=32_001, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4
+    )
+    model = t.LlamaForCausalLM(config)
+    model.config._name_or_path = str(tmp_path)
+    attach(model, GPartConfig(d=5, target_modules=["q_proj"]))

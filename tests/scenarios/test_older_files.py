@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from gpart import GPartConfig, attach, load_adapter
+from gpart import GPartConfig, active_adapters, attach, load_adapter, set_active
 from gpart.callbacks import GPartCallback, load_from_checkpoint
 from gpart.errors import GPartError
 from gpart.serialization.folder import read_folder
@@ -118,3 +118,23 @@ def test_a_checkpoint_builds_the_module_and_goes_on(tmp_path: Path, written: dic
         trainer().fit(Lit(), data, ckpt_path=FILES / "run.ckpt")
     trainer(adapter=str(FILES / "run.ckpt")).fit(started := Lit(), data)
     assert not started.eval().net[0].weight.equal(module.net[0].weight)
+
+
+SEVERAL = FILES.parent / "several"
+
+
+def test_two_adapters_come_out_of_one_checkpoint_to_the_same_bits() -> None:
+    """``tests/files/make_several.py`` wrote it, two adapters that were trained together."""
+    written = torch.load(SEVERAL / "summed.pt", weights_only=True)
+    net = load_from_checkpoint(Lit, SEVERAL / "run.ckpt").net.eval()
+    assert active_adapters(net) == {"first": 1.0, "second-1": 1.0}
+    assert torch.equal(net[0].weight, written["weight"])
+    assert torch.equal(net[0].bias, written["bias"])
+    for name in ("first", "second-1"):
+        for source in (SEVERAL / "run.ckpt", SEVERAL / name):
+            assert torch.equal(load_adapter(network(), source, name=name).theta, written[name])
+    both = network()
+    for name in ("first", "second-1"):
+        load_adapter(both, SEVERAL / name)
+    set_active(both, ["first", "second-1"])
+    assert torch.equal(both[0].weight, written["weight"])

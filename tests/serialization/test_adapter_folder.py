@@ -150,7 +150,7 @@ REFUSED: list[tuple[Any, Callable[[], nn.Module], str]] = [
     (None, lambda: nn.Sequential(nn.Linear(2, 2)), "matches no module"),
     (lambda f: rewritten(f, lambda d: d.update(size=217)), Net, "D = 217, this model has D = 216"),
     (lambda f: rewritten(f, lambda d: d.update(scheme="gpart-v9")), Net, "'gpart-v9'.*'gpart-v1'"),
-    (lambda f: rewritten(f, lambda d: d.update(name="a.b")), Net, "identifier"),
+    (lambda f: rewritten(f, lambda d: d.update(name="a.b")), Net, "name consists of"),
     (lambda f: rewritten(f, lambda d: d.update(weights=7)), Net, "no list of adapted weights"),
     (lambda f: rewritten(f, lambda d: d.pop("base")), Net, "needs .*'base'"),
     (lambda f: rewritten(f, lambda d: d["config"].update(d=12)), Net, r"shape \[11\], this model needs \[12\]"),
@@ -231,8 +231,8 @@ def test_an_attached_adapter_of_other_settings_is_refused(trained: tuple[Path, T
         load_adapter(model, trained[0])
     other = Net()
     attach(other, CONFIGURED, name="mine")
-    with pytest.raises(ValueError, match=r"'default'.*\['mine'\]"):
-        load_adapter(other, trained[0])
+    load_adapter(other, trained[0])  # of another name, beside it
+    assert list(get_adapters(other)) == ["mine", "default"]
 
 
 def test_what_theta_alone_could_not_give_back_is_not_saved(tmp_path: Path) -> None:

@@ -43,6 +43,12 @@ def test_a_setting_that_a_file_lacks_has_its_formats_default(field: str) -> None
     assert found == replace(CONFIG, **{field: default})
 
 
+def test_the_scheme_is_the_projections() -> None:
+    hashed = replace(WRITTEN, config=replace(CONFIG, projection="hash"))
+    assert (WRITTEN.scheme, hashed.scheme) == ("gpart-v1", "gpart-hash-v1")
+    assert read_manifest(hashed.to_dict(), "a.json") == hashed
+
+
 def test_an_older_formats_default_stands_for_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FORMAT", 2)
     monkeypatch.setitem(module._OLDER_DEFAULTS, 1, {"dropout": 0.25})
@@ -59,7 +65,16 @@ def test_an_older_formats_default_stands_for_its_files(monkeypatch: pytest.Monke
         ({"format": FORMAT + 1}, f"of format {FORMAT + 1}; this version knows 1 to {FORMAT}"),
         ({"format": True}, "of format True"),
         ({"format": "1"}, "of format '1'"),
-        ({"scheme": "gpart-v2"}, "scheme 'gpart-v2'; this version knows 'gpart-v1'"),
+        (
+            {"scheme": "gpart-v2"},
+            "scheme 'gpart-v2'; this version knows 'gpart-v1', 'gpart-hash-v1', 'gpart-fastfood-v1'",
+        ),
+        ({"scheme": ["gpart-v1"]}, r"scheme \['gpart-v1'\]; this version knows"),
+        ({"scheme": "gpart-hash-v1"}, "scheme 'gpart-hash-v1', but its projection='partition' is 'gpart-v1'"),
+        (
+            {"config": {**CONFIG.to_dict(), "projection": "hash"}},
+            "'gpart-v1', but its projection='hash' is 'gpart-hash-v1'",
+        ),
         ({"config": {"target_modules": ["q"]}}, r"lacks settings, missing \['d'\]"),
     ],
 )
@@ -80,11 +95,13 @@ def test_a_file_that_does_not_say_who_wrote_it_is_refused_all_the_same(versions:
     ("values", "said"),
     [
         (None, "holds NoneType"),
+        (of_a_file(scheme=None), "it needs .*'scheme'"),
+        (of_a_file(config={**CONFIG.to_dict(), "projection": "dct"}), "a.json: projection must be one of .* got 'dct'"),
         ([1], "holds list"),
         ({"d": 1}, r"holds \['d'\]"),
         (of_a_file(base=None), "it needs .*'base'"),
         (of_a_file(config=[]), "no settings under 'config'"),
-        (of_a_file(name=5), "an adapter's name must be an identifier, got 5"),
+        (of_a_file(name=5), "an adapter's name must be a text, got 5"),
         (of_a_file(config={**CONFIG.to_dict(), "d": 0}), "a.json: d must be a whole number, 1 or more, got 0"),
     ],
 )

@@ -10,12 +10,12 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from gpart.adapter import GPartAdapter
+from gpart.adapter import GPartAdapter, get_adapters
 from gpart.callbacks.checkpoints.live import plain_state
 from gpart.callbacks.guards.finite import check_finite
 from gpart.errors import GPartError
 from gpart.injection.fingerprint import FORMAT, exact_digests, fingerprint, is_base, moved
-from gpart.injection.modules import theta_key
+from gpart.injection.modules import SAVED, theta_key
 from gpart.injection.names import get_parameter, named_buffers, named_parameters
 from gpart.injection.tensors import entries_of
 from gpart.loading import check_attached, check_tensors
@@ -37,9 +37,35 @@ class AdapterContents:
         """Whether the adapter was not taken off."""
         return self.adapter.attached
 
+    def each(self) -> list[AdapterContents]:
+        """This one and those of the other adapters on the same module, active or not, in the order of their attachment."""
+        adapters = get_adapters(self.adapter.model).values()
+        return [self if one is self.adapter else AdapterContents(one, self.check_base) for one in adapters]
+
+    def tensors(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What of a module's state is this adapter's: theta, its head, and the buffers that stand in the model with it.
+
+        Args:
+            state: by relative names.
+        """
+        laid = f"{self.adapter.theta_name.removesuffix('theta')}{SAVED}."
+        own = {key.removeprefix(laid): value for key, value in state.items() if key.startswith(laid)}
+        if self.adapter.active:
+            buffers = named_buffers(self.adapter.model)
+            standing = {
+                name: value for name, value in state.items() if name in self.adapter.plan.saved or name in buffers
+            }
+            own = {**standing, **own}
+        theta = self.adapter.theta_name
+        return {**own, **({theta: state[theta]} if theta in state else {})}
+
     def placed(self, key: str) -> str:
-        """Before 0.2 theta stood at the end of every module, of containers too."""
-        return self.adapter.theta_name if key == theta_key(self.adapter.name) else key
+        """Where theta stands in a container follows from the adapter that came first; before 0.2 it stood at its end."""
+        for name, adapter in get_adapters(self.adapter.model).items():
+            before, own, rest = f".{key}".partition(f".{theta_key(name).removesuffix('theta')}")
+            if own and (rest == "theta" or rest.startswith(f"{SAVED}.")) and not before.endswith(f".{SAVED}"):
+                return adapter.theta_name.removesuffix("theta") + rest
+        return key
 
     def own(self) -> list[Tensor]:
         """Theta."""
@@ -82,11 +108,27 @@ class AdapterContents:
         return self.adapter.manifest().to_dict()
 
     def frozen_keys(self) -> set[str]:
-        """All but theta and the saved modules."""
-        return _with_other_names(self.adapter.model, set(self.adapter.plan.frozen))
+        """All but theta and the saved modules, those of other adapters too."""
+        saved = {name for other in get_adapters(self.adapter.model).values() for name in other.plan.saved}
+        return _with_other_names(self.adapter.model, set(self.adapter.plan.frozen) - saved)
 
-    def check(self, manifest: Any, state: dict[str, Tensor], source: str, whole: bool = True) -> None:
-        """The checks of the adapter folder, and that every trained parameter and buffer is there; else theta alone."""
+    def check(
+        self,
+        manifest: Any,
+        state: dict[str, Tensor],
+        source: str,
+        whole: bool = True,
+        own: dict[str, Tensor] | None = None,
+    ) -> None:
+        """The checks of the adapter folder, and that every trained parameter and buffer is there; else theta alone.
+
+        Args:
+            manifest: as read.
+            state: the whole module's, by relative names.
+            source: where it is from.
+            whole: whether more than theta has to be there.
+            own: the adapter's own part of it, where the module carries others too.
+        """
         adapter, plan = self.adapter, self.adapter.plan
         if adapter.merged:
             raise GPartError(
@@ -99,7 +141,8 @@ class AdapterContents:
         else:
             primary, plan = {adapter.theta_name}, replace(plan, saved=())
         theta = {adapter.theta_name: theta_key(adapter.name)}
-        tensors = {theta.get(key, key): value for key, value in state.items() if key in primary}
+        held = state if own is None else own
+        tensors = {theta.get(key, key): value for key, value in held.items() if key in primary}
         check_tensors(adapter.model, plan, adapter.config, adapter.name, tensors, source)
         if adapter.sharded:
             return  # to look at theta takes all ranks, and one alone may read

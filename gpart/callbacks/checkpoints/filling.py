@@ -8,11 +8,12 @@ from typing import Any, Protocol
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from gpart.callbacks.checkpoints.contents import AdapterContents
 from gpart.callbacks.checkpoints.live import entries, named_by, overrides, plain_state
 from gpart.callbacks.checkpoints.states import with_states
 from gpart.errors import GPartError
 from gpart.injection.names import get_submodule, plain_name
-from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, check_digest
+from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, SEVERAL, check_digest, entries_in
 
 HINT = "This checkpoint holds an adapter: read it with gpart.callbacks.load_from_checkpoint(cls, path)"
 """A key in the saved state_dict, so that ``LightningModule.load_from_checkpoint``, which no plugin can reach, shows it
@@ -83,7 +84,9 @@ def filled(
     Raises:
         GPartError: if it was written by another method, for another submodule, or does not fit; with both values.
     """
-    entry = _entry(checkpoint, source, module, path)
+    entry, several = _entry(checkpoint, source, module, path), None
+    if isinstance(contents, AdapterContents) and (SEVERAL in entry or len(contents.each()) > 1):
+        several = _paired(entry, contents.each(), source)
     named, state = named_by(module), _state(checkpoint, source)
     digested = state
     live_keys = {plain_name(key): key for key in named}
@@ -104,7 +107,12 @@ def filled(
     inside = {name[len(prefix) :]: state[key] for key, name in names.items() if name.startswith(prefix)}
     strict = module.strict_loading if strict is None else strict
     whole = strict and not any(overrides(module, method) for method in _READING)
-    contents.check(entry.get("manifest"), inside, source, whole)
+    if several is None:
+        contents.check(entry.get("manifest"), inside, source, whole)
+    for one, its in several or ():
+        own = {one.placed(key): value for key, value in its["tensors"].items()}
+        one.check(its.get("manifest"), inside, source, whole, own)
+        check_digest(its, its["tensors"], source)
     check_digest(entry, digested, source)
 
     # The live module's order, as if nothing had been left out; what is unknown stays, for Lightning's strictness.
@@ -139,9 +147,29 @@ def _entry(checkpoint: Mapping[str, Any], source: str, module: LightningModule, 
             f" {sorted(map(str, checkpoint))}. To train an adapter on the weights in it, read them before:"
             f" {kind}.load_from_checkpoint(path), then fit without ckpt_path; to go on as before, leave the callback out"
         )
-    if entry.get("module") != path:
-        raise GPartError(f"{source} adapts submodule {entry.get('module')!r}, here it is {path!r}")
+    for one in entries_in(checkpoint, source) if SEVERAL in entry else [entry]:
+        if one.get("module") != path:
+            raise GPartError(f"{source} adapts submodule {one.get('module')!r}, here it is {path!r}")
     return entry
+
+
+def _paired(
+    entry: Mapping[str, Any], contents: list[AdapterContents], source: str
+) -> list[tuple[AdapterContents, dict[str, Any]]]:
+    """Each adapter of the module with its entry in the file.
+
+    Raises:
+        GPartError: if they are not the same.
+    """
+    entries = entry.get(SEVERAL, [entry])
+    found = {one["manifest"].get("name") if isinstance(one.get("manifest"), Mapping) else None: one for one in entries}
+    names = [one.adapter.name for one in contents]
+    if set(found) != set(names) or not all(isinstance(one.get("tensors"), Mapping) for one in entries):
+        raise GPartError(
+            f"{source} holds the adapters {list(found)}, and the module carries {names}: attach the same ones before it is"
+            " loaded; gpart.load_adapter takes one of them out of it, by name"
+        )
+    return [(one, found[one.adapter.name]) for one in contents]
 
 
 def frozen_tensors(module: LightningModule, path: str, contents: Contents) -> list[Tensor]:

@@ -9,13 +9,15 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from gpart.adapters import active_adapters, chosen_heads
+from gpart.callbacks.checkpoints.contents import AdapterContents
 from gpart.callbacks.checkpoints.filling import HINT, Contents, frozen_tensors
 from gpart.callbacks.checkpoints.live import entries, named_by, plain_state
 from gpart.callbacks.checkpoints.plain_objects import with_plain_network
 from gpart.callbacks.checkpoints.states import with_states
 from gpart.injection.names import get_submodule, named_parameters, plain_name
 from gpart.injection.tensors import entries_of
-from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, state_digest
+from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, SEVERAL, state_digest
 
 
 def written(checkpoint: dict[str, Any], module: LightningModule, path: str, contents: Contents) -> dict[str, Any]:
@@ -38,9 +40,19 @@ def written(checkpoint: dict[str, Any], module: LightningModule, path: str, cont
     own = entries(named, contents.own())  # several keys where theta stands in a module that is shared
     if not own:  # the state of a merged module is a plain one's
         state |= {name: one.detach() for name, one in entries_of(named_parameters(module), contents.own()).items()}
-    entry = {"module": path, "copies": list(contents.copies), "manifest": contents.manifest(), "hint": HINT}
     prefix = f"{path}." if path else ""
     inside = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    if isinstance(contents, AdapterContents) and len(every := contents.each()) > 1:
+        checkpoint[CHECKPOINT_KEY] = {
+            SEVERAL: [_entry_of(one, path, inside) for one in every],
+            "active": active_adapters(contents.adapter.model),
+            "heads": chosen_heads(contents.adapter.model),
+            "hint": HINT,
+            "sha256": state_digest(state),
+        }
+        checkpoint["state_dict"] = {**state, HINT: torch.empty(0)}
+        return checkpoint
+    entry = {"module": path, "copies": list(contents.copies), "manifest": contents.manifest(), "hint": HINT}
     merged = contents.merged(inside)
     if merged is None:
         checkpoint[CHECKPOINT_KEY] = {**entry, "sha256": state_digest(state)}
@@ -57,3 +69,15 @@ def written(checkpoint: dict[str, Any], module: LightningModule, path: str, cont
     checkpoint["state_dict"] = plain
     checkpoint[CHECKPOINT_KEY] = {**entry, "sha256": state_digest(inside), "tensors": inside}
     return checkpoint
+
+
+def _entry_of(contents: AdapterContents, path: str, inside: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The entry of one of several adapters, with its own tensors: what shares memory is stored once in a file."""
+    tensors = contents.tensors(inside)
+    return {
+        "module": path,
+        "copies": list(contents.copies),
+        "manifest": contents.manifest(),
+        "tensors": tensors,
+        "sha256": state_digest(tensors),
+    }

@@ -23,18 +23,17 @@ def net() -> nn.Module:
 
 def test_names_and_second_adapters(state_of: Any) -> None:
     model, config = net(), GPartConfig(d=5, target_modules=["query"])
-    with pytest.raises(ValueError, match=r"must be an identifier.*'a\.b'"):
+    with pytest.raises(ValueError, match=r"an adapter's name consists of.*'a\.b'"):
         attach(model, config, name="a.b")
     for name in ("keys", "training", "forward", 5):
         untouched = state_of(model)
-        with pytest.raises(ValueError, match=rf"identifier.*{name!r}"):
+        with pytest.raises(ValueError, match=rf"name consists of.*{name!r}"):
             attach(model, config, name=name)
         untouched.assert_kept()
     adapter = attach(model, config)
     state = state_of(model)
-    for name in ("default", "other"):
-        with pytest.raises(ValueError, match=rf"'{name}'.*\['default'\]"):
-            attach(model, config, name=name)
+    with pytest.raises(ValueError, match=r"'default'.*\['default'\]"):
+        attach(model, config, name="default")
     state.assert_kept()
     with pytest.raises(ValueError, match=r"'nothing' is not adapted.*body\.query\.weight"):
         adapter.delta("nothing")

@@ -116,7 +116,7 @@ def main(out: Path, kind: str) -> None:
     (out / f"{rank}.json").write_text(json.dumps(found))
 
 
-@pytest.fixture(scope="module", params=["fsdp2", pytest.param("fsdp1", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.slow) for kind in ("fsdp2", "fsdp1")])
 def kind(request: pytest.FixtureRequest) -> str:
     pytest.importorskip("pytorch_lightning")
     return request.param

@@ -1,0 +1,104 @@
+"""A folder that a command writes: there as a whole, or not at all.
+
+Invariant: until the last step nothing is at the folder's own place but what was there before. What a killed process
+leaves lies beside it, under a name with a dot in front, and is taken for a result by nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gpart.errors import GPartError
+
+
+def check_out(out: str, force: bool, marks: Iterable[str], apart_from: Iterable[str] = ()) -> Path:
+    """The place of a folder that is to be written, after the checks that need nothing loaded.
+
+    Args:
+        out: as the user gave it.
+        force: whether a folder that is there may be replaced.
+        marks: names of files, one of which a folder holds that this command wrote: no other folder is replaced.
+        apart_from: what the command reads. It is not replaced, nor anything in it or around it.
+
+    Raises:
+        GPartError: if the folder must not be written.
+    """
+    if not out.strip():
+        raise GPartError("OUT must name a folder, got ''")
+    place = Path(out).expanduser()
+    place = place.parent.resolve() / place.name if place.name not in ("", "..") else place.resolve()
+    for other in apart_from:
+        source = Path(other).resolve()
+        if os.path.lexists(other) and (source == place.resolve() or place.resolve() in source.parents):
+            raise GPartError(f"OUT {out} would replace {other}, which is read: give another folder")
+    if place.is_symlink() or (place.exists() and not place.is_dir()):
+        kind = "a link" if place.is_symlink() else "a file"
+        raise GPartError(f"OUT {out} is there already, and is {kind}: give another folder")
+    if not place.is_dir():
+        above = next(parent for parent in place.parents if parent.exists())
+        if not above.is_dir():
+            raise GPartError(f"OUT {out} cannot be made: {above} is a file")
+        return place
+    found = sorted(path.name for path in place.iterdir())
+    if found and not force:
+        more = ", ..." if len(found) > 3 else ""
+        raise GPartError(
+            f"OUT {out} is there already and holds {', '.join(found[:3])}{more}: give another folder, or --force to replace it"
+        )
+    if found and not set(marks) & set(found):
+        raise GPartError(
+            f"OUT {out} holds none of {', '.join(marks)}: it is nothing that this command wrote, and --force does not"
+            " replace it. Give another folder"
+        )
+    return place
+
+
+@contextmanager
+def whole_folder(place: Path) -> Iterator[Path]:
+    """A new folder beside ``place``, which takes its place at the end; an exception leaves what was there.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as above:
+        ...     with whole_folder(Path(above, "out")) as folder:
+        ...         made = (folder / "a").write_text("whole"), Path(above, "out").exists()
+        ...     made, [path.name for path in Path(above, "out").iterdir()]
+        ((5, False), ['a'])
+    """
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        work = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+        work.mkdir()
+    except OSError as error:
+        raise GPartError(f"{place} cannot be written: {error}") from error
+    old = work.with_suffix(".old")
+    try:
+        yield work
+        for path in work.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        if place.is_dir() and any(place.iterdir()):
+            os.replace(place, old)
+        try:
+            os.replace(work, place)
+        except OSError:
+            if old.exists():
+                os.replace(old, place)
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if place.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

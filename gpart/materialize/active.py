@@ -1,0 +1,180 @@
+"""Which of a model's adapters are active: whose updates are in the weights, and whose heads stand in the model.
+
+Invariant: a switch changes no theta and no stored weight. What the active adapters add is summed,
+W = W0 + c_1 P_1·theta_1 + c_2 P_2·theta_2 + ..., and with none of them active the model computes what the base does. By
+PEFT's rule theta and head of an active adapter require gradients, and those of the others do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from gpart.errors import GPartError
+from gpart.injection.heads import lay_by, put_buffers, take_up
+from gpart.injection.modules import CONTAINER, Adapters, Theta
+from gpart.injection.snapshot import Snapshot
+from gpart.injection.surgery import add_hooks, laid_aside, remove_hooks, wire
+from gpart.injection.targets import Plan
+from gpart.materialize.several import Term, readers
+from gpart.materialize.weights import Weights
+
+
+class Member(Protocol):
+    """An attached adapter: :class:`gpart.adapter.GPartAdapter`."""
+
+    name: str
+    model: nn.Module
+    home: nn.Module
+    plan: Plan
+    weights: Weights
+    snapshot: Snapshot
+    hooks: list[RemovableHandle]
+
+    @property
+    def theta(self) -> nn.Parameter:
+        """Its theta."""
+
+    def saved_parameters(self) -> dict[str, Tensor]:
+        """Its own parameters of ``modules_to_save`` by name."""
+
+    def changed_buffers(self) -> dict[str, Tensor]:
+        """Its own values of buffers by name."""
+
+
+def container_of(model: nn.Module) -> Adapters | None:
+    """What holds the adapters of this very module; None where it has none."""
+    found = model._modules.get(CONTAINER, model.__dict__.get(CONTAINER))  # in the second place where home is below
+    if not isinstance(found, Adapters):
+        return None
+    return found if any(member.model is model for member in members(found).values()) else None
+
+
+def members(container: Adapters) -> dict[str, Member]:
+    """The adapters by name, in the order in which they were attached."""
+    return {name: child.adapter for name, child in container._modules.items() if isinstance(child, Theta)}
+
+
+def switch(
+    container: Adapters, factors: Mapping[str, float], heads: str | None = None, leaving: Member | None = None
+) -> None:
+    """Makes these adapters the active ones.
+
+    Args:
+        container: what holds the adapters; nothing of them is merged.
+        factors: by name, what the update of each is multiplied by, in the order in which they are summed.
+        heads: whose saved modules stand in the model where several of them have the same.
+        leaving: an adapter that is about to be taken off: layers that it alone adapts become plain again.
+
+    Raises:
+        GPartError: if an adapter is not there, several have the same saved module and ``heads`` names none of them, or
+            something has changed a layer since; nothing is changed then.
+    """
+    every, before = members(container), container.active_factors
+    old, new = [every[name] for name in before], [_found(every, name) for name in factors]
+    standing = _standing(new, heads)
+    touched = {weight.name: weight for member in (*old, *new) for weight in member.plan.weights}
+    if leaving is not None:
+        touched |= {weight.name: weight for weight in leaving.plan.weights}
+    wanted = readers([Term(member.weights, factors[member.name]) for member in new], touched.values())
+    if leaving is not None:
+        others = [member for member in every.values() if member is not leaving]
+        left = {place for member in others for weight in member.plan.weights for place in weight.owners}
+        wanted = {place: reader if place in left else None for place, reader in wanted.items()}
+    model = next(iter(every.values())).model
+    wire(model, wanted)
+    if (list(before), heads) != (list(factors), container.heads):
+        _switch_heads(container, old, new, standing)
+    for member in old:
+        if member not in new:
+            remove_hooks(member.hooks)
+            member.theta.requires_grad_(False)
+    for member in new:
+        member.theta.requires_grad_(True)
+        if not member.hooks:
+            weights = member.weights
+            layer = (weights.enter_layer, weights.leave_layer)
+            member.hooks += add_hooks(model, member.plan, (weights.scope.enter, weights.scope.leave), layer)
+    container.active_factors, container.heads = dict(factors), heads
+
+
+def _switch_heads(container: Adapters, old: list[Member], new: list[Member], standing: Mapping[str, str]) -> None:
+    for member in old:
+        names = [name for name, other in container.standing.items() if other == member.name]
+        lay_by(member.model, _holder(container, member), member.snapshot, names)
+    if old:
+        model, snapshot = old[0].model, old[0].snapshot
+        put_buffers(model, {name: snapshot.first(name) for name in snapshot.moved_buffers(model)})
+        container.standing = {}
+    buffers = True
+    for member in new:
+        wanted = {name for name, other in standing.items() if other == member.name}
+        buffers = not take_up(member.model, _holder(container, member), member.snapshot, wanted, buffers) and buffers
+    container.standing = dict(standing)
+
+
+def _holder(container: Adapters, member: Member) -> Theta:
+    holder = container._modules[member.name]
+    if not isinstance(holder, Theta):
+        raise RuntimeError(f"{member.name} is no theta's holder")
+    return holder
+
+
+def _found(every: Mapping[str, Member], name: str) -> Member:
+    if name not in every:
+        raise GPartError(f"the model carries no adapter {name!r}; it carries {list(every)}")
+    return every[name]
+
+
+def _standing(new: list[Member], heads: str | None) -> dict[str, str]:
+    """Whose parameters stand in the model: the saved ones of each active adapter."""
+    if heads is not None and heads not in [member.name for member in new]:
+        raise GPartError(f"heads={heads!r} is none of the active adapters {[member.name for member in new]}")
+    standing: dict[str, str] = {}
+    for member in new:
+        for name in member.plan.saved:
+            other = standing.setdefault(name, member.name)
+            if other in (member.name, heads):
+                continue
+            if heads != member.name:
+                raise GPartError(
+                    f"adapters {other!r} and {member.name!r} both have a {name} of their own, and one can stand in the model:"
+                    f" say heads={other!r} or heads={member.name!r}"
+                )
+            standing[name] = member.name
+    return standing
+
+
+@contextmanager
+def bare(model: nn.Module) -> Iterator[None]:
+    """Within it the model is as if it carried no adapter.
+
+    Raises:
+        GPartError: if it is merged, or something has changed a layer since.
+    """
+    container = container_of(model)
+    if container is None:
+        yield
+        return
+    first = next(iter(members(container).values()))
+    if first.weights.bases is not None:
+        raise GPartError(f"the model is merged with adapters {list(container.active_factors)}: unmerge() first")
+    factors, heads = dict(container.active_factors), container.heads
+    switch(container, {})
+    try:
+        with laid_aside(model, first.home):
+            yield
+    finally:
+        switch(container, factors, heads)
+
+
+def first_values(container: Adapters | None, name: str) -> dict[str, Tensor]:
+    """The base's values of the parameters in whose place those of other adapters than this one stand."""
+    if container is None:
+        return {}
+    every = members(container)
+    return {saved: every[other].snapshot.first(saved) for saved, other in container.standing.items() if other != name}

@@ -1,0 +1,84 @@
+"""Merging: what the active adapters compute, written into the stored weights, and taken back bit for bit.
+
+Invariant: a merged weight is the very sum that the layers read before, rounded once; W0 is kept until it is put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from gpart.errors import GPartError
+from gpart.injection.modules import Adapters, theta_key
+from gpart.injection.names import get_parameter
+from gpart.injection.tensors import is_packed
+from gpart.materialize.active import Member, members
+from gpart.materialize.several import Sum, Term, summed
+
+
+@torch.no_grad()
+def merge(container: Adapters) -> None:
+    """Writes the sum of W0 and the active adapters' updates into the stored weights; twice is once.
+
+    Raises:
+        GPartError: if a weight is packed, and so cannot hold the sum, the base weights are sharded, or a theta is not
+            finite.
+    """
+    every = members(container)
+    active = [every[name] for name in container.active_factors]
+    if not active or active[0].weights.bases is not None:
+        return
+    for member in active:
+        check_mergeable(member)
+        check_finite({theta_key(member.name): member.theta}, f"adapter {member.name!r} cannot be merged")
+    sums = Sum(Term(member.weights, container.active_factors[member.name]) for member in active)
+    bases = {}
+    with ExitStack() as scopes:  # within which what all weights start from is computed once
+        for member in active:
+            scopes.enter_context(member.weights.scope.held())
+        for name, terms in sums.terms.items():
+            stored = get_parameter(active[0].model, name)
+            bases[name] = stored.detach().clone()
+            stored.copy_(summed(terms, [every[term.weights.name].theta for term, _ in terms], bases[name]))
+    for member in every.values():
+        member.weights.bases = bases
+
+
+@torch.no_grad()
+def unmerge(container: Adapters) -> None:
+    """Puts the stored weights back to W0, bit for bit."""
+    for member in members(container).values():
+        for name, stored in (member.weights.bases or {}).items():
+            get_parameter(member.model, name).copy_(stored)
+        for other in members(container).values():
+            other.weights.bases = None
+
+
+def check_mergeable(adapter: Member) -> None:
+    """Checks that the weights can hold W0 + P·theta.
+
+    Raises:
+        GPartError: if a weight is packed, or the base weights are sharded.
+    """
+    if adapter.weights.sharded:
+        raise GPartError(f"adapter {adapter.name!r} is sharded: load its file into a whole model, and merge there")
+    for weight in adapter.plan.weights:
+        if is_packed(stored := get_parameter(adapter.model, weight.name)):
+            raise GPartError(
+                f"{weight.name} is packed ({type(stored).__name__}) and would round W0 + P·theta to its few bits:"
+                " load the base in bfloat16 or float32 to merge"
+            )
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Checks that every number is finite.
+
+    Raises:
+        GPartError: if not, with how many are not.
+    """
+    for name, value in tensors.items():
+        if bad := int((~torch.isfinite(value.detach().cpu().double())).sum()):
+            raise GPartError(f"{source}: {bad} of the {value.numel()} numbers of {name} are NaN or infinite")

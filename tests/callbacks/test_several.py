@@ -1,0 +1,179 @@
+"""Several adapters of one network, each trained by a callback of its own."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from gpart import GPartConfig, GPartError, active_adapters, attach, get_adapters, load_adapter, set_active
+from gpart.callbacks import GPartCallback, load_from_checkpoint
+from gpart.callbacks.baselines import LinearProbe
+
+
+class Project(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.ModuleDict({"one": nn.Linear(6, 8), "two": nn.Linear(8, 8), "head": nn.Linear(8, 2)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net["head"](torch.relu(self.net["two"](torch.relu(self.net["one"](x)))))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW([value for value in self.parameters() if value.requires_grad], lr=0.05)
+
+
+X = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
+DATA = TensorDataset(X, (X.sum(1) > 0).long())
+
+
+def callbacks(**more: Any) -> list[GPartCallback]:
+    return [
+        GPartCallback(d=9, target_modules=["one"], modules_to_save=["head"], name="first", **more),
+        GPartCallback(d=7, target_modules=["one", "two"], seed=5, name="second", **more),
+    ]
+
+
+def fit(module: LightningModule, used: list[Any], folder: Path, epochs: int = 2, **more: Any) -> Trainer:
+    checkpoint = ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}", every_n_epochs=1)
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[*used, checkpoint],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, DataLoader(DATA, batch_size=4), **more)
+    return trainer
+
+
+def test_trained_together_saved_and_loaded(tmp_path: Path) -> None:
+    module, used = Project(), callbacks()
+    base = {key: value.clone() for key, value in module.state_dict().items()}
+    fit(module, used, tmp_path)
+    adapters = get_adapters(module.net)
+    assert active_adapters(module.net) == {"first": 1.0, "second": 1.0}
+    assert all(adapter.theta.abs().min() > 0 for adapter in adapters.values())
+    state = torch.load(tmp_path / "epoch=1.ckpt", weights_only=True)["state_dict"]
+    kept = [key for key in state if not key.startswith("This checkpoint")]
+    assert sorted(kept) == [
+        "net.head.bias",
+        "net.head.weight",
+        "net.one.gpart.first.theta",
+        "net.one.gpart.second.theta",
+    ]
+    loaded = load_from_checkpoint(Project, tmp_path / "epoch=1.ckpt")
+    assert active_adapters(loaded.net) == {"first": 1.0, "second": 1.0}
+    assert torch.equal(loaded(X), module(X))
+    for name, adapter in adapters.items():  # each alone, out of the same file
+        fresh = Project()
+        load_adapter(fresh.net, tmp_path / "epoch=1.ckpt", name=name)
+        set_active(module.net, name)
+        assert torch.equal(fresh(X), module(X)), name
+        assert torch.equal(get_adapters(fresh.net)[name].theta, adapter.theta)
+    with pytest.raises(GPartError, match=r"several adapters, \['first', 'second'\], and which one is meant"):
+        load_adapter(Project().net, tmp_path / "epoch=1.ckpt")
+    set_active(module.net, [])
+    assert all(torch.equal(base[key], value) for key, value in module.state_dict().items() if key in base)
+
+
+def test_a_resumed_fit_ends_on_the_same_bits(tmp_path: Path) -> None:
+    whole = Project()
+    fit(whole, callbacks(), tmp_path / "whole", epochs=3)
+    first = Project()
+    fit(first, callbacks(), tmp_path / "parts", epochs=1)
+    second = Project()
+    fit(second, callbacks(), tmp_path / "parts", epochs=3, ckpt_path=tmp_path / "parts" / "epoch=0.ckpt")
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, second.state_dict()[key]), key
+
+
+def test_the_file_of_other_adapters_is_refused(tmp_path: Path) -> None:
+    fit(Project(), callbacks(), tmp_path, epochs=1)
+    other = GPartCallback(d=7, target_modules=["one", "two"], seed=5, name="third")
+    with pytest.raises(
+        GPartError, match=r"holds the adapters \['first', 'second'\], and the module carries \['first', 't"
+    ):
+        fit(Project(), [callbacks()[0], other], tmp_path / "b", ckpt_path=tmp_path / "epoch=0.ckpt")
+    with pytest.raises(GPartError, match=r"holds the adapters .* and the module carries \['first'\]"):
+        fit(Project(), callbacks()[:1], tmp_path / "b", ckpt_path=tmp_path / "epoch=0.ckpt")
+    changed = GPartCallback(d=7, target_modules=["one", "two"], seed=6, name="second")
+    with pytest.raises(GPartError, match="seed is 5 and 6"):
+        fit(Project(), [callbacks()[0], changed], tmp_path / "b", ckpt_path=tmp_path / "epoch=0.ckpt")
+
+
+def test_a_changed_tensor_of_one_is_found(tmp_path: Path) -> None:
+    fit(Project(), callbacks(), tmp_path, epochs=1)
+    path = tmp_path / "epoch=0.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["gpart"]["adapters"][1]["tensors"] = {
+        key: value + 1 for key, value in checkpoint["gpart"]["adapters"][1]["tensors"].items()
+    }
+    torch.save(checkpoint, path)
+    with pytest.raises(GPartError, match="was changed: its state has SHA-256"):
+        load_from_checkpoint(Project, path)
+    with pytest.raises(GPartError, match="was changed: its state has SHA-256"):
+        load_adapter(Project().net, path, name="second")
+
+
+def test_an_adapter_from_before_stays_beside_the_trained_one(tmp_path: Path) -> None:
+    module = Project()
+    style = attach(module.net, GPartConfig(d=5, target_modules=["two"]), name="style")
+    with torch.no_grad():
+        style.theta.fill_(0.3)
+    style.theta.requires_grad_(False)
+    before = style.theta.detach().clone()
+    used = GPartCallback(d=9, target_modules=["one"], modules_to_save=["head"])
+    module.configure_optimizers = lambda: torch.optim.SGD(  # type: ignore[method-assign]
+        [value for name, value in module.named_parameters() if value.requires_grad and "style" not in name], lr=0.1
+    )
+    fit(module, [used], tmp_path, epochs=1)
+    assert active_adapters(module.net) == {"style": 1.0, "default": 1.0}
+    assert torch.equal(style.theta, before)
+    assert used.adapter.theta.abs().max() > 0
+    loaded = load_from_checkpoint(Project, tmp_path / "epoch=0.ckpt")
+    assert torch.equal(loaded(X), module(X))
+
+
+def test_what_a_trainer_does_not_take(tmp_path: Path) -> None:
+    first, second = callbacks()
+    for used, match in (
+        ([first, GPartCallback(d=3, target_modules=["two"], name="first")], "two GPartCallbacks have the name 'first'"),
+        ([first, LinearProbe(modules_to_save=["head"])], "one method at a time"),
+        (
+            [first, GPartCallback(d=3, target_modules=["two"], name="b", module="net")],
+            "different modules, None and 'net'",
+        ),
+        (
+            [first, GPartCallback(d=3, target_modules=["two"], name="b", modules_to_save=["head"])],
+            "both have a head.bias of their own",
+        ),
+        (
+            [second, GPartCallback(d=3, target_modules=["two"], name="b", checkpoints="merged")],
+            "holds one adapter's W0",
+        ),
+    ):
+        with pytest.raises(GPartError, match=match):
+            fit(Project(), used, tmp_path)
+
+
+def test_merged_at_the_end_with_both(tmp_path: Path) -> None:
+    module = Project()
+    fit(module, callbacks(merge_at_end=True), tmp_path, epochs=1)
+    assert not get_adapters(module.net)
+    assert type(module.net["one"]) is nn.Linear
+    assert torch.equal(load_from_checkpoint(Project, tmp_path / "epoch=0.ckpt")(X), module(X))
