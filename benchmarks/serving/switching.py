@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -244,7 +245,7 @@ def main() -> None:
     machine = {
         "date": time.strftime("%Y-%m-%d"),
         "load": Path("/proc/loadavg").read_text().split()[:3],
-        "cores": torch.get_num_threads(),
+        "cores": os.cpu_count(),
         "threads": asked.threads,
         "processor": next(
             (

@@ -67,6 +67,7 @@ def test_a_port_that_is_taken(base: Path, capsys: pytest.CaptureFixture[str]) ->
         assert f"port {port} of 127.0.0.1 cannot be used: Address already in use" in said(capsys, *words)
 
 
+@pytest.mark.slow  # starts a process that imports Transformers, only to fail
 def test_a_model_that_cannot_be_loaded_is_told_in_one_line_and_leaves_nothing_behind(base: Path) -> None:
     words = ["--base", str(base), "--adapters", str(base.parent / "all"), "--port", "0", "--accelerator", "cpu"]
     done = subprocess.run(
