@@ -131,14 +131,14 @@ def main() -> None:
         "--data", type=Path, help="a folder train/CLASS/*.png and test/CLASS/*.png; default drawn shapes"
     )
     parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--out", type=Path, default=Path("runs/fabric"))
+    parser.add_argument("--out", type=Path, default=Path("runs/fabric"), help="where everything is written")
     parser.add_argument("--resume", type=Path, help="a last.ckpt of the same settings")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--accelerator", default="cpu")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16, help="of all devices together")
     parser.add_argument("--accumulate", type=int, default=1, help="batches for each step")
-    parser.add_argument("--d", type=int, default=500)
+    parser.add_argument("--d", type=int, default=500, help="the length of theta")
     parser.add_argument("--lr", type=float, default=0.01)
     arguments = parser.parse_args()
 

@@ -1,6 +1,8 @@
-"""From PEFT to GPart: each call beside its counterpart, both run on one tiny model. The table is from_peft.md.
+"""From PEFT to GPart: each call beside its counterpart, both run on one tiny model.
 
-python examples/from_peft.py
+    python examples/from_peft.py
+
+from_peft.md has the table, and what differs.
 """
 
 from __future__ import annotations
@@ -206,7 +208,7 @@ def close(one: Tensor, other: Tensor) -> str:
 def main() -> None:
     """Both sides, a line for each step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/from_peft"))
+    parser.add_argument("--out", type=Path, default=Path("runs/from_peft"), help="where both write")
     out = parser.parse_args().out
     one_adapter(out)
     several_adapters(out)

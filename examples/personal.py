@@ -125,9 +125,9 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, help="a folder with MovieLens' movies.csv and ratings.csv; default made up"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/personal"))
-    parser.add_argument("--users", type=int, default=100, help="those with the most ratings")
-    parser.add_argument("--d", type=int, default=32)
+    parser.add_argument("--out", type=Path, default=Path("runs/personal"), help="where everything is written")
+    parser.add_argument("--users", type=int, default=100, help="two or more, those with the most ratings")
+    parser.add_argument("--d", type=int, default=32, help="the length of theta")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--lr", type=float, default=0.1)
     arguments = parser.parse_args()
