@@ -31,8 +31,8 @@ from gpart.injection.names import READERS, stored
 from gpart.injection.recurrent import UPKEEP, is_recurrent, overrides
 from gpart.injection.targets import AdaptedWeight
 
-_MOVERS = ("torch.distributed.", "accelerate.")
-"""Who moves parameters about, and asks a layer for them by their names: FSDP 1 and 2, offloading. They get W0."""
+_MOVERS = ("torch.distributed.", "accelerate.", "torch.nn.modules.module")
+"""Who asks a layer for its parameters by their names: FSDP 1 and 2, offloading, ``Module.get_parameter``. They get W0."""
 
 CONTAINER = "gpart"
 """Name of the child that holds the adapters of a module; in a folder theta's key is ``gpart.<adapter name>.theta``."""

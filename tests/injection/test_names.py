@@ -255,3 +255,13 @@ def test_function_transforms_find_the_weights_by_their_names(weights: str, warm:
     gradient = torch.func.grad(loss)({adapter.theta_name: adapter.theta.detach()})[adapter.theta_name]
     loss({}).backward()
     torch.testing.assert_close(gradient, adapter.theta.grad)
+
+
+def test_a_parameter_by_its_name_is_the_one_that_named_parameters_gives() -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    adapter = attach(model, GPartConfig(d=2, target_modules=["0"]))
+    with torch.no_grad():
+        adapter.theta.fill_(1)
+    assert model.get_parameter("0.weight") is dict(model.named_parameters())["0.weight"]
+    assert not torch.equal(model.get_parameter("0.weight"), model[0].weight)
+    assert model.get_parameter(adapter.theta_name) is adapter.theta
