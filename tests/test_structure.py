@@ -228,6 +228,7 @@ def test_python_runs_inside_the_linked_folders(folder: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow  # imports everything in a process of its own
 def test_the_rooms_above_come_when_they_are_asked_for() -> None:
     code = (
         "import sys, gpart; light = 'lightning' not in sys.modules; gpart.callbacks.GPartCallback;"

@@ -291,6 +291,7 @@ def test_its_command_line_takes_the_callback(package: Any, tmp_path: Path, monke
     assert cli.trainer.callbacks[0].adapter.theta.count_nonzero() == 10
 
 
+@pytest.mark.slow  # a process of its own
 def test_the_other_package_is_imported_by_the_user_only() -> None:
     """Before or after ours."""
     pytest.importorskip("pytorch_lightning")

@@ -67,7 +67,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_causal: Any, math_
     return go
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(recipe, marks=pytest.mark.slow if recipe.endswith(("3b", "7b")) else ()) for recipe in RECIPES],
+)
 def test_a_recipe_runs_fit_test_and_predict(recipe: str, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     comparison = recipe == "math/peft-comparison"
     small = ["--method.d=50", *(["--data.val_questions=2"] if comparison else [])]

@@ -87,7 +87,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_vit: Path, image_f
     return go
 
 
-@pytest.mark.parametrize("recipe", VISION)
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(recipe, marks=pytest.mark.slow if "large" in recipe else ()) for recipe in VISION],
+)
 def test_a_recipe_runs_fit_test_and_predict(recipe: str, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     small = "--method.d=50"
     assert run("fit", recipe, small) == 0

@@ -145,7 +145,7 @@ def alone(out: Path) -> dict[str, Any]:
     return json.loads((out / "1-0.json").read_text())
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[pytest.param(count, marks=pytest.mark.slow) for count in (2, 4)])
 def processes(request: pytest.FixtureRequest, out: Path, torchrun: Any) -> list[dict[str, Any]]:
     """What each process found, by row."""
     torchrun(__file__, request.param, str(out))

@@ -400,6 +400,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
 
 
+@pytest.mark.slow  # kills a run again and again; test_checkpoint kills a writer once
 def test_a_killed_process_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     code = (

@@ -238,6 +238,7 @@ TWO = [name for name in SETTINGS if name != "2 workers"]
 """A process of many runs has many threads, with which forking a worker can hang: those runs have processes of their own."""
 
 
+@pytest.mark.slow  # two processes; test_ddp's are in the default suite
 @pytest.mark.parametrize("name", TWO)
 def test_two_processes(name: str, two_processes: list[dict[str, Any]]) -> None:
     for found in two_processes:

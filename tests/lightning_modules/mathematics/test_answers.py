@@ -375,6 +375,7 @@ def test_no_output_raises() -> None:
         assert not verified_match(output, "#### 18")
 
 
+@pytest.mark.slow  # a process of its own
 def test_the_library_is_imported_late_and_is_silent() -> None:
     code = (
         "import sys, threading, signal, logging\n"

@@ -443,6 +443,7 @@ torch.save({name: value.detach() for name, value in module.named_parameters()}, 
 """
 
 
+@pytest.mark.slow  # two processes
 def test_two_processes_take_the_step_of_all_their_tokens(tiny_causal: Any, tmp_path: Path) -> None:
     folder = tiny_causal("llama")
     (tmp_path / "tests_causal.py").write_text(Path(__file__).read_text())

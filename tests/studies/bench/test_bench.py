@@ -155,6 +155,7 @@ def test_the_precision_is_lightnings(encoder: str, precision: str, stored: torch
 # Memory
 
 
+@pytest.mark.slow  # the same
 def test_memory_is_measured_in_a_process_of_its_own(encoder: str) -> None:
     found = measure_peak(Settings(encoder, shapes=[(2, 5)], threads=1, sizes=SIZES), "gpart")
     assert found.method == "gpart"
@@ -164,6 +165,7 @@ def test_memory_is_measured_in_a_process_of_its_own(encoder: str) -> None:
     assert found.head == 4 * (16 * 16 + 16 + 2 * 16 + 2)
 
 
+@pytest.mark.slow  # processes that import everything
 def test_a_process_that_fails_says_why(encoder: str) -> None:
     with pytest.raises(RuntimeError, match=r"memory of prefix ended with status 1: [\s\S]*no method 'prefix'"):
         measure_peak(Settings(encoder, sizes=SIZES), "prefix")
