@@ -557,3 +557,25 @@ def test_counted_in_pefts_words(capsys: pytest.CaptureFixture[str]) -> None:
     made["one"].print_trainable_parameters()
     every = sum(value.numel() for value in model.parameters())
     assert capsys.readouterr().out == f"trainable params: 34 || all params: {every} || trainable%: {3400 / every:.4f}\n"
+
+
+def test_attached_on_the_meta_device_and_filled_later() -> None:
+    whole, _ = three()
+    with torch.device("meta"):
+        model = Net().eval()
+    for name, config in {"one": ONE, "both": BOTH, "headed": HEADED}.items():
+        attach(model, config, name=name)
+    model.to_empty(device="cpu")
+    model.load_state_dict(whole.state_dict())  # heads that do not stand in the model are among the keys
+    for name in ("one", "both", "headed", []):
+        set_active(whole, name)
+        set_active(model, name)
+        assert list(model.state_dict()) == list(whole.state_dict())
+        if name in ("one", "headed"):
+            assert torch.equal(model(X), whole(X)), name
+        else:  # the base's own head was on the meta device, and had no values: that is seen
+            assert torch.equal(model.two(X.new_ones(1, 8)), whole.two(X.new_ones(1, 8)))
+            assert model(X).isnan().all()
+    for name in ("headed", "one", "both"):
+        delete_adapter(model, name)
+    assert not get_adapters(model)

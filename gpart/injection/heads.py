@@ -3,7 +3,7 @@
 Invariant: a parameter of ``modules_to_save``, and a buffer that training has changed, is in one of two places. While its
 adapter is active it stands in the model under the base's name, else in a tree of the same names below theta's holder
 (``gpart.<name>.saved.<parameter>``), where what moves, casts and saves the model finds it. With no such adapter active the
-base's own first values stand in the model.
+base's own first values stand in the model; NaN, where it was on the meta device then and had none.
 """
 
 from __future__ import annotations
@@ -117,6 +117,10 @@ def tree_of(holder: Theta) -> nn.Module:
 
 
 def _first(value: Tensor, first: Tensor) -> nn.Parameter:
+    if first.is_meta and not value.is_meta:
+        # There were no first values yet: what shows it, rather than what looks like a head.
+        missing = torch.full_like(value, torch.nan if value.is_floating_point() else 0, requires_grad=False)
+        return nn.Parameter(missing, requires_grad=False)
     return nn.Parameter(first.to(value.device, value.dtype, copy=True), requires_grad=False)
 
 

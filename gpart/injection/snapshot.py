@@ -44,7 +44,7 @@ class Snapshot:
 
     def moved_buffers(self, model: nn.Module) -> dict[str, Tensor]:
         """As :meth:`changed_buffers`, of those that were there at first; without a walk through the model."""
-        live = {name: get_buffer(model, name) for name in self._persistent}
+        live = {name: get_buffer(model, name) for name in self._persistent if not self._buffers[name].is_meta}
         return {name: value for name, value in live.items() if not _same(value, self._buffers[name])}
 
     def restore_flags(self, model: nn.Module) -> None:
@@ -57,14 +57,16 @@ class Snapshot:
         """The first values of the buffers."""
         buffers = named_buffers(model)
         for name, value in self._buffers.items():
-            buffers[name].copy_(value)
+            if not value.is_meta:  # there were no first values then
+                buffers[name].copy_(value)
 
     @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
         """The first values of heads and buffers."""
         for name, value in self._saved.items():
             parameter = get_parameter(model, name)
-            parameter.copy_(value)
+            if not value.is_meta:
+                parameter.copy_(value)
             parameter.grad = None
         self.restore_buffers(model)
 
