@@ -23,6 +23,7 @@ from gpart import (
     rename_adapter,
     set_active,
 )
+from gpart.arithmetic import combine
 
 
 class Net(nn.Module):
@@ -157,6 +158,7 @@ def test_on_one_layout_a_sum_is_arithmetic_on_theta_bit_for_bit() -> None:
     with torch.no_grad():
         total.theta.copy_(made[0].theta.double() * 0.3 + made[1].theta.double() * -1.7 + made[2].theta.double() * 2.0)
     assert torch.equal(model(X), other(X))
+    assert torch.equal(combine(dict(zip(made, [0.3, -1.7, 2.0], strict=True))).theta, total.theta)
 
 
 def test_gradients_of_a_sum_are_those_of_the_formula() -> None:
