@@ -16,6 +16,7 @@ from torch import Tensor
 from gpart.arithmetic.merging import total
 from gpart.arithmetic.stored import AdapterLike, Stored
 from gpart.errors import GPartError
+from gpart.injection.tensors import same_bits
 
 Heads = Literal["combine"] | int | AdapterLike | None
 """``"combine"``, one of the adapters or its number in the order given, or None: they must be equal."""
@@ -83,13 +84,6 @@ def combined_heads(adapters: Sequence[Stored], coefficients: Sequence[float], he
         weighted = [coefficient * value.double() for coefficient, value in zip(coefficients, values, strict=True)]
         out[name] = total(weighted, coefficients).to(dtype)
     return out
-
-
-def same_bits(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors agree in dtype, shape and every bit."""
-    if first.dtype != second.dtype or first.shape != second.shape:
-        return False
-    return torch.equal(*(value.contiguous().reshape(-1).view(torch.uint8) for value in (first, second)))
 
 
 def heads_distance(first: Stored, second: Stored) -> dict[str, float | None]:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from gpart.arithmetic import Comparison, Stored, compare
-from gpart.arithmetic.heads import heads_distance, same_bits
+from gpart.arithmetic.heads import heads_distance
 from gpart.arithmetic.measures import Moments
 from gpart.arithmetic.stored import check_same_base
 from gpart.cli.adapters import (
@@ -23,6 +23,7 @@ from gpart.cli.adapters import (
 )
 from gpart.cli.message import Parser
 from gpart.errors import GPartError
+from gpart.injection.tensors import same_bits
 
 DESCRIPTION = """Compares two adapters without their model: the settings that differ, the weights that only one adapts, the
 distance and the cosine of their updates in all and in each weight (by layer where there are many), and the distance of what

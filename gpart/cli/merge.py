@@ -16,9 +16,10 @@ from gpart.adapter import GPartAdapter
 from gpart.cli.folders import check_out, whole_folder
 from gpart.cli.message import Parser
 from gpart.cli.models import DTYPES, WEIGHTS, Base, attach_to, load_again, load_base
-from gpart.cli.outputs import Inputs, largest_difference, largest_value, made_up_inputs, outputs_of, same_bits
+from gpart.cli.outputs import Inputs, largest_difference, largest_value, made_up_inputs, outputs_of
 from gpart.cli.written import write_model
 from gpart.errors import GPartError
+from gpart.injection.tensors import same_bits
 from gpart.materialize.merging import check_mergeable
 from gpart.serialization.sources import fetched, read_adapter
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gpart.errors import GPartError
+from gpart.injection.tensors import same_bits
 
 _BATCH, _TOKENS, _SAMPLES = 2, 16, 16_000
 
@@ -102,17 +103,6 @@ def largest_difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> flo
 def largest_value(outputs: Sequence[Tensor]) -> float:
     """The largest magnitude in an output, beside which a difference is to be seen."""
     return max((float(value.double().abs().max()) for value in outputs if value.numel()), default=0.0)
-
-
-def same_bits(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors agree in dtype, shape and every bit.
-
-    >>> same_bits(torch.tensor([0.0]), torch.tensor([-0.0])), same_bits(torch.tensor(float("nan")), torch.tensor(float("nan")))
-    (False, True)
-    """
-    if first.dtype != second.dtype or first.shape != second.shape:
-        return False
-    return torch.equal(*(value.detach().contiguous().reshape(-1).view(torch.uint8) for value in (first, second)))
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gpart.injection.names import get_buffer, get_parameter, named_buffers, named_modules, named_parameters
 from gpart.injection.targets import Plan
+from gpart.injection.tensors import same_bits
 
 
 class Snapshot:
@@ -85,9 +86,4 @@ def _same(value: Tensor, first: Tensor | None) -> bool:
         return False
     if value.is_meta or first.is_meta:
         return value.is_meta
-    # By bits: NaN equals NaN but not 0, and every dtype can be compared.
-    return torch.equal(_bytes(value), _bytes(first.to(value.device, value.dtype)))
-
-
-def _bytes(value: Tensor) -> Tensor:
-    return value.detach().contiguous().reshape(-1).view(torch.uint8)
+    return same_bits(value, first.to(value.device, value.dtype))

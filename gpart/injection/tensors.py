@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 
 def is_packed(weight: Tensor) -> bool:
     """Whether a weight is one of torchao's, which has a shape and a floating dtype but keeps fewer bits.
 
-    >>> import torch
     >>> is_packed(torch.ones(2))
     False
     """
@@ -33,7 +33,6 @@ def dense(weight: Tensor) -> Tensor:
 def whole(weight: Tensor) -> Tensor:
     """A sharded weight (DTensor) put together, by all ranks at once; any other as it is.
 
-    >>> import torch
     >>> value = torch.ones(2)
     >>> whole(value) is value
     True
@@ -46,3 +45,14 @@ def entries_of(state: Mapping[str, Tensor], tensors: Iterable[Tensor]) -> dict[s
     """The entries of a ``state_dict(keep_vars=True)`` that are these very tensors: a shared one has several keys."""
     same = {id(tensor) for tensor in tensors}
     return {key: value for key, value in state.items() if id(value) in same}
+
+
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors agree in dtype, shape and every bit: NaN equals NaN but not 0, and 0 is not -0.
+
+    >>> same_bits(torch.tensor([0.0]), torch.tensor([-0.0])), same_bits(torch.tensor(float("nan")), torch.tensor(float("nan")))
+    (False, True)
+    """
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    return torch.equal(*(value.detach().contiguous().reshape(-1).view(torch.uint8) for value in (first, second)))
