@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gpart.errors import GPartError
+from gpart.injection.fingerprint import shortened_length
 from gpart.injection.modules import theta_key
 from gpart.injection.names import named_buffers, named_parameters
 from gpart.serialization.manifest import Manifest
@@ -84,9 +85,7 @@ class Needs:
         """Whether a model has as many frozen parameters as the adapter's base had."""
         if not self.parts:
             return True
-        frozen = len(set(named_parameters(model)) - set(self.held))
-        size = max(1, -(-frozen // 400))  # as gpart.injection.fingerprint groups them
-        return 2 * -(-frozen // size) == self.parts
+        return shortened_length(len(set(named_parameters(model)) - set(self.held))) == self.parts
 
 
 def head_size(model: nn.Module, needs: Needs) -> int | None:

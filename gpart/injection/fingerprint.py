@@ -128,6 +128,15 @@ def shortened(made: Mapping[str, bytes]) -> str:
     return "".join(base64.urlsafe_b64encode(digest).decode()[:2] for digest in digests)
 
 
+def shortened_length(count: int) -> int:
+    """How many letters :func:`shortened` has for this many parameters.
+
+    >>> shortened_length(3), shortened_length(401)
+    (6, 402)
+    """
+    return 2 * len(_groups([""] * count))
+
+
 def differing(parameters: Mapping[str, Tensor | Sample], expected: str) -> list[str]:
     """The parameters, in the order of their names, whose shortened parts differ from a file's; neighbours as a range.
 
