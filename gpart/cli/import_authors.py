@@ -7,11 +7,9 @@ fingerprint, and is checked from then on.
 from __future__ import annotations
 
 import json
-import sys
-import warnings
 from pathlib import Path
 
-from gpart.cli.message import Parser
+from gpart.cli.message import Parser, warnings_told
 from gpart.cli.models import load_base
 from gpart.errors import GPartError
 from gpart.loading import load_authors_adapter
@@ -41,12 +39,8 @@ def import_command(words: list[str]) -> int:
         raise type(error)(str(error).replace("backend='", "--backend '")) from error
     needed = Manifest("default", config, size=0, weights=[], base="")  # of whose tensors the heads are looked for
     model = load_base(asked.base, needed, tensors, model_class=asked.model_class).model
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings_told():
         adapter = load_authors_adapter(model, asked.folder, asked.backend)
-    for each in caught:
-        if issubclass(each.category, UserWarning):
-            print(f"gpart: warning: {' '.join(str(each.message).split())}", file=sys.stderr)
     adapter.save(asked.out)
     written = {
         "folder": asked.folder,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from gpart.errors import GPartError
@@ -19,6 +22,17 @@ class Parser(argparse.ArgumentParser):
             GPartError: always.
         """
         raise GPartError(f"{self.prog}: {message}")
+
+
+@contextmanager
+def warnings_told() -> Iterator[None]:
+    """Tells users' warnings that come within it as the command's own, a line each, unless it ends in an error."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for each in caught:
+        if issubclass(each.category, UserWarning):
+            print(f"gpart: warning: {' '.join(str(each.message).split())}", file=sys.stderr)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from torch import Tensor, nn
 from gpart.adapter import GPartAdapter
 from gpart.assets.fetching import gguf, loading, resolve
 from gpart.cli.fitting import Needs, choose, head_size
+from gpart.cli.message import warnings_told
 from gpart.errors import GPartError, GPartFileError
 from gpart.loading import load_adapter
 from gpart.serialization.manifest import Manifest
@@ -117,17 +117,12 @@ def attach_to(base: Base, source: str, check_base: bool = True, name: str | None
     Raises:
         GPartError: if it does not fit.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings_told():
         try:
-            adapter = load_adapter(base.model, source, check_base=check_base, name=name)
+            return load_adapter(base.model, source, check_base=check_base, name=name)
         except GPartError as error:
             said = str(error).replace("check_base=False loads it", "--no-check-base loads it")
             raise type(error)(said) from error
-    for each in caught:
-        if issubclass(each.category, UserWarning):
-            print(f"gpart: warning: {' '.join(str(each.message).split())}", file=sys.stderr)
-    return adapter
 
 
 def load_again(base: Base, folder: Path) -> nn.Module:
