@@ -19,7 +19,7 @@ from gpart.config import GPartConfig
 from gpart.errors import GPartError
 from gpart.injection.matching import matches
 from gpart.injection.names import split_name
-from gpart.injection.targets import AdaptedWeight
+from gpart.injection.targets import AdaptedWeight, without
 from gpart.serialization.manifest import Manifest
 
 _BIASES = ("bias", "in_proj_bias")
@@ -138,7 +138,7 @@ def _placed(config: GPartConfig, listed: list[_Listed], dim: int) -> tuple[tuple
                 length = shape[alongs[name]]
                 if stop > length:
                     return (), 0
-                for first, last in _without(start, stop, row):
+                for first, last in without(start, stop, row):
                     blocks[name].append((first, last, offset))
                     offset += (last - first) * (math.prod(shape) // max(length, 1))
         placed += [
@@ -169,13 +169,6 @@ def _cuts(config: GPartConfig, name: str) -> Rows | None:
     found = (pairs for key, pairs in (config.slices or {}).items() if matches(name, [key]))
     pairs = next(found, None)
     return None if pairs is None else [(start, stop) for start, stop in pairs]
-
-
-def _without(start: int, stop: int, row: int | None) -> Rows:
-    """A stretch of rows without one of them."""
-    if row is None or not start <= row < stop:
-        return [(start, stop)]
-    return [(first, last) for first, last in ((start, row), (row + 1, stop)) if first < last]
 
 
 def by_name(weights: Iterable[AdaptedWeight]) -> Mapping[str, AdaptedWeight]:

@@ -104,7 +104,7 @@ def plan(model: nn.Module, config: GPartConfig, padding_rows: bool = False) -> P
                     end = length if stop is None else stop
                     if end > length:
                         raise GPartError(f"slices reach to {end}, but {name} has {length} output features")
-                    for first, last in _without(start, end, left_out(id(value))):
+                    for first, last in without(start, end, left_out(id(value))):
                         blocks_of.setdefault(attribute, []).append((first, last, offset))
                         offset += (last - first) * (value.numel() // max(length, 1))
         for attribute, blocks in blocks_of.items():
@@ -159,7 +159,7 @@ def _cuts(name: str, config: GPartConfig) -> list[Cut]:
     return [(start, stop) for start, stop in config.slices[keys[0]]] if keys and config.slices else [(0, None)]
 
 
-def _without(start: int, stop: int, row: int | None) -> list[tuple[int, int]]:
+def without(start: int, stop: int, row: int | None) -> list[tuple[int, int]]:
     """A stretch of rows without one of them."""
     if row is None or not start <= row < stop:
         return [(start, stop)]
