@@ -94,15 +94,12 @@ def attach_plan(model: nn.Module, config: GPartConfig, name: str, made: Plan, me
     Raises:
         GPartError: if the plan may not be carried out; the model is then as it was.
     """
-    container = container_of(model)
-    others = {} if container is None else members(container)
+    container, first = container_of(model), next(iter(get_adapters(model).values()), None)
     with bare(model):
-        if others:
-            home = next(path for path, module in named_modules(model) if module is next(iter(others.values())).home)
-        else:
-            home = home_of(model, (path for weight in made.weights for path, _ in weight.owners))
+        owners = (path for weight in made.weights for path, _ in weight.owners)
+        home = home_of(model, owners) if first is None else first.home_path
         check_installable(model, config, name, made, get_submodule(model, home))
-        snapshot = Snapshot(model, made, next((other.snapshot for other in others.values()), None))
+        snapshot = Snapshot(model, made, None if first is None else first.snapshot)
     adapter = GPartAdapter(model, config, name, made, memory, home, snapshot)
     if container is not None:
         switch(container, {})
@@ -135,6 +132,7 @@ class GPartAdapter:
     Attributes:
         model: the adapted module.
         home: the module whose last child holds theta: the adapted one, or one below it where that is a container.
+        home_path: its path in the adapted module.
         config: its settings.
         name: its name.
         plan: the adapted weights in order, the saved and the frozen parameters' names.
@@ -158,8 +156,7 @@ class GPartAdapter:
         snapshot: Snapshot,
     ) -> None:
         self.model, self.config, self.name, self.plan, self.memory = model, config, name, plan, memory
-        self.home = get_submodule(model, home)
-        self._prefix = f"{home}." if home else ""
+        self.home, self.home_path = get_submodule(model, home), home
         self.weights = Weights(self.home, name, plan, config, memory)
         self.snapshot = snapshot
         self.hooks: list[RemovableHandle] = []
@@ -192,7 +189,7 @@ class GPartAdapter:
     @property
     def theta_name(self) -> str:
         """Theta's key in the model's state_dict."""
-        return self._prefix + theta_key(self.name)
+        return f"{self.home_path}.{theta_key(self.name)}" if self.home_path else theta_key(self.name)
 
     @property
     def attached(self) -> bool:

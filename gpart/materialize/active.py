@@ -92,6 +92,7 @@ def switch(
     for member in old:
         if member not in new:
             remove_hooks(member.hooks)
+            member.weights.total = None  # which holds the others of the sum
             member.theta.requires_grad_(False)
     for member in new:
         member.theta.requires_grad_(True)

@@ -50,11 +50,11 @@ def merge(container: Adapters) -> None:
 @torch.no_grad()
 def unmerge(container: Adapters) -> None:
     """Puts the stored weights back to W0, bit for bit."""
-    for member in members(container).values():
-        for name, stored in (member.weights.bases or {}).items():
-            get_parameter(member.model, name).copy_(stored)
-        for other in members(container).values():
-            other.weights.bases = None
+    every = list(members(container).values())
+    for name, stored in (every[0].weights.bases or {}).items():  # all have the same
+        get_parameter(every[0].model, name).copy_(stored)
+    for member in every:
+        member.weights.bases = None
 
 
 def check_mergeable(adapter: Member) -> None:
