@@ -68,6 +68,7 @@ def batch(container: Adapters, names: Sequence[str]) -> Iterator[None]:
     before = {place: _reader(model, place) for place in _places(touched.values())}
     wire(model, {place: (grouped, weight) for place, (_, weight) in before.items()})
     replaced = [get_submodule(model, path) for path in (*paths, *heads)]
+    own = [module.__dict__.get("forward") for module in replaced]  # as accelerate's hooks put there
     try:
         for path in paths:
             _replace(get_submodule(model, path), grouped, None)
@@ -75,8 +76,10 @@ def batch(container: Adapters, names: Sequence[str]) -> Iterator[None]:
             _replace(get_submodule(model, path), grouped, values)
         yield
     finally:
-        for module in replaced:
+        for module, forward in zip(replaced, own, strict=True):
             module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.__dict__["forward"] = forward
         wire(model, before)
 
 

@@ -126,6 +126,21 @@ def test_statistics_and_heads_go_with_the_row_and_all_is_as_before() -> None:
         torch.testing.assert_close(found[row], model(x[row : row + 1])[0], rtol=1e-5, atol=1e-6)
 
 
+@torch.no_grad()
+def test_a_forward_of_the_instance_s_own_is_called_and_stays() -> None:
+    """As accelerate's hooks put it on a layer."""
+    model, x, calls = net(), torch.randn(2, 4), []
+    plain = model.one.forward
+    model.one.forward = lambda x: calls.append(len(x)) or plain(x)
+    own = model.one.forward
+    with get_adapters(model)["a"].batch(["a", "b"]):
+        model(x)
+    assert calls == [1, 1]
+    assert model.one.forward is own
+    model(x)
+    assert calls == [1, 1, 2]
+
+
 def test_what_is_refused() -> None:
     model = net()
     adapter = get_adapters(model)["a"]
