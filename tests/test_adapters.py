@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import itertools
+import weakref
 from pathlib import Path
 
 import pytest
@@ -581,3 +583,14 @@ def test_attached_on_the_meta_device_and_filled_later() -> None:
     for name in ("headed", "one", "both"):
         delete_adapter(model, name)
     assert not get_adapters(model)
+
+
+def test_what_was_in_a_sum_is_let_go_with_it() -> None:
+    model, made = three()
+    set_active(model, ["one", "both"])
+    model(X)
+    gone = weakref.ref(made.pop("both").weights)
+    set_active(model, [])
+    delete_adapter(model, "both")
+    gc.collect()
+    assert gone() is None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from authors_folders import write_theirs
 from safetensors.torch import load_file
 
@@ -14,7 +15,6 @@ from gpart import load_adapter
 from gpart.cli.main import main
 from gpart.serialization.authors import export_authors
 
-transformers = pytest.importorskip("transformers")
 HEAD = {"classifier.weight": torch.arange(24.0).view(3, 8) / 16, "classifier.bias": torch.tensor([1.0, 2.0, 3.0])}
 
 
