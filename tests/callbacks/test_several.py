@@ -10,39 +10,16 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from two_adapters import Project, callbacks
 
 from gpart import GPartConfig, GPartError, active_adapters, attach, get_adapters, load_adapter, set_active
 from gpart.callbacks import GPartCallback, load_from_checkpoint
 from gpart.callbacks.baselines import LinearProbe
 
-
-class Project(LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.ModuleDict({"one": nn.Linear(6, 8), "two": nn.Linear(8, 8), "head": nn.Linear(8, 2)})
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net["head"](torch.relu(self.net["two"](torch.relu(self.net["one"](x)))))
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        return nn.functional.cross_entropy(self(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.AdamW([value for value in self.parameters() if value.requires_grad], lr=0.05)
-
-
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
 DATA = TensorDataset(X, (X.sum(1) > 0).long())
-
-
-def callbacks(**more: Any) -> list[GPartCallback]:
-    return [
-        GPartCallback(d=9, target_modules=["one"], modules_to_save=["head"], name="first", **more),
-        GPartCallback(d=7, target_modules=["one", "two"], seed=5, name="second", **more),
-    ]
 
 
 def fit(module: LightningModule, used: list[Any], folder: Path, epochs: int = 2, **more: Any) -> Trainer:
