@@ -1,0 +1,146 @@
+"""A study's raw data as one file: packs the records of its runs, and writes them back into folders.
+
+    python benchmarks/records.py pack STUDY.yaml RECORDS.jsonl
+    python benchmarks/records.py unpack STUDY.yaml RECORDS.jsonl
+
+So that a study can be spread over days and machines, and what it measured be committed: after ``unpack`` the study goes
+on from there (``gpart study STUDY.yaml``), and ``gpart study STUDY.yaml --table`` gives the same bytes. Files of several
+machines may be joined by ``cat``.
+
+Invariant: only a record that was made by the command line that the study has for that run goes in or out, and a run that
+is finished here is never written over. A line is ``{"folder", "command", "metrics"}``: the run's folder below the study's,
+what is in its command.json, and in its metrics.json (null for a run that failed before it wrote one).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from gpart.errors import GPartError, GPartFileError
+from gpart.serialization.atomic import replacing
+from gpart.studies.experiments.outcome import read_object, read_outcome
+from gpart.studies.experiments.plan import COMMAND_FILE, METRICS_FILE, Run, plan
+from gpart.studies.experiments.schema import read_study
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Does one of the two, and prints what it came to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("pack", "unpack"))
+    parser.add_argument("study", type=Path, metavar="STUDY.yaml")
+    parser.add_argument("records", type=Path, metavar="RECORDS.jsonl")
+    asked = parser.parse_args(words)
+    try:
+        print((pack if asked.what == "pack" else unpack)(asked.study, asked.records))
+    except GPartError as error:
+        print(f"records.py: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def pack(study: Path, records: Path) -> str:
+    """Writes the records of all runs that finished or failed, in the study's order; returns what it came to.
+
+    Raises:
+        GPartError: if the study is wrong, or nothing has been run.
+    """
+    runs = _runs(study)
+    counts = dict.fromkeys(("finished", "failed", "stale", "missing"), 0)
+    lines = []
+    for folder, run in runs.items():
+        state = read_outcome(run).state
+        counts[state] += 1
+        if state in ("finished", "failed"):
+            command, metrics = (read_object(run.folder / name) for name in (COMMAND_FILE, METRICS_FILE))
+            lines.append(json.dumps({"folder": folder, "command": command, "metrics": metrics}) + "\n")
+    if not lines:
+        raise GPartError(f"none of the {len(runs)} runs of {study} has been made here")
+    with replacing(records) as file:
+        file.write("".join(lines).encode())
+    return f"{records}: {len(lines)} records ({_text(counts)})"
+
+
+def unpack(study: Path, records: Path) -> str:
+    """Writes the records into the folders of their runs; returns what it came to.
+
+    Raises:
+        GPartFileError: if there is no such file.
+        GPartError: if the study is wrong, or a line is no record. Nothing has been written then.
+    """
+    runs = _runs(study)
+    counts = dict.fromkeys(("written", "finished here", "running here", "of other words", "of no run of this study"), 0)
+    for record in _read(records):
+        run = runs.get(record["folder"])
+        if run is None:
+            counts["of no run of this study"] += 1
+        elif record["command"].get("words") != list(run.words):
+            counts["of other words"] += 1
+        else:
+            counts[_write(run, record)] += 1
+    return f"{records}: {sum(counts.values())} records ({_text(counts)})"
+
+
+def _runs(study: Path) -> dict[str, Run]:
+    """All runs that a study may come to make, by their folders below its own."""
+    read = read_study(study)
+    runs = [run for cell in plan(read) for candidate in cell.candidates for run in candidate.runs]
+    return {run.folder.relative_to(read.folder).as_posix(): run for run in runs}
+
+
+def _read(records: Path) -> list[dict[str, Any]]:
+    try:
+        lines = records.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise GPartFileError(f"{records} cannot be read: {error}") from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise GPartError(f"{records}, line {number} is no JSON: {error}") from error
+        if not (
+            isinstance(record, dict)
+            and isinstance(record.get("folder"), str)
+            and isinstance(record.get("command"), dict)
+            and isinstance(record.get("metrics"), (dict, type(None)))
+        ):
+            raise GPartError(f"{records}, line {number} is no record of a run: {line[:200]}")
+        found.append(record)
+    return found
+
+
+def _write(run: Run, record: dict[str, Any]) -> str:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # The lock that a study holds while the run's process is at work in that folder.
+        with FileLock(run.folder.with_name(f"{run.folder.name}.lock")).acquire(blocking=False):
+            if read_outcome(run).state == "finished":
+                return "finished here"
+            if record["metrics"] is None:
+                (run.folder / METRICS_FILE).unlink(missing_ok=True)
+            else:
+                _put(run.folder / METRICS_FILE, record["metrics"])
+            _put(run.folder / COMMAND_FILE, record["command"])  # the last, since it makes the others count
+    except Timeout:
+        return "running here"
+    return "written"
+
+
+def _put(path: Path, content: dict[str, Any]) -> None:
+    with replacing(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def _text(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number} {what}" for what, number in counts.items() if number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
