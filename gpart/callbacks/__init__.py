@@ -1,6 +1,6 @@
 """The training framework's callbacks and the checkpoint plugin."""
 
-from gpart.callbacks.baselines import BitFit, FullFineTuning, LinearProbe
+from gpart.callbacks.baselines import BitFit, FullFineTuning, LinearProbe, PartialFineTuning
 from gpart.callbacks.checkpoints.plugin import AtomicCheckpointIO, GPartCheckpointIO
 from gpart.callbacks.checkpoints.random_states import RandomStates
 from gpart.callbacks.gpart_callback import GPartCallback
@@ -17,6 +17,7 @@ __all__ = [
     "GPartCheckpointIO",
     "LinearProbe",
     "MetricsWriter",
+    "PartialFineTuning",
     "PeftCallback",
     "PredictionWriter",
     "RandomStates",

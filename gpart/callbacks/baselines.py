@@ -1,8 +1,9 @@
-"""The baselines that train some of the model's own parameters: full fine-tuning, BitFit, the linear probe."""
+"""The baselines that train some of the model's own parameters: full or partial fine-tuning, BitFit, the linear probe."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 from torch import nn
 
@@ -10,9 +11,11 @@ from gpart.adapter import get_adapters
 from gpart.callbacks.checkpoints.contents import TrainedContents
 from gpart.callbacks.checkpoints.filling import Contents
 from gpart.callbacks.method import MethodCallback
+from gpart.config import GPartConfig
 from gpart.errors import GPartError
 from gpart.injection.matching import saved_parameters
 from gpart.injection.names import named_parameters, split_name
+from gpart.injection.targets import plan
 
 
 class _Selection(MethodCallback):
@@ -31,11 +34,14 @@ class _Selection(MethodCallback):
         method = type(self).__name__
         if adapters := get_adapters(network):
             raise GPartError(f"the network carries an adapter, {list(adapters)}: detach() it before {method}")
-        settings = {} if self.modules_to_save is None else {"modules_to_save": self.modules_to_save}
-        contents = TrainedContents(network, self.trained(network), method, settings)
+        contents = TrainedContents(network, self.trained(network), method, self.settings())
         self.refuse_random(network, contents.frozen)
         contents.freeze()
         return contents
+
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint says of the method, for it to be made again."""
+        return {} if self.modules_to_save is None else {"modules_to_save": self.modules_to_save}
 
 
 class FullFineTuning(_Selection):
@@ -55,6 +61,41 @@ class FullFineTuning(_Selection):
         if not names:
             raise GPartError(f"{type(network).__name__} has no parameter that requires a gradient")
         return names
+
+
+class PartialFineTuning(_Selection):
+    """Trains the weights that GPart with the same ``target_modules`` adapts, and ``modules_to_save``; the rest is frozen.
+
+    It is GPart's limit at d = D, where every weight has a number of its own: without weight decay both train alike, up to
+    rounding. Under weight decay GPart is drawn to the pretrained weights, and this to 0.
+
+    Args:
+        target_modules: the layers whose weights are trained: names or name endings, a regular expression, or
+            ``"all-linear"``. Their biases are not.
+        modules_to_save: what is trained beside them: the head, by name or name ending.
+        module: the submodule that is meant; default the only child with parameters, or the whole.
+    """
+
+    def __init__(
+        self, target_modules: list[str] | str, modules_to_save: list[str] | None = None, module: str | None = None
+    ) -> None:
+        super().__init__(module)
+        # d is not looked at; the config checks the patterns, and its plan names the weights as GPart's own does.
+        self.config = GPartConfig(d=1, target_modules=target_modules, modules_to_save=modules_to_save)
+        self.modules_to_save = self.config.modules_to_save
+
+    def trained(self, network: nn.Module) -> list[str]:
+        """The layers' weights and the saved modules' parameters.
+
+        Raises:
+            GPartError: if a pattern matches nothing.
+        """
+        made = plan(network, self.config)
+        return [*(weight.name for weight in made.weights), *saved_parameters(network, self.modules_to_save)[1]]
+
+    def settings(self) -> dict[str, Any]:
+        """The head and the layers."""
+        return {**super().settings(), "target_modules": self.config.target_modules}
 
 
 class LinearProbe(_Selection):

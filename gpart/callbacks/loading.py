@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gpart.adapter import attach_plan, get_adapters
 from gpart.adapters import set_active
-from gpart.callbacks.baselines import BitFit, FullFineTuning, LinearProbe
+from gpart.callbacks.baselines import BitFit, FullFineTuning, LinearProbe, PartialFineTuning
 from gpart.callbacks.checkpoints.contents import AdapterContents
 from gpart.callbacks.checkpoints.filling import Contents, filled
 from gpart.callbacks.copies import adapt_copies
@@ -195,7 +195,7 @@ def _copies(entry: dict[str, Any], source: str) -> tuple[str, ...]:
 
 def _method(described: dict[str, Any], source: str) -> MethodCallback:
     known: dict[str, type[MethodCallback]] = {
-        cls.__name__: cls for cls in (BitFit, FullFineTuning, LinearProbe, PeftCallback)
+        cls.__name__: cls for cls in (BitFit, FullFineTuning, LinearProbe, PartialFineTuning, PeftCallback)
     }
     name, settings = described["method"], described.get("settings")
     if name not in known or not isinstance(settings, dict):

@@ -13,7 +13,15 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from gpart import GPartConfig, attach
-from gpart.callbacks import BitFit, FullFineTuning, LinearProbe, PeftCallback, load_from_checkpoint
+from gpart.callbacks import (
+    BitFit,
+    FullFineTuning,
+    GPartCallback,
+    LinearProbe,
+    PartialFineTuning,
+    PeftCallback,
+    load_from_checkpoint,
+)
 from gpart.errors import GPartError
 
 HEAD = ["net.3.weight", "net.3.bias"]
@@ -200,9 +208,47 @@ def test_full_fine_tuning_trains_all_but_what_the_model_freezes(
     assert set(saved) == {*NAMES, *BUFFERS, HINT} - {"net.1.weight"}
 
 
+def test_partial_fine_tuning_trains_the_layers_weights_and_the_head(
+    lit_any: Any, lit_trainer: Any, lit_loader: Any
+) -> None:
+    module = lit_any()
+    module.build()
+    before = bits(module)
+    trainer = lit_trainer(PartialFineTuning(["0"], ["3"]))
+    trainer.fit(module, lit_loader())
+    assert sorted(changed(module, before)) == sorted(["net.0.weight", *HEAD, *BUFFERS])
+    assert trainer.callbacks[0].counts() == (128 + 34, 34)
+
+
+def test_partial_fine_tuning_is_the_adapter_with_a_number_for_each_weight(
+    lit_class: Any, lit_trainer: Any, lit_loader: Any
+) -> None:
+    """W and W0 + P·theta with d = D: the same losses, so the same steps (AdamW, without weight decay)."""
+
+    class Plain(lit_class):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW([one for one in self.parameters() if one.requires_grad], 0.05, weight_decay=0)
+
+    trained = []
+    for method in (PartialFineTuning(["0"], ["3"]), GPartCallback(d=128, target_modules=["0"], modules_to_save=["3"])):
+        torch.manual_seed(0)
+        module = Plain()
+        start = module.net[0].weight.detach().clone()
+        lit_trainer(method, max_epochs=3).fit(module, lit_loader())
+        trained.append(module.net[0].weight.detach() - start)
+    assert trained[0].abs().max() > 0.1
+    assert (trained[0] - trained[1]).abs().max() < 1e-4
+
+
+def test_partial_fine_tuning_refuses_layers_that_are_not_there(lit_class: Any) -> None:
+    with pytest.raises(GPartError, match=r"target_modules=\['query'\]: 'query' matches no module"):
+        PartialFineTuning(["query"], ["3"]).apply(lit_class().net)
+
+
 METHODS = {
     "BitFit": lambda: BitFit(["3"]),
     "FullFineTuning": FullFineTuning,
+    "PartialFineTuning": lambda: PartialFineTuning(["0"], ["3"]),
     "LinearProbe": lambda: LinearProbe(["3"]),
     "LORA": lambda: PeftCallback("LORA", ["0"], ["3"], {"r": 2}),
     "VERA": lambda: PeftCallback("VERA", ["0"], ["3"], {"r": 3, "save_projection": False}),

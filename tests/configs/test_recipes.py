@@ -36,7 +36,7 @@ def test_the_recipes_are_found() -> None:
     assert sorted(PAPER) == NLU
     assert OVERLAYS == [
         "bitfit", "fourierft", "full-fine-tuning", "gpart-fastfood", "gpart-hash", "gpart-non-isometric", "linear-probe",
-        "lora", "uni-lora", "vera",
+        "lora", "partial-fine-tuning", "uni-lora", "vera",
     ]  # fmt: skip
     assert {*NLU, *(f"methods/{name}" for name in OVERLAYS)} < set(recipes())
 
@@ -136,6 +136,7 @@ def test_an_overlay_runs_and_its_checkpoint_holds_what_it_trains(
     want = {
         "linear-probe": 0,
         "full-fine-tuning": whole,
+        "partial-fine-tuning": layers * 16 * 16,
         "bitfit": 16 + 2 * (6 * 16 + 32 + 16),
         "lora": layers * 2 * 8 * 16,
         "vera": layers * (8 + 16),
