@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gpart.cli.configs import find_recipe
 from gpart.cli.message import Parser
 from gpart.errors import GPartError
+from gpart.serialization.atomic import replacing
 from gpart.studies.experiments.outcome import choose, read_outcome
 from gpart.studies.experiments.plan import Cell, plan, shard_of
 from gpart.studies.experiments.results import collect
@@ -53,6 +54,9 @@ the recipe's ModelCheckpoint) also runs with the other seeds. The test set has n
 A run is made again if its words have changed. The words do not show that a recipe's content has changed: remove the
 folder of a run that used it.
 
+--figure: for a study with one axis beside the columns, whose labels are numbers, as d: {1: ..., 10: ..., linear probe: ...}.
+Rows that are no numbers are horizontal lines.
+
 on a cluster, by Slurm:
   sbatch --array=1-8 --gpus=1 --wrap 'gpart study STUDY --shard $SLURM_ARRAY_TASK_ID/8'
   gpart study STUDY --table
@@ -83,9 +87,11 @@ def study_command(words: list[str], command: Sequence[str] = COMMAND) -> int:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--dry-run", action="store_true", help="list the runs, and start none")
     only.add_argument("--table", action="store_true", help="write the table of what is finished, and start no run")
+    only.add_argument("--figure", action="store_true", help="as --table, and figure.png: the score over a row's number")
     asked = parser.parse_args(words)
-    if asked.table and asked.shard:
-        raise GPartError(f"--table is of the whole study; leave --shard {asked.shard} out")
+    if (asked.table or asked.figure) and asked.shard:
+        what = "--table" if asked.table else "--figure"
+        raise GPartError(f"{what} is of the whole study; leave --shard {asked.shard} out")
     study = read_study(find_recipe(asked.study))
     cells = plan(study)
     mine = cells if asked.shard is None else shard_of(cells, *_shard(asked.shard))
@@ -93,14 +99,14 @@ def study_command(words: list[str], command: Sequence[str] = COMMAND) -> int:
         _list(mine)
         return 0
     failed = 0
-    if not asked.table:
+    if not asked.table and not asked.figure:
         try:
             with _sigterm_raises():
                 failed = _run(mine, command)
         except KeyboardInterrupt:
             print("gpart study: stopped; what is finished is kept, and the same command goes on from here")
             return 130
-    _write(study, cells)
+    _write(study, cells, asked.figure)
     return 1 if failed else 0
 
 
@@ -111,9 +117,19 @@ def _shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _write(study: Study, cells: Sequence[Cell]) -> None:
+def _write(study: Study, cells: Sequence[Cell], figure: bool) -> None:
     results = collect(study, cells)
+    drawn = None
+    if figure:
+        # Here, since matplotlib takes most of a second to import, and a study's runs need none of it.
+        from gpart.studies.experiments.figure import curve_figure  # noqa: PLC0415
+
+        drawn = curve_figure(results)
     files = write_table(results)
+    if drawn is not None:
+        files.append(study.folder / "figure.png")
+        with replacing(files[-1]) as file:
+            drawn.savefig(file, format="png")
     print(f"\n{markdown(results)}")
     print("written:", ", ".join(file.as_posix() for file in files))
 
