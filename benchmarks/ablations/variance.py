@@ -17,7 +17,6 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
 
 from gpart.errors import GPartError
@@ -61,7 +60,9 @@ def main(study: str) -> None:
         }
         missing = [place for row in read.rows for seed in read.seeds if (place := (row, seed)) not in there]
         if missing:
-            raise GPartError(f"{column.label}: {len(missing)} runs are missing, such as partition and seed {missing[0]}")
+            raise GPartError(
+                f"{column.label}: {len(missing)} runs are missing, such as partition and seed {missing[0]}"
+            )
         table = [[there[row, seed] * read.scale for seed in read.seeds] for row in read.rows]
         print(f"{column.label}: {column.metric} x {read.scale:g}, a line for each partition, a column for each run\n")
         for row, line in zip(read.rows, table, strict=True):
@@ -72,7 +73,9 @@ def main(study: str) -> None:
         for name, one in found.items():
             deviation = math.sqrt(max(one, 0.0))
             share = max(one, 0.0) / whole if whole else 0.0
-            print(f"  {name:9}  std {deviation:5.2f}  {share:4.0%} of the variance" + ("  (below 0)" if one < 0 else ""))
+            print(
+                f"  {name:9}  std {deviation:5.2f}  {share:4.0%} of the variance" + ("  (below 0)" if one < 0 else "")
+            )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 from gpart.errors import GPartError
 from gpart.studies.experiments.schema import read_study
 
-ROW = re.compile(r"^( +(\d+): \{set: \{method\.d: \2\b.*model\.lr: )([^,}]+)(.*)$", re.MULTILINE)
+ROW = re.compile(r"^( +(\d+): \{set: \{method\.d: \2\b[^{}]*model\.lr: )([^,{}]+)(.*)$", re.MULTILINE)
 RATE = "model.lr"
 
 

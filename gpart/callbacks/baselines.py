@@ -81,8 +81,8 @@ class PartialFineTuning(_Selection):
     ) -> None:
         super().__init__(module)
         # d is not looked at; the config checks the patterns, and its plan names the weights as GPart's own does.
-        self.config = GPartConfig(d=1, target_modules=target_modules, modules_to_save=modules_to_save)
-        self.modules_to_save = self.config.modules_to_save
+        self.config = GPartConfig(d=1, target_modules=target_modules)
+        self.modules_to_save = modules_to_save
 
     def trained(self, network: nn.Module) -> list[str]:
         """The layers' weights and the saved modules' parameters.
@@ -90,8 +90,8 @@ class PartialFineTuning(_Selection):
         Raises:
             GPartError: if a pattern matches nothing.
         """
-        made = plan(network, self.config)
-        return [*(weight.name for weight in made.weights), *saved_parameters(network, self.modules_to_save)[1]]
+        weights = [weight.name for weight in plan(network, self.config).weights]
+        return list(dict.fromkeys([*weights, *saved_parameters(network, self.modules_to_save)[1]]))
 
     def settings(self) -> dict[str, Any]:
         """The head and the layers."""
