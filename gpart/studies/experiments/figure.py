@@ -66,10 +66,12 @@ def curve_figure(results: Results) -> Figure:
     for panel in panels[len(columns) :]:
         panel.remove()
     for panel, column in zip(panels, columns, strict=False):
-        _draw(panel, axis, spreads(results, column.label), _word(study))
+        _draw(panel, axis, spreads(results, column.label))
         panel.set(xlabel=axis.name, ylabel=f"{column.metric} x {study.scale:g}", title=column.label)
     many = {key: value for panel in panels[: len(columns)] for value, key in zip(*_legend(panel), strict=True)}
-    figure.legend(many.values(), many.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    # As many side by side as there are panels: the rows' labels may be long.
+    figure.legend(many.values(), many.keys(), loc="outside lower center", ncols=wide, frameon=False, fontsize=9)
+    figure.suptitle(_word(study), fontsize=10)
     return figure
 
 
@@ -92,12 +94,12 @@ def spreads(results: Results, column: str) -> dict[str, Spread]:
     return found
 
 
-def _draw(panel: Axes, axis: Axis, found: Mapping[str, Spread], word: str) -> None:
+def _draw(panel: Axes, axis: Axis, found: Mapping[str, Spread]) -> None:
     every = {value.label: _number(value.label) for value in axis.values}
     numbers = sorted((number, label) for label, number in every.items() if number is not None)
     drawn = [(number, found[label]) for number, label in numbers if label in found]
     at = [number for number, _ in drawn]
-    panel.plot(at, [one.value for _, one in drawn], "o-", color=_CURVE, markersize=4, label=f"over {axis.name}: {word}")
+    panel.plot(at, [one.value for _, one in drawn], "o-", color=_CURVE, markersize=4, label=f"over {axis.name}")
     panel.fill_between(
         at, [one.lowest for _, one in drawn], [one.highest for _, one in drawn], color=_CURVE, alpha=0.2, lw=0
     )
@@ -106,7 +108,7 @@ def _draw(panel: Axes, axis: Axis, found: Mapping[str, Spread], word: str) -> No
     lines = [label for label, number in every.items() if number is None and label in found]
     for place, label in enumerate(lines):
         colour, dashes = _LINES[place % len(_LINES)]
-        panel.axhline(found[label].value, color=colour, ls=dashes, lw=1.4, label=f"{label}: {word}")
+        panel.axhline(found[label].value, color=colour, ls=dashes, lw=1.4, label=label)
         panel.axhspan(found[label].lowest, found[label].highest, color=colour, alpha=0.1, lw=0)
     if numbers[0][0] > 0 and numbers[-1][0] / numbers[0][0] >= _LOGARITHMIC:
         panel.set_xscale("log")
@@ -125,7 +127,7 @@ def _legend(panel: Axes) -> tuple[list[object], list[str]]:
 def _word(study: Study) -> str:
     if len(study.seeds) == 1:
         return "one seed"
-    return f"{study.statistic}, and the lowest to the highest of {len(study.seeds)} seeds"
+    return f"lines: {study.statistic} of {len(study.seeds)} seeds; bands: the lowest to the highest"
 
 
 def _number(label: str) -> float | None:
