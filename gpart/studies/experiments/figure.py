@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -68,9 +69,14 @@ def curve_figure(results: Results) -> Figure:
     for panel, column in zip(panels, columns, strict=False):
         _draw(panel, axis, spreads(results, column.label))
         panel.set(xlabel=axis.name, ylabel=f"{column.metric} x {study.scale:g}", title=column.label)
-    many = {key: value for panel in panels[: len(columns)] for value, key in zip(*_legend(panel), strict=True)}
+    handles: dict[str, Artist] = {}
+    for panel in panels[: len(columns)]:
+        shown, labels = panel.get_legend_handles_labels()
+        handles |= dict(zip(labels, shown, strict=True))
     # As many side by side as there are panels: the rows' labels may be long.
-    figure.legend(many.values(), many.keys(), loc="outside lower center", ncols=wide, frameon=False, fontsize=9)
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=wide, frameon=False, fontsize=9
+    )
     figure.suptitle(_word(study), fontsize=10)
     return figure
 
@@ -117,11 +123,6 @@ def _draw(panel: Axes, axis: Axis, found: Mapping[str, Spread]) -> None:
     panel.minorticks_off()
     panel.tick_params(axis="x", labelrotation=30)
     panel.grid(visible=True, alpha=0.25)
-
-
-def _legend(panel: Axes) -> tuple[list[object], list[str]]:
-    handles, labels = panel.get_legend_handles_labels()
-    return list(handles), list(labels)
 
 
 def _word(study: Study) -> str:
