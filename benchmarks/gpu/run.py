@@ -21,6 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import groupby
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,6 +41,8 @@ PATIENCE = 8
 
 LEAST = 10
 """Seconds below which no step is started."""
+
+_running: set[subprocess.Popen[bytes]] = set()
 
 _SAID = 4000
 """Characters of a step's output that are kept, from its end. All of it goes to ``gpu.log``."""
@@ -74,8 +79,8 @@ def run_all(given: argparse.Namespace, work: Path) -> dict[str, Any]:
         "steps": {},
     }
     (given.output / "gpu.log").unlink(missing_ok=True)
-    first = Step("machine", 60, [sys.executable, str(HERE / "machine.py"), "{folder}/machine.json"], "machine.json")
-    _do(first, given, record, work, start)
+    first = Step("machine", 90, [sys.executable, str(HERE / "machine.py"), "{folder}/machine.json"], "machine.json")
+    _do([first], given, record, work, start)
     machine = record["steps"]["machine"].get("result") or {}
     # Where even torch is broken the GPU's steps are tried all the same: each says what it lacks.
     on_gpu = bool(machine.get("cuda", True)) and not given.trial
@@ -85,27 +90,38 @@ def run_all(given: argparse.Namespace, work: Path) -> dict[str, Any]:
     unknown = set(given.only or ()) - {step.name for step in steps}
     if unknown:
         raise SystemExit(f"there is no step {min(unknown)!r}; there are {', '.join(step.name for step in steps)}")
-    for step in steps:
-        if not given.only or step.name in given.only:
-            _do(step, given, record, work, start)
+    chosen = [step for step in steps if not given.only or step.name in given.only]
+    for together, group in groupby(chosen, lambda step: step.together):
+        for some in [list(group)] if together else ([step] for step in group):
+            _do(some, given, record, work, start)
     return record
 
 
-def _do(step: Step, given: argparse.Namespace, record: dict[str, Any], work: Path, start: float) -> None:
-    """Runs a step within its limit and what is left, and writes the record before and after."""
+def _do(steps: Sequence[Step], given: argparse.Namespace, record: dict[str, Any], work: Path, start: float) -> None:
+    """Runs steps at the same time, each within its limit and what is left; writes the record before, and after each."""
     left = record["budget"] - (time.monotonic() - start)
-    limit = step.limit * (PATIENCE if record["trial"] else 1)
-    found: dict[str, Any] = {"state": "running", "command": shlex.join(step.command), "limit": limit}
-    record["steps"][step.name] = found
-    if left < LEAST:
-        found |= {"state": "not run", "why": f"{max(left, 0):.0f} s of {record['budget']} were left"}
-    else:
-        _write(given.output, record)
-        found |= run_step(step, min(limit, left), work / step.name, given.output / "gpu.log")
-    record["seconds"] = round(time.monotonic() - start, 1)
+    for step in steps:
+        limit = step.limit * (PATIENCE if record["trial"] else 1)
+        found = {"state": "running", "command": shlex.join(step.command), "limit": limit}
+        if left < LEAST:
+            found |= {"state": "not run", "why": f"{max(left, 0):.0f} s of {record['budget']} were left"}
+        record["steps"][step.name] = found
     _write(given.output, record)
-    why = f": {found['why']}" if "why" in found else ""
-    print(f"{step.name}: {found['state']}, {found.get('seconds', 0)} s{why}", flush=True)
+    if left < LEAST:
+        print(f"{', '.join(step.name for step in steps)}: not run, no time is left", flush=True)
+        return
+    with ThreadPoolExecutor(len(steps)) as threads:
+        running = {}
+        for step in steps:
+            seconds = min(record["steps"][step.name]["limit"], left)
+            running[threads.submit(run_step, step, seconds, work / step.name, given.output / "gpu.log")] = step.name
+        for ended in as_completed(running):
+            name, found = running[ended], ended.result()
+            record["steps"][name] |= found
+            record["seconds"] = round(time.monotonic() - start, 1)
+            _write(given.output, record)
+            why = f": {found['why']}" if "why" in found else ""
+            print(f"{name}: {found['state']}, {found['seconds']} s{why}", flush=True)
 
 
 def run_step(step: Step, seconds: float, folder: Path, log: Path) -> dict[str, Any]:
@@ -139,14 +155,12 @@ def run_step(step: Step, seconds: float, folder: Path, log: Path) -> dict[str, A
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
+        _running.add(process)
         try:
             status = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            pass
-        finally:
-            if process.poll() is None or status is None:
-                os.killpg(process.pid, signal.SIGKILL)  # its own group: what it started goes with it
-                process.wait()
+            _kill(process)
+        _running.discard(process)
     text = said.read_text(encoding="utf-8", errors="replace")
     with log.open("a", encoding="utf-8") as file:
         file.write(f"===== {step.name}\n{text}\n")
@@ -190,8 +204,16 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
     os.replace(part, folder / "gpu.json")
 
 
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Ends a step and what it has started, which is in a process group of its own."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def _end(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(143)  # so that the step in progress is killed on the way out
+    for process in tuple(_running):
+        _kill(process)
+    raise SystemExit(143)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ class Step:
 
     environment: dict[str, str] = field(default_factory=dict)
 
+    together: bool = False
+    """Whether it may run at the same time as its neighbours that may too: no time is measured in it."""
+
 
 def all_steps(work: Path, *, trial: bool, device: str) -> list[Step]:
     """The steps on a GPU, or the same at a small size.
@@ -61,28 +64,33 @@ def all_steps(work: Path, *, trial: bool, device: str) -> list[Step]:
     pytest = [python, "-m", "pytest", "-q", "-n", "0", "-m", "gpu", "-p", "no:cacheprovider", "tests/ops"]
     minilm = [python, str(HERE / "minilm.py"), str(CARRIED), "{folder}/minilm.json"]
     interpreted = {} if device == "cuda" else {"TRITON_INTERPRET": "1"}
-    # On a GPU the next step compiles them, for that GPU.
+    # On a GPU the step after it compiles them, for that GPU.
     compiled = [Step("compiled", 60, [python, str(HERE / "compiled.py"), "{folder}/compiled.json"], "compiled.json")]
+    checks = [python, str(HERE / "triton_checks.py"), device, "{folder}/checks.json"]
+    beside = not trial  # a trial's machine is small
     return [
         *(compiled if trial else []),
-        Step("kernels", 100, [python, str(HERE / "triton_checks.py"), device, "{folder}/kernels.json"], "kernels.json", interpreted),
-        Step("tests", 120, pytest, None),
+        Step("kernels", 150, checks, "checks.json", interpreted, beside),
+        Step("tests", 150, pytest, None, together=beside),
+        _bench("memory-qwen", 150, [*benches["qwen"], "--parts", "memory"], together=beside),
+        _bench("memory-roberta", 150, [*benches["roberta"], "--parts", "memory"], together=beside),
         _bench("roberta", 60, [*benches["roberta"], *dropout, "--parts", "inject", "train", "eval"]),
         _bench("qwen", 75, [*benches["qwen"], "--parts", "inject", "train", "eval"]),
         Step("minilm", 75, [*minilm, *(["--trial"] if trial else [])], "minilm.json"),
         _bench("launch", 75, ["--launch", "--device", device, *rounds, *narrow]),
-        _bench("memory-qwen", 80, [*benches["qwen"], "--parts", "memory"]),
-        _bench("memory-roberta", 70, [*benches["roberta"], "--parts", "memory"]),
+        *([] if trial else [Step("speeds", 60, [python, str(HERE / "triton_speeds.py"), "{folder}/speeds.json"], "speeds.json")]),
         _bench("sweep", 40, ["--sweep", *sweep, *rounds]),
         _bench("sweep-torch", 40, ["--sweep", *sweep, *rounds], {"GPART_BACKENDS": "torch"}),
     ]  # fmt: skip
 
 
-def _bench(name: str, limit: int, words: list[str], environment: dict[str, str] | None = None) -> Step:
+def _bench(
+    name: str, limit: int, words: list[str], environment: dict[str, str] | None = None, together: bool = False
+) -> Step:
     """A step that is a ``gpart bench``. It writes its JSON part by part, so that one that is killed leaves what it has."""
     kind = next((kind for kind in ("launch", "sweep") if f"--{kind}" in words), "bench")
     command = [sys.executable, "-m", "gpart.cli", "bench", *words, "--output", "{folder}/bench"]
-    return Step(name, limit, command, f"bench/{kind}.json", environment or {})
+    return Step(name, limit, command, f"bench/{kind}.json", environment or {}, together)
 
 
 def _narrowed(name: str, work: Path) -> str:

@@ -71,8 +71,10 @@ def section(record: Record) -> str:
             parts += _bench(bench, found.get(f"memory-{name}"))
     if launch := found.get("launch"):
         parts += _launch(launch)
-    if kernels := found.get("kernels"):
-        parts += _kernels(kernels)
+    if checks := found.get("kernels"):
+        parts += _checks(checks)
+    if speeds := found.get("speeds"):
+        parts += _speeds(speeds)
     if found.get("sweep") and found.get("sweep-torch"):
         parts += _sweep(found["sweep"], found["sweep-torch"])
     if run := found.get("minilm"):
@@ -158,29 +160,27 @@ def _launch(launch: Record) -> list[str]:
     return [title, markdown_table(rows)]
 
 
-def _kernels(kernels: Record) -> list[str]:
-    checks = kernels["checks"]
+def _checks(checks: list[Record]) -> list[str]:
     right = sum(not check["difference"] for check in checks)
     taken = sum(check["seconds"] for check in checks)
     title = f"**Triton kernels**: {right} of {len(checks)} give the reference's numbers; compiled and checked in {taken:.0f} s."
     wrong = [f"- {check['operation']} {check['dtype']} {check['indices']}: {check['difference']}" for check in checks if check["difference"]]  # fmt: skip
-    parts = [title, *(["\n".join(wrong)] if wrong else [])]
-    if speeds := kernels["speeds"]:
-        columns = {
-            "kernel, stored": ("triton", "stored"),
-            "computed": ("triton", "computed"),
-            "torch, stored": ("torch", "stored"),
-        }
-        found = {(one["operation"], one["dtype"], one["d"], one["by"], one["indices"]): one for one in speeds}
-        rows = [["operation", "dtype", "d", *columns]]
-        for key in dict.fromkeys(key[:3] for key in found):
-            cells = [_speed(found.get((*key, *column))) for column in columns.values()]
-            rows.append([key[0], key[1], f"{key[2]:,}", *cells])
-        entries = (
-            f"Alone, {speeds[0]['entries']:,} entries in one block: ms, and TB/s of what has to be read and written."
-        )
-        parts += [entries, markdown_table(rows)]
-    return parts
+    return [title, *(["\n".join(wrong)] if wrong else [])]
+
+
+def _speeds(speeds: list[Record]) -> list[str]:
+    columns = {
+        "kernel, stored": ("triton", "stored"),
+        "computed": ("triton", "computed"),
+        "torch, stored": ("torch", "stored"),
+    }
+    found = {(one["operation"], one["dtype"], one["d"], one["by"], one["indices"]): one for one in speeds}
+    rows = [["operation", "dtype", "d", *columns]]
+    for key in dict.fromkeys(key[:3] for key in found):
+        cells = [_speed(found.get((*key, *column))) for column in columns.values()]
+        rows.append([key[0], key[1], f"{key[2]:,}", *cells])
+    entries = f"Alone, {speeds[0]['entries']:,} entries in one block: ms, and TB/s of what has to be read and written."
+    return [entries, markdown_table(rows)]
 
 
 def _speed(one: Record | None) -> str:

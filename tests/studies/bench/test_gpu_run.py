@@ -10,8 +10,10 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,6 +124,39 @@ def test_no_step_stops_another_and_the_file_is_written_before_each(
     assert record["steps"]["last"]["why"].endswith("of 10 were left")
 
 
+def test_steps_in_which_no_time_is_measured_run_together(load: Any, tmp_path: Path) -> None:
+    """Each of the first two waits for the other; the third comes after them."""
+    wait = """
+import sys, time
+open({own!r}, "w").close()
+while not __import__("os").path.exists({other!r}):
+    time.sleep(0.05)
+"""
+    run, (one, other) = load("run"), (str(tmp_path / name) for name in ("one", "other"))
+    steps = [
+        step(load, "one", wait.format(own=one, other=other) + WRITE),
+        step(load, "other", wait.format(own=other, other=one) + WRITE),
+    ]
+    given = SimpleNamespace(output=tmp_path)
+    record = {"budget": 60, "trial": False, "steps": {}}
+    run._do(steps, given, record, tmp_path / "work", time.monotonic())
+    assert [found["state"] for found in record["steps"].values()] == ["done", "done"]
+    together = [each.name for each in load("steps").all_steps(tmp_path, trial=False, device="cuda") if each.together]
+    assert together == ["kernels", "tests", "memory-qwen", "memory-roberta"]
+
+
+def test_a_run_that_is_ended_takes_its_step_with_it(load: Any, tmp_path: Path) -> None:
+    run, endless = load("run"), step(load, "a", "import time; time.sleep(60)")
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(run.run_step, endless, 60, tmp_path / "a", tmp_path / "log")
+        while not run._running:
+            time.sleep(0.01)
+        with pytest.raises(SystemExit, match="143"):
+            run._end(15, None)
+        assert running.result(30)["why"] == "exit status -9: it printed nothing"
+    assert not run._running
+
+
 @pytest.mark.parametrize("trial", [True, False])
 def test_the_steps_are_commands_that_there_are(load: Any, tmp_path: Path, trial: bool) -> None:
     steps = load("steps").all_steps(tmp_path, trial=trial, device="cpu" if trial else "cuda")
@@ -171,17 +206,15 @@ def record() -> dict[str, Any]:
     sweep, other = ({"samples": [{**sample, "ns_per_weight": ns}]} for ns in (0.125, 0.5))
     check = {"operation": "expand", "dtype": "float32", "indices": "stored in 16 bits", "seconds": 1.5}
     speed = {"operation": "reduce", "dtype": "float32", "d": 10, "entries": 1000, "indices": "stored"}
-    kernels = {
-        "checks": [{**check, "difference": ""}, {**check, "operation": "reduce", "difference": "other numbers"}],
-        "speeds": [
-            {**speed, "by": "torch", "ms": 0.5, "least_bytes_per_s": 1e12},
-            {**speed, "by": "triton", "ms": 0.25, "least_bytes_per_s": 2e12},
-        ],
-    }
+    checks = [{**check, "difference": ""}, {**check, "operation": "reduce", "difference": "other numbers"}]
+    speeds = [
+        {**speed, "by": "torch", "ms": 0.5, "least_bytes_per_s": 1e12},
+        {**speed, "by": "triton", "ms": 0.25, "least_bytes_per_s": 2e12},
+    ]
     run = {"seconds": 30.5, "test accuracy, best checkpoint": 0.8012}
     results = {"machine": {"device": "A GPU", "copy_bytes_per_s": 3e12, "bf16_flops_per_s": 8e14}, "roberta": bench}
     results |= {"memory-roberta": memory, "launch": launch, "sweep": sweep, "sweep-torch": other, "minilm": run}
-    results |= {"kernels": kernels, "tests": {"passed": 13}}
+    results |= {"kernels": checks, "speeds": speeds, "tests": {"passed": 13}}
     steps = {name: {"state": "done", "result": result} for name, result in results.items()}
     steps["qwen"] = {"state": "timed out", "why": "killed after 75 s", "result": None}
     return {"trial": False, "commit": "abc", "date": "a day", "command": "run", "seconds": 400, "steps": steps}
