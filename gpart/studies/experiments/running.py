@@ -13,7 +13,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,8 @@ from filelock import FileLock, Timeout
 from gpart.serialization.atomic import replacing
 from gpart.studies.experiments.outcome import choose, no_score, read_object, read_outcome
 from gpart.studies.experiments.plan import COMMAND_FILE, LOG_FILE, METRICS_FILE, Cell, Run
+from gpart.studies.experiments.processes import COMMAND, Child, start
 
-COMMAND = (sys.executable, "-m", "gpart.cli")
 GRACE = 30.0
 """The number of seconds that a run has to end after it was asked to."""
 _TAIL = 2**16
@@ -142,15 +141,7 @@ def _process(run: Run, command: Sequence[str], lock: FileLock) -> str | None:
     log_file = run.folder / LOG_FILE
     with open(log_file, "wb") as log:
         try:
-            child = subprocess.Popen(
-                [*command, *run.words],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # Unbuffered, so that its lines are in the log at once, even if it is killed.
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-                pass_fds=_descriptors(lock),
-            )
+            child = start(command, run.words, log, _descriptors(lock))
         except OSError as error:
             return f"{shlex.join(command)} cannot be started: {error}"
         try:
@@ -174,7 +165,7 @@ def _process(run: Run, command: Sequence[str], lock: FileLock) -> str | None:
     return f"{what}; {_last_words(log_file)} (log: {log_file})"
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
+def _stop(child: Child) -> None:
     """Asks a process to end. It is killed if it does not end in time, or if the user interrupts again."""
     child.terminate()
     try:
