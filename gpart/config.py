@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from gpart.errors import GPartError
 
 Bias = Literal["none", "all"]
+SavedModules = list[str] | Literal["head"]
 Projection = Literal["partition", "hash", "fastfood", "authors-stateless", "authors-materialized"]
 IndicesSetting = Literal["auto", "stored", "computed"]
 WeightsSetting = Literal["auto", "kept", "forward", "recomputed"]
@@ -49,8 +50,9 @@ class GPartConfig:
     expression for the whole name, or ``"all-linear"`` (every Linear and Conv1D layer but the output layer). May be left
     out where ``target_parameters`` is given."""
 
-    modules_to_save: list[str] | None = None
-    """Names or name endings of modules that are trained and stored in full: the head."""
+    modules_to_save: SavedModules | None = None
+    """Names or name endings of modules that are trained and stored in full: the head. ``"head"`` finds it by the network's
+    own class (:func:`gpart.heads.head_modules`); an attached adapter's config and its files have the names found."""
 
     seed: int = 0
     """The 64-bit number that the groups come from."""
@@ -109,10 +111,11 @@ class GPartConfig:
             if value is not None or (field == "target_modules" and self.target_parameters is None):
                 object.__setattr__(self, field, _patterns(field, value))
         if self.modules_to_save is not None:
-            if isinstance(self.modules_to_save, str):
-                raise GPartError(f"modules_to_save must be a list of names, got {self.modules_to_save!r}")
-            saved = _patterns("modules_to_save", self.modules_to_save) if self.modules_to_save else None
-            object.__setattr__(self, "modules_to_save", saved)
+            if isinstance(self.modules_to_save, str) and self.modules_to_save != "head":
+                raise GPartError(f"modules_to_save must be a list of names or 'head', got {self.modules_to_save!r}")
+            if not isinstance(self.modules_to_save, str):
+                saved = _patterns("modules_to_save", self.modules_to_save) if self.modules_to_save else None
+                object.__setattr__(self, "modules_to_save", saved)
         object.__setattr__(self, "slices", _slices(self.slices) if self.slices else None)
 
     def to_dict(self) -> dict[str, Any]:

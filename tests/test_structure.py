@@ -20,16 +20,17 @@ ROOT = Path(gpart.__file__).resolve().parent.parent
 PACKAGE = ROOT / "gpart"
 LINKED = ("callbacks", "datamodules", "lightning_modules", "configs")
 
-METHOD = {"config", "partition", "ops", "injection", "materialize", "serialization", "adapter", "adapters"}
+METHOD = {"config", "heads", "partition", "ops", "injection", "materialize", "serialization", "adapter", "adapters"}
 METHOD |= {"loading", "arithmetic", "projections"}
 MAY_IMPORT = {
     "errors": set(),
     "version": set(),
     "config": {"errors"},
+    "heads": {"errors"},
     "partition": {"errors"},
     "projections": {"partition", "errors"},
     "ops": {"partition", "errors"},
-    "injection": {"config", "errors"},
+    "injection": {"config", "heads", "errors"},
     "materialize": {"ops", "injection", "config", "projections", "partition", "errors"},
     "serialization": {"config", "projections", "errors", "version"},
     "adapter": {"materialize", "ops", "injection", "serialization", "config", "errors", "version"},
@@ -52,7 +53,7 @@ MAY_IMPORT = {
     "face": {"adapter", "adapters", "loading", "ops", "config", "partition", "errors", "version"},
     "assets": {"errors"},
     "packaged": {"assets"},
-    "lightning_modules": {"assets", "errors"},
+    "lightning_modules": {"assets", "heads", "errors"},
     "datamodules": {"assets", "errors"},
     "callbacks": {
         "adapter",

@@ -10,6 +10,7 @@ from gpart.adapter import get_adapters
 from gpart.callbacks.checkpoints.contents import TrainedContents
 from gpart.callbacks.checkpoints.filling import Contents
 from gpart.callbacks.method import MethodCallback
+from gpart.config import SavedModules
 from gpart.errors import GPartError
 from gpart.injection.matching import saved_parameters
 from gpart.injection.names import named_parameters, split_name
@@ -61,11 +62,11 @@ class LinearProbe(_Selection):
     """Trains ``modules_to_save`` only: the paper's baseline LP.
 
     Args:
-        modules_to_save: what is trained: the head, by name or name ending.
+        modules_to_save: what is trained: the head, by name or name ending, or ``"head"``.
         module: the submodule to freeze; default the only child with parameters, or the whole.
     """
 
-    def __init__(self, modules_to_save: list[str], module: str | None = None) -> None:
+    def __init__(self, modules_to_save: SavedModules, module: str | None = None) -> None:
         super().__init__(module)
         self.modules_to_save = modules_to_save
 
@@ -81,11 +82,11 @@ class BitFit(_Selection):
     biases, for RoBERTa-large 271,360.
 
     Args:
-        modules_to_save: what is trained beside the biases: the head, by name or name ending.
+        modules_to_save: what is trained beside the biases: the head, by name or name ending, or ``"head"``.
         module: the submodule to freeze; default the only child with parameters, or the whole.
     """
 
-    def __init__(self, modules_to_save: list[str] | None = None, module: str | None = None) -> None:
+    def __init__(self, modules_to_save: SavedModules | None = None, module: str | None = None) -> None:
         super().__init__(module)
         self.modules_to_save = modules_to_save
 

@@ -31,9 +31,10 @@ from gpart.callbacks.sharding.strategies import (
     remember_base,
     shards,
 )
-from gpart.config import Bias, GPartConfig, IndicesSetting, MemoryPolicy, Projection, WeightsSetting
+from gpart.config import Bias, GPartConfig, IndicesSetting, MemoryPolicy, Projection, SavedModules, WeightsSetting
 from gpart.errors import GPartError
 from gpart.injection.homes import check_elements
+from gpart.injection.matching import with_named_head
 from gpart.injection.names import named_modules
 from gpart.loading import load_adapter
 from gpart.materialize.merging import check_mergeable
@@ -52,7 +53,8 @@ class GPartCallback(MethodCallback):
     Args:
         d: number of groups, the length of theta.
         target_modules: which layers to adapt: names or name endings, a regular expression, or ``"all-linear"``.
-        modules_to_save: modules that are trained and stored in full: the head.
+        modules_to_save: modules that are trained and stored in full, the head: a list of names or name endings, or
+            ``"head"``, which finds it by the network's class.
         seed: what the groups come from.
         exclude_modules: layers to leave out.
         slices: for fused weights, which output features to adapt, as ``{"qkv": [[0, 768], [1536, 2304]]}``.
@@ -93,7 +95,7 @@ class GPartCallback(MethodCallback):
         self,
         d: int | None = None,
         target_modules: list[str] | str | None = None,
-        modules_to_save: list[str] | None = None,
+        modules_to_save: SavedModules | None = None,
         seed: int = 0,
         exclude_modules: list[str] | str | None = None,
         slices: dict[str, list[list[int]]] | None = None,
@@ -162,6 +164,8 @@ class GPartCallback(MethodCallback):
 
     def apply(self, network: nn.Module) -> Contents:
         """Attaches the adapter, or adopts the one that is there with an equal config."""
+        if self.config is not None:
+            self.config = with_named_head(self.config, network)
         attached = get_adapters(network).get(self.name)
         adopted = attached is not None and attached is not self._adapter
         different = attached.config.differences(self.config) if attached and adopted and self.config else []

@@ -30,6 +30,7 @@ from gpart.callbacks.optimizers import put_in_place
 from gpart.callbacks.packages import OfBoth, is_a, is_overridden
 from gpart.callbacks.sharding.strategies import prepare, shards
 from gpart.callbacks.table import print_table
+from gpart.config import SavedModules
 from gpart.errors import GPartError
 from gpart.injection.forgotten import randomly_initialised, refuse_resized
 from gpart.injection.matching import saved_parameters
@@ -49,7 +50,7 @@ class MethodCallback(OfBoth, Callback):
             outside it is left as it was.
     """
 
-    modules_to_save: list[str] | None = None
+    modules_to_save: SavedModules | None = None
     """What is trained and stored in full beside the method's own parameters: the head."""
 
     copies: tuple[str, ...] = ()
@@ -157,7 +158,8 @@ class MethodCallback(OfBoth, Callback):
             )
         if trainer.is_global_zero:
             kept = install_checkpoint_io(trainer).kept_bytes()
-            print_table(type(self).__name__, self.summary(trainer), network, self._frozen, kept, trainer.optimizers)
+            rows = {**self.summary(trainer), **self._head_row()}
+            print_table(type(self).__name__, rows, network, self._frozen, kept, trainer.optimizers)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Checks, before each epoch's first step, that what is frozen is still frozen.
@@ -202,6 +204,13 @@ class MethodCallback(OfBoth, Callback):
         named = named_parameters(self._network, remove_duplicate=False)
         of_head = {id(value): value for name, value in named.items() if name in head and id(value) in trained}
         return sum(value.numel() for value in trained.values()), sum(value.numel() for value in of_head.values())
+
+    def _head_row(self) -> dict[str, str]:
+        """The table's row of what is trained in full."""
+        if self._network is None or not self.modules_to_save:
+            return {}
+        paths, _ = saved_parameters(self._network, self.modules_to_save)
+        return {f"head: {', '.join(paths)}": f"{self.counts()[1]:,}"}
 
     def refuse_random(self, network: nn.Module, frozen: list[str]) -> None:
         """Checks that nothing is frozen that Transformers has just initialised at random, nor rows that were added to it.

@@ -14,6 +14,7 @@ from gpart.adapter import get_adapters
 from gpart.callbacks.checkpoints.contents import TrainedContents
 from gpart.callbacks.checkpoints.filling import Contents
 from gpart.callbacks.method import MethodCallback
+from gpart.config import SavedModules
 from gpart.errors import GPartError
 from gpart.injection.matching import matches, saved_parameters
 from gpart.injection.names import named_modules, named_parameters
@@ -32,7 +33,7 @@ class PeftCallback(MethodCallback):
     Args:
         peft_type: PEFT's name of the method: ``LORA``, ``VERA``, ``FOURIERFT``, ``UNILORA`` ...
         target_modules: which layers to adapt, by PEFT's rules.
-        modules_to_save: modules that are trained and stored in full: the head.
+        modules_to_save: modules that are trained and stored in full, the head: names or name endings, or ``"head"``.
         settings: the other arguments of the method's PEFT config, such as ``{"r": 8, "lora_alpha": 16}``.
         module: the submodule to adapt; default the only child with parameters, or the whole.
 
@@ -44,7 +45,7 @@ class PeftCallback(MethodCallback):
         self,
         peft_type: str,
         target_modules: list[str] | str,
-        modules_to_save: list[str] | None = None,
+        modules_to_save: SavedModules | None = None,
         settings: dict[str, Any] | None = None,
         module: str | None = None,
     ) -> None:

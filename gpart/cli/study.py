@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gpart.cli.configs import find_recipe
 from gpart.cli.message import Parser
 from gpart.errors import GPartError
-from gpart.studies.experiments.outcome import choose, read_outcome
+from gpart.studies.experiments.outcome import choose, read_deciding, read_outcome
 from gpart.studies.experiments.plan import Cell, plan, shard_of
 from gpart.studies.experiments.results import collect
 from gpart.studies.experiments.running import COMMAND, Event, count_runs, run_cells
@@ -43,12 +43,14 @@ EPILOG = """a study's file:
       LoRA: {config: methods/lora, tune: {model.lr: [5.0e-4, 2.0e-3]}}
   columns: task                # the axis whose values, each with a metric, are the table's columns
   seeds: [0, 1, 2]
+  tune_seeds: 1                # how many of them choose among the tuned values
+  baseline: GPart              # the row that the others are compared with, seed by seed; default none
   statistic: median            # or mean
   scale: 100
   paper: {GPart: {RTE: 78.3, Avg: 83.7}}
 
-tune: every candidate runs with the first seed. The one with the best validation score (fit.best_score, by the mode of
-the recipe's ModelCheckpoint) also runs with the other seeds. The test set has no part in the choice.
+tune: every candidate runs with the first tune_seeds seeds. The one with the best mean validation score (fit.best_score,
+by the mode of the recipe's ModelCheckpoint) also runs with the other seeds. The test set has no part in the choice.
 
 A run is made again if its words have changed. The words do not show that a recipe's content has changed: remove the
 folder of a run that used it.
@@ -147,15 +149,14 @@ def _list(cells: Sequence[Cell]) -> None:
         print(f"{state:<8}  {text}")
 
     for cell in cells:
-        firsts = [read_outcome(candidate.runs[0]) for candidate in cell.candidates]
-        chosen, why = choose(cell, firsts)
-        runs = [candidate.runs[0] for candidate in cell.candidates]
-        for run in [*runs, *(chosen.runs[1:] if chosen else ())]:
+        chosen, why = choose(cell, read_deciding(cell))
+        runs = [run for candidate in cell.candidates for run in candidate.runs[: cell.deciding]]
+        for run in [*runs, *(chosen.runs[cell.deciding :] if chosen else ())]:
             outcome = read_outcome(run)
             state = "finished" if outcome.state == "finished" else "to run"
             note = f": {outcome.why}" if outcome.why else ""
             count(state, f"{run.name}{note}\n          {shlex.join(['gpart', *run.words])}")
-        for run in () if chosen else cell.candidates[0].runs[1:]:
+        for run in () if chosen else cell.candidates[0].runs[cell.deciding :]:
             count("waits", f"{cell.name} / seed {run.seed}: {why}")
     print("\n" + (", ".join(f"{number} {state}" for state, number in counts.items()) or "nothing to run"))
 

@@ -55,7 +55,7 @@ def resized(model: nn.Module, names: Iterable[str]) -> list[str]:
     return list(found.values())
 
 
-def refuse_resized(model: nn.Module, names: Iterable[str], modules_to_save: list[str] | None) -> None:
+def refuse_resized(model: nn.Module, names: Iterable[str], modules_to_save: list[str] | str | None) -> None:
     """Checks that nothing is frozen that has rows which were added after loading.
 
     Args:

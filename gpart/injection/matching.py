@@ -7,13 +7,15 @@ rules.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from torch import nn
 
 from gpart.config import GPartConfig
 from gpart.errors import GPartError
+from gpart.heads import HEAD, head_modules
 from gpart.injection.layers import is_linear
-from gpart.injection.names import get_submodule, named_modules, named_parameters
+from gpart.injection.names import get_submodule, named_modules, named_parameters, unwrapped
 
 ALL_LINEAR = "all-linear"
 # Attribute names by convention for a classifier head, as in PEFT (tuners_utils.py, SEQ_CLS_HEAD_NAMES).
@@ -34,12 +36,27 @@ def matches(name: str, patterns: list[str] | str | None) -> bool:
     return any(name == pattern or name.endswith(f".{pattern}") for pattern in patterns)
 
 
-def saved_parameters(model: nn.Module, patterns: list[str] | None) -> tuple[list[str], list[str]]:
+def with_named_head(config: GPartConfig, model: nn.Module) -> GPartConfig:
+    """The config with the names of the model's own head in place of ``modules_to_save="head"``.
+
+    Raises:
+        GPartError: if the model does not tell which of its modules is the head.
+    """
+    return replace(config, modules_to_save=_head(model)) if config.modules_to_save == HEAD else config
+
+
+def saved_parameters(model: nn.Module, patterns: list[str] | str | None) -> tuple[list[str], list[str]]:
     """The paths of the modules that ``modules_to_save`` names, and the names of all their parameters.
+
+    Args:
+        model: the module.
+        patterns: names or name endings, or ``"head"``.
 
     Raises:
         GPartError: if a pattern matches no module, or only modules without parameters.
     """
+    if isinstance(patterns, str):
+        patterns = _head(model)
     paths: list[str] = []
     for pattern in patterns or []:
         found = [path for path, _ in named_modules(model) if matches(path, [pattern])]
@@ -138,6 +155,13 @@ def output_layers(model: nn.Module) -> list[nn.Module]:
         return [output]
     head = next((getattr(model, name) for name in _HEADS if hasattr(model, name)), None)
     return list(head.modules()) if isinstance(head, nn.Module) else []
+
+
+def _head(model: nn.Module) -> list[str]:
+    try:
+        return head_modules(unwrapped(model))
+    except GPartError as error:
+        raise GPartError(f"modules_to_save={HEAD!r}: {error}") from None
 
 
 def _names(model: nn.Module) -> list[str]:

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from gpart.errors import GPartError, GPartFileError
+from gpart.heads import head_modules
 from gpart.injection.matching import matches
 
 SHIPPED = Path(__file__).resolve().parent.parent / "architectures"
@@ -184,13 +185,8 @@ def build(config: PretrainedConfig, task: str, device: torch.device | str = "met
 
 
 def default_head(model: nn.Module, task: str) -> list[str]:
-    """Returns the names of the head's modules: those outside the backbone. A causal language model has no new head."""
-    if task == "causal-lm":
-        return []
-    backbone = getattr(model, "base_model_prefix", "")
-    return [
-        name for name, child in model.named_children() if name != backbone and any(True for _ in child.parameters())
-    ]
+    """Returns the names of the head's modules. A causal language model has no new head."""
+    return [] if task == "causal-lm" else head_modules(model)
 
 
 def default_targets(model: nn.Module, task: str) -> list[str]:

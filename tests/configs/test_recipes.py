@@ -11,11 +11,13 @@ import docstring_parser
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForSequenceClassification, RobertaConfig
 
 import gpart.datamodules
 import gpart.lightning_modules
 from gpart.cli import main
 from gpart.cli.configs import CONFIGS, recipes
+from gpart.injection.matching import saved_parameters
 from gpart.studies.experiments.plan import plan
 from gpart.studies.experiments.schema import read_study
 
@@ -98,8 +100,12 @@ def test_a_recipe_has_the_papers_settings(recipe: str) -> None:
     assert (keeper["monitor"], keeper["mode"]) == (f"val/{model['metrics'][0]}", "max")
     assert (data["task"], data["batch_size"], data["max_length"]) == (task, 32, 512 if size == "base" else 128)
     assert method == {
-        "d": 23040, "target_modules": ["query", "value"], "modules_to_save": ["classifier"], "dropout": 0.1,
+        "d": 23040, "target_modules": ["query", "value"], "modules_to_save": "head", "dropout": 0.1,
     }  # fmt: skip
+    base = AutoModelForSequenceClassification.from_config(
+        RobertaConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2, intermediate_size=8, vocab_size=20)
+    )
+    assert saved_parameters(base, method["modules_to_save"])[0] == ["classifier"]  # what the paper trains
     header = "\n".join(line for line in text.splitlines() if line.startswith("#"))
     assert f"gpart fit --config {recipe} --test_best true" in header
     for said in ("Table 1", "Table 6", "83.7" if size == "base" else "86.3", "H100", "minutes", "GiB"):

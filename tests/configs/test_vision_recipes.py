@@ -118,7 +118,7 @@ def test_a_recipe_has_the_papers_settings(recipe: str) -> None:
     size = "large" if large else "base"
     assert model["model"] == data["model"] == f"google/vit-{size}-patch16-224-in21k"
     assert (data["dataset"], data["batch_size"]) == (name, 32 if large else 64)
-    assert (method["d"], method["modules_to_save"]) == (144_000 if large else 72_000, ["classifier"])
+    assert (method["d"], method["modules_to_save"]) == (144_000 if large else 72_000, "head")
     assert method.get("dropout", 0) == 0
     header = "\n".join(line for line in text.splitlines() if line.startswith("#"))
     assert f"gpart fit --config {recipe} --test_best true" in header

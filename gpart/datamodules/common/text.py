@@ -17,7 +17,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from gpart.assets.fetching import gguf, loading
-from gpart.datamodules.common.epoch_sampler import Key
+from gpart.datamodules.common.epoch_sampler import EpochSampler, Key
+from gpart.datamodules.common.length_groups import LengthGroupedSampler
 from gpart.datamodules.common.seeded import SeededDataModule
 from gpart.errors import GPartError
 
@@ -102,6 +103,7 @@ def split_loader(
     part: str,
     pad: DataCollatorWithPadding | None,
     lists: tuple[str, ...] = (),
+    group_by_length: bool = False,
 ) -> StatefulDataLoader:
     """Makes a data loader for one split. It can be resumed within an epoch.
 
@@ -111,12 +113,19 @@ def split_loader(
         part: the name of the split. The batches of ``predict`` hold no labels.
         pad: the collator for the tokenizer's output; None before setup.
         lists: columns that stay lists.
+        group_by_length: whether a training batch has examples of similar length.
 
     Raises:
         GPartError: if setup() has not made this split yet.
     """
     if pad is None or part not in parts:
         raise GPartError(f"no part {part!r} among {sorted(parts)}: setup() has not run for this stage")
-    sampler = module.sampler(len(parts[part])) if part == "train" else None
+    sampler: EpochSampler | None = None
+    if part == "train" and group_by_length:
+        lengths = [len(tokens) for tokens in parts[part]["input_ids"]]
+        size = module.hparams["batch_size"]
+        sampler = module.follow(LengthGroupedSampler(lengths, size, module.run_seed, module.epoch, *module.place))
+    elif part == "train":
+        sampler = module.sampler(len(parts[part]))
     collate = Collate(pad, lists, labels=part != "predict")
     return module.loader(Keyed(parts[part]), collate, module.hparams["batch_size"], sampler)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal, cast, get_args
 
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
@@ -81,6 +82,7 @@ class GLUEDataModule(SeededDataModule):
         seed: the seed of both choices. Together with the seed of ``seed_everything``, if it is called, it also gives
             the order of the training rows.
         num_workers: the number of worker processes of each data loader.
+        group_by_length: put examples of similar length into a batch, in training, so that less of it is padding.
         score_split: the split that ``test`` scores; the default is the task's (for mnli ``validation_matched``).
         predict_split: the split that ``predict`` labels; the default is the task's (for mnli ``test_matched``).
 
@@ -99,6 +101,7 @@ class GLUEDataModule(SeededDataModule):
         train_size: int | None = None,
         seed: int = 0,
         num_workers: int = 0,
+        group_by_length: bool = False,
         score_split: str | None = None,
         predict_split: str | None = None,
     ) -> None:
@@ -156,6 +159,16 @@ class GLUEDataModule(SeededDataModule):
             if part in needed:
                 name = self.hparams["score_split" if part == "test" else "predict_split"] or default
                 self.parts[part] = self._encode(self._split(splits, name), tokenizer)
+
+    def label_mean(self) -> float:
+        """The mean of the labels of the training rows, without those held out.
+
+        Raises:
+            GPartError: if setup("fit") has not run.
+        """
+        if "train" not in self.parts:
+            raise GPartError(f"no part 'train' among {sorted(self.parts)}: setup('fit') has not run")
+        return fmean(self.parts["train"]["labels"])
 
     def train_dataloader(self) -> StatefulDataLoader:
         """The training set without the rows held out, in random order."""
@@ -229,4 +242,4 @@ class GLUEDataModule(SeededDataModule):
         return [(round(label), idx) for label, idx in zip(data["labels"][:], data["idx"][:], strict=True)]
 
     def _loader(self, part: str) -> StatefulDataLoader:
-        return split_loader(self, self.parts, part, self._pad, ("idx",))
+        return split_loader(self, self.parts, part, self._pad, ("idx",), self.hparams["group_by_length"])

@@ -12,12 +12,12 @@ from datasets import Dataset
 from lightning.pytorch.utilities import rank_zero_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from gpart.datamodules.common.length_groups import LengthGroupedSampler
 from gpart.datamodules.common.seeded import SeededDataModule, check_loading
 from gpart.datamodules.common.splits import check_held_out, chosen, hold_out
 from gpart.datamodules.common.text import Keyed
 from gpart.datamodules.mathematics.conversations import Conversations, LossCollate, Report
 from gpart.datamodules.mathematics.generated import PREFIX, TASKS
-from gpart.datamodules.mathematics.length_groups import LengthGroupedSampler
 from gpart.datamodules.mathematics.packing import PackedCollate, Packs, pack
 from gpart.datamodules.mathematics.questions import Question, QuestionCollate, Questions, QuestionSampler
 from gpart.datamodules.mathematics.sources import BENCHMARKS, Benchmark, ask, load_split, questions_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from gpart.errors import GPartError
+from gpart.heads import head_modules
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -32,7 +34,18 @@ def check_schedule(schedule: Schedule, warmup_ratio: float) -> None:
         raise GPartError(f"warmup_ratio must be from 0 to 1, got {warmup_ratio}")
 
 
-def adamw_by_steps(module: LightningModule, network: nn.Module, head: str | None) -> OptimizerLRScheduler:
+def names_of_head(network: nn.Module, asked: Sequence[str] | str | None) -> list[str]:
+    """The names of the head's modules: those that were asked for, or what the network's class tells.
+
+    Raises:
+        GPartError: if none are asked for and the network does not tell.
+    """
+    if asked is None:
+        return head_modules(network)
+    return [asked] if isinstance(asked, str) else list(asked)
+
+
+def adamw_by_steps(module: LightningModule, network: nn.Module, head: Sequence[str]) -> OptimizerLRScheduler:
     """Makes the optimizer and the scheduler that ``configure_optimizers`` returns.
 
     The optimizer is AdamW with parameter groups for the head and for all other parameters. The scheduler steps after
@@ -43,22 +56,24 @@ def adamw_by_steps(module: LightningModule, network: nn.Module, head: str | None
             and ``warmup_ratio``. It may have ``head_lr`` and ``head_weight_decay``; if they are missing or None, the
             head shares the other two.
         network: the module's network.
-        head: the head's name in the network; None if it has no settings of its own.
+        head: the names of the head's modules in the network; empty if it has no settings of its own.
 
     Raises:
         GPartError: if there is no such head, or no parameter requires a gradient.
     """
     try:
-        head_module = nn.Module() if head is None else network.get_submodule(head)
+        head_modules = [network.get_submodule(name) for name in head]
     except AttributeError:
         children = [child for child, _ in network.named_children()]
-        raise GPartError(f"head={head!r} is no submodule of {type(network).__name__}, which has {children}") from None
+        raise GPartError(
+            f"head={list(head)!r} is no submodule of {type(network).__name__}, which has {children}"
+        ) from None
     settings: dict[str, Any] = dict(module.hparams)
     lr, decay = settings["lr"], settings["weight_decay"]
     head_lr, head_decay = settings.get("head_lr"), settings.get("head_weight_decay")
     optimizer = adamw(
         module,
-        head_module,
+        head_modules,
         lr=lr,
         head_lr=lr if head_lr is None else head_lr,
         weight_decay=decay,
@@ -70,7 +85,12 @@ def adamw_by_steps(module: LightningModule, network: nn.Module, head: str | None
 
 
 def adamw(
-    module: nn.Module, head: nn.Module, lr: float, head_lr: float, weight_decay: float, head_weight_decay: float
+    module: nn.Module,
+    head: Sequence[nn.Module],
+    lr: float,
+    head_lr: float,
+    weight_decay: float,
+    head_weight_decay: float,
 ) -> AdamW:
     """Makes an AdamW for every parameter that requires a gradient now.
 
@@ -79,7 +99,7 @@ def adamw(
 
     Args:
         module: the module whose parameters are trained.
-        head: the submodule that has its own learning rate and weight decay.
+        head: the submodules that have a learning rate and a weight decay of their own.
         lr: the learning rate of all parameters outside the head.
         head_lr: the learning rate of the head.
         weight_decay: the weight decay of all parameters outside the head.
@@ -91,7 +111,7 @@ def adamw(
     trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
     if not trained:
         raise GPartError(f"no parameter of {type(module).__name__} requires a gradient: there is nothing to train")
-    in_head = {id(value) for value in head.parameters()}
+    in_head = {id(value) for part in head for value in part.parameters()}
     undecayed = _undecayed(module)
     groups = []
     for of_head, rate, decay in ((True, head_lr, head_weight_decay), (False, lr, weight_decay)):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Collection
+from typing import Any, Protocol, cast, runtime_checkable
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -14,9 +16,31 @@ from gpart.assets.fetching import loading
 from gpart.errors import GPartError
 from gpart.lightning_modules.common.activations import checkpoint_activations
 from gpart.lightning_modules.common.metrics import MetricName, metric_collection
-from gpart.lightning_modules.common.optimizers import Schedule, adamw_by_steps, check_schedule
+from gpart.lightning_modules.common.optimizers import Schedule, adamw_by_steps, check_schedule, names_of_head
 
 Batch = dict[str, Any]
+
+
+@runtime_checkable
+class LabelMean(Protocol):
+    """A DataModule that knows the mean of its training labels."""
+
+    def label_mean(self) -> float:
+        """The mean of the training labels, once ``setup("fit")`` has run."""
+
+
+def start_bias(model: nn.Module, new: Collection[str], mean: float) -> None:
+    """Sets the bias of a regression's new head to the mean of the labels.
+
+    Args:
+        model: the network.
+        new: the names of the parameters that the checkpoint did not have. A head that it had stays as it is.
+        mean: the mean.
+    """
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name in new and name.split(".")[-1] == "bias" and value.shape == (1,):
+                value.fill_(mean)
 
 
 class SequenceClassifier(LightningModule):
@@ -34,13 +58,16 @@ class SequenceClassifier(LightningModule):
             default is accuracy, or both metrics for a regression.
         lr: the learning rate of all parameters outside the head.
         head_lr: the learning rate of the head; the default is ``lr``.
-        head: the name of the head's module in the model.
+        head: the names of the head's modules in the model; the default is :func:`gpart.heads.head_modules`.
         weight_decay: AdamW's weight decay of all parameters outside the head. As in Transformers' Trainer, biases and
             normalisation layers have none.
         head_weight_decay: the weight decay of the head; the default is ``weight_decay``.
         warmup_ratio: the fraction of the steps in which the learning rate rises from 0.
         schedule: the schedule of the learning rate after the warm-up.
         labels: the classes' names, for predictions; the default is their numbers.
+        head_bias_at_mean: start the bias of a regression's new head at the mean of the training labels, which the
+            DataModule's ``label_mean()`` tells (:class:`LabelMean`); without one, the bias starts where Transformers
+            puts it, at 0. From 0, the method's own parameters would first have to carry the mean.
         gradient_checkpointing: recompute activations in the backward pass, which takes less memory (not re-entrant).
 
     Raises:
@@ -54,12 +81,13 @@ class SequenceClassifier(LightningModule):
         metrics: list[MetricName] | None = None,
         lr: float = 5e-3,
         head_lr: float | None = None,
-        head: str = "classifier",
+        head: list[str] | str | None = None,
         weight_decay: float = 0.01,
         head_weight_decay: float | None = None,
         warmup_ratio: float = 0.06,
         schedule: Schedule = "linear",
         labels: list[str] | None = None,
+        head_bias_at_mean: bool = True,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -74,6 +102,8 @@ class SequenceClassifier(LightningModule):
     def configure_model(self) -> None:
         """Loads the pretrained network, once. If the checkpoint has no head, the head is new and random.
 
+        What a checkpoint or an adapter holds is loaded after this, so that it overrides the bias of a new head.
+
         Raises:
             GPartFileError: if the model is not there.
             GPartError: if it can't be read, or its weights do not fit ``num_labels``.
@@ -83,11 +113,16 @@ class SequenceClassifier(LightningModule):
         place, num_labels = self.hparams["model"], self.hparams["num_labels"]
         with loading(place) as name:
             try:
-                model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=num_labels)
+                model, told = AutoModelForSequenceClassification.from_pretrained(
+                    name, num_labels=num_labels, output_loading_info=True
+                )
             except RuntimeError as error:
                 if "ignore_mismatched_sizes" not in str(error):
                     raise
                 raise GPartError(f"num_labels={num_labels} does not fit its weights: {error}") from error
+        mean = self._label_mean()
+        if mean is not None:
+            start_bias(model, told["missing_keys"], mean)
         if self.hparams["gradient_checkpointing"]:
             checkpoint_activations(model)
         # from_pretrained returns it in eval mode. Without train(), dropout would be off for some methods only.
@@ -127,7 +162,16 @@ class SequenceClassifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Returns AdamW, with groups for the head and for all other parameters, and the scheduler."""
-        return adamw_by_steps(self, self._network(), self.hparams["head"])
+        return adamw_by_steps(self, self._network(), names_of_head(self._network(), self.hparams["head"]))
+
+    def _label_mean(self) -> float | None:
+        """The mean of the training labels, if this is the fit of a regression and its DataModule knows it."""
+        trainer = self._trainer  # the property of this name raises an error without a trainer
+        wanted = self.hparams["head_bias_at_mean"] and self.hparams["num_labels"] == 1
+        if not wanted or trainer is None or trainer.state.fn != "fit":
+            return None
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by its data connector
+        return data.label_mean() if isinstance(data, LabelMean) else None
 
     def _network(self) -> nn.Module:
         if self.model is None:

@@ -190,7 +190,7 @@ class CausalLM(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Returns AdamW and the scheduler."""
-        return adamw_by_steps(self, self._network(), head=None)
+        return adamw_by_steps(self, self._network(), head=())
 
     def _network(self) -> nn.Module:
         if self.model is None:

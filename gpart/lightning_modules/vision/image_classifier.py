@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from gpart.errors import GPartError
 from gpart.lightning_modules.common.activations import checkpoint_activations
 from gpart.lightning_modules.common.metrics import accuracies
-from gpart.lightning_modules.common.optimizers import Schedule, adamw_by_steps, check_schedule
+from gpart.lightning_modules.common.optimizers import Schedule, adamw_by_steps, check_schedule, names_of_head
 from gpart.lightning_modules.vision import figures, networks
 
 # With more classes, a chart for each class would hide the scores among a logger's charts. The confusion matrix shows
@@ -46,8 +46,7 @@ class ImageClassifier(LightningModule):
         num_labels: the number of classes, at least 2.
         lr: the learning rate of all parameters outside the head.
         head_lr: the learning rate of the head; the default is ``lr``.
-        head: the name of the head's module in the model; the default is ``classifier`` for Transformers' models, and
-            the one that timm names for timm's.
+        head: the names of the head's modules in the model; the default is :func:`gpart.heads.head_modules`.
         weight_decay: AdamW's weight decay of all parameters outside the head. As in Transformers' Trainer, biases and
             normalisation layers have none.
         head_weight_decay: the weight decay of the head; the default is ``weight_decay``.
@@ -71,7 +70,7 @@ class ImageClassifier(LightningModule):
         num_labels: int = 10,
         lr: float = 1e-2,
         head_lr: float | None = None,
-        head: str | None = None,
+        head: list[str] | str | None = None,
         weight_decay: float = 0.01,
         head_weight_decay: float | None = None,
         warmup_ratio: float = 0.05,
@@ -183,14 +182,13 @@ class ImageClassifier(LightningModule):
             GPartError: if there is no such head, or it is frozen though it has just been initialised at random.
         """
         network = self._network()
-        asked = self.hparams["head"]
-        head = networks.head_name(network) if asked is None else asked
+        head = names_of_head(network, self.hparams["head"])
         made = adamw_by_steps(self, network, head)
-        trained = any(value.requires_grad for value in network.get_submodule(head).parameters())
+        trained = any(value.requires_grad for name in head for value in network.get_submodule(name).parameters())
         # For Transformers' models, the methods' callbacks refuse this. They can't see it in a timm model.
         if not trained and networks.timm_head_is_new(network):
             raise GPartError(
-                f"{head!r} is frozen, though timm has just initialised it at random, for {self.hparams['num_labels']}"
+                f"{head} is frozen, though timm has just initialised it at random, for {self.hparams['num_labels']}"
                 " classes: train it, with an adapter by modules_to_save"
             )
         return made

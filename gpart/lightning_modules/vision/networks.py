@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification
 
 from gpart.assets.fetching import loading
 from gpart.errors import GPartError, GPartFileError
@@ -47,24 +47,6 @@ def build(model: str, num_labels: int, labels: list[str] | None = None) -> nn.Mo
             ignore_mismatched_sizes=True,
         )
     return built.train()
-
-
-def head_name(network: nn.Module) -> str:
-    """Returns the name of the classification head: ``classifier`` in Transformers, ``get_classifier()`` in timm.
-
-    Raises:
-        GPartError: if a timm network has several heads, or none.
-    """
-    if isinstance(network, PreTrainedModel):
-        return "classifier"
-    classifier = network.get_classifier()  # type: ignore[operator]  # timm's
-    names: list[str] = [name for name, module in network.named_modules() if module is classifier]
-    if not names:
-        raise GPartError(
-            f"timm's {type(network).__name__} has no single head but {classifier}: name one of"
-            f" {[name for name, _ in network.named_children()]} by head=..."
-        )
-    return names[0]
 
 
 def timm_head_is_new(network: nn.Module) -> bool:

@@ -154,7 +154,7 @@ def count_parameters(name: str, settings: Settings) -> Report:
     layers = list(dict.fromkeys(weight.owners[0][0] for weight in planned.weights))
     rows = []
     biases = any(split_name(key)[1] == "bias" for key, _ in model.named_parameters())
-    for method in _methods(settings, gpart, layers, biases):
+    for method in _methods(settings, gpart, head, layers, biases):
         model_of_its_own = build(config, task)
         try:
             method.apply(model_of_its_own)
@@ -200,9 +200,8 @@ def apply_peft(kind: str, settings: Settings, layers: list[str], head: list[str]
         raise GPartError(str(error)) from error
 
 
-def _methods(settings: Settings, gpart: GPartConfig, layers: list[str], biases: bool) -> list[_Method]:
+def _methods(settings: Settings, gpart: GPartConfig, head: list[str], layers: list[str], biases: bool) -> list[_Method]:
     """Returns the methods in the paper's order, as their callbacks apply them. PEFT gets the layers' full names."""
-    head = list(gpart.modules_to_save or [])
 
     def peft(kind: str) -> Callable[[nn.Module], None]:
         return partial(apply_peft, kind, settings, layers, head)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from gpart.studies.experiments.plan import COMMAND_FILE, METRICS_FILE, Candidate, Cell, Run
@@ -80,32 +81,57 @@ def no_score(run: Run, outcome: Outcome) -> str | None:
     return f"metric {run.metric!r}: its test gave no {name} but {', '.join(test) or 'nothing'}"
 
 
-def choose(cell: Cell, firsts: Sequence[Outcome]) -> tuple[Candidate | None, str]:
-    """Selects the candidate with the best validation score.
+def read_deciding(cell: Cell) -> list[list[Outcome]]:
+    """Reads, for each candidate, the outcomes of the runs that decide on it."""
+    return [[read_outcome(run) for run in candidate.runs[: cell.deciding]] for candidate in cell.candidates]
 
-    The choice is made once all candidates have been run, among those that finished. A candidate that fails does not
-    stop the others.
+
+def validation_of(outcomes: Sequence[Outcome]) -> float | None:
+    """Returns a candidate's mean validation score over the deciding runs; None if one of them has none."""
+    scores = [outcome.validation for outcome in outcomes]
+    there = [score for score in scores if score is not None]
+    return fmean(there) if there and len(there) == len(scores) else None
+
+
+def choose(cell: Cell, deciding: Sequence[Sequence[Outcome]]) -> tuple[Candidate | None, str]:
+    """Selects the candidate with the best mean validation score over the deciding seeds.
+
+    The choice is made once all candidates have been run with these seeds, among those that finished with all of them. A
+    candidate that fails does not stop the others.
 
     Args:
         cell: the cell with its candidates.
-        firsts: the outcome of each candidate's run with the first seed, in the candidates' order.
+        deciding: what :func:`read_deciding` returns.
 
     Returns:
         The candidate (the first, if several are equal) and an empty text; or None, and the reason why none is selected.
     """
     if len(cell.candidates) == 1:
         return cell.candidates[0], ""
-    waiting = sum(outcome.state in ("missing", "stale") for outcome in firsts)
+    waiting = sum(any(one.state in ("missing", "stale") for one in outcomes) for outcomes in deciding)
     if waiting:
-        return None, f"the choice waits for {waiting} of {len(firsts)} candidates"
+        return None, f"the choice waits for {waiting} of {len(deciding)} candidates"
     scores = [
-        (outcome.rank, candidate)
-        for outcome, candidate in zip(firsts, cell.candidates, strict=True)
-        if outcome.validation is not None
+        (fmean(one.rank for one in outcomes), candidate)
+        for outcomes, candidate in zip(deciding, cell.candidates, strict=True)
+        if validation_of(outcomes) is not None
     ]
     if not scores:
-        return None, f"none of {len(firsts)} candidates has a validation score (fit.best_score in {METRICS_FILE})"
+        return None, f"none of {len(deciding)} candidates has a validation score (fit.best_score in {METRICS_FILE})"
     return max(scores, key=lambda pair: pair[0])[1], ""
+
+
+def at_an_end(cell: Cell, chosen: Candidate) -> bool:
+    """Whether the choice is the lowest or the highest of the numbers tried, so that a better one may lie beyond.
+
+    Only a setting that has two values or more counts, and only if they are numbers.
+    """
+    for key, value in chosen.tuned.items():
+        tried = {candidate.tuned[key] for candidate in cell.candidates}
+        numbers = [one for one in tried if isinstance(one, (int, float)) and not isinstance(one, bool)]
+        if len(numbers) == len(tried) > 1 and value in (min(numbers), max(numbers)):
+            return True
+    return False
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

@@ -43,7 +43,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One combination of the tuned settings, with a run for each seed."""
+    """One combination of the tuned settings, with a run for each seed, in the order of the study's seeds."""
 
     tuned: Mapping[str, Any]
     runs: tuple[Run, ...]
@@ -61,7 +61,9 @@ class Cell:
     name: str
     labels: Mapping[str, str]
     candidates: tuple[Candidate, ...]
-    """At least one. If there are several, the runs with the first seed decide which one gets the other seeds."""
+    """At least one. If there are several, the runs with the first seeds decide which one gets the other seeds."""
+    deciding: int
+    """The number of those first seeds; 0 if there is one candidate."""
 
 
 def plan(study: Study) -> list[Cell]:
@@ -140,7 +142,7 @@ def _cell(study: Study, values: Sequence[AxisValue]) -> Cell:
         candidates.append(Candidate(tuned, tuple(runs)))
     if tune:
         _distinct((candidate.text for candidate in candidates), f"cell {name}: tune")
-    return Cell(name, labels, tuple(candidates))
+    return Cell(name, labels, tuple(candidates), study.tune_seeds if len(candidates) > 1 else 0)
 
 
 def _text(tuned: Mapping[str, Any]) -> str:

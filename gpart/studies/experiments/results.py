@@ -16,7 +16,16 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gpart.studies.experiments.outcome import Outcome, choose, no_score, read_outcome
+from gpart.studies.experiments.outcome import (
+    Outcome,
+    at_an_end,
+    choose,
+    no_score,
+    read_deciding,
+    read_outcome,
+    validation_of,
+)
+from gpart.studies.experiments.paired import Difference, paired
 from gpart.studies.experiments.plan import LOG_FILE, Candidate, Cell, Run
 from gpart.studies.experiments.study import Study
 
@@ -48,6 +57,8 @@ class Row:
 
     label: str
     scores: Mapping[str, Score | None]
+    differences: Mapping[str, Difference | None]
+    """The paired difference to the study's baseline in each column; empty for the baseline itself, or without one."""
     average: float | None
     """The mean of the columns' scores, if every column has one."""
     parameters: float | None
@@ -65,7 +76,9 @@ class Choice:
     why: str
     """The reason if none is selected."""
     scores: Mapping[str, float | None]
-    """The validation score of every candidate."""
+    """The mean validation score of every candidate over the deciding seeds."""
+    at_an_end: bool
+    """Whether it is the lowest or the highest of the numbers tried."""
 
 
 @dataclass(frozen=True)
@@ -93,19 +106,22 @@ def collect(study: Study, cells: Sequence[Cell]) -> Results:
     choices: list[Choice] = []
     missing = 0
     for cell in cells:
-        firsts = [read_outcome(candidate.runs[0]) for candidate in cell.candidates]
-        chosen, why = choose(cell, firsts)
-        for candidate, first in zip(cell.candidates, firsts, strict=True):
-            records.append(Record(candidate.runs[0], first, candidate is chosen))
+        deciding = read_deciding(cell)
+        chosen, why = choose(cell, deciding)
+        for candidate, outcomes in zip(cell.candidates, deciding, strict=True):
+            here = zip(candidate.runs, outcomes, strict=False)  # there may be further seeds
+            records += [Record(run, outcome, candidate is chosen) for run, outcome in here]
             if candidate is chosen:
-                records += [Record(run, read_outcome(run), chosen=True) for run in candidate.runs[1:]]
+                records += [Record(run, read_outcome(run), chosen=True) for run in candidate.runs[cell.deciding :]]
         if chosen is None:
-            missing += len(study.seeds) - 1
+            missing += len(study.seeds) - cell.deciding
         if cell.candidates[0].tuned:
             scores = {
-                candidate.text: first.validation for candidate, first in zip(cell.candidates, firsts, strict=True)
+                candidate.text: validation_of(outcomes)
+                for candidate, outcomes in zip(cell.candidates, deciding, strict=True)
             }
-            choices.append(Choice(cell.name, chosen, why, scores))
+            end = chosen is not None and at_an_end(cell, chosen)
+            choices.append(Choice(cell.name, chosen, why, scores, end))
     missing += sum(record.outcome.state in ("missing", "stale") for record in records)
     return Results(
         study=study,
@@ -124,24 +140,22 @@ def _problem(record: Record) -> str | None:
     return None if unscored is None else f"{record.run.name}: {unscored} (log: {record.run.folder / LOG_FILE})"
 
 
-def _row(study: Study, label: str, records: Iterable[Record]) -> Row:
-    mine = [
-        record
-        for record in records
-        if record.chosen
-        and record.outcome.state == "finished"
-        and record.outcome.score(record.run) is not None
-        and study.row_label(record.run.labels) == label
-    ]
-    scores: dict[str, Score | None] = {}
-    for value in study.column_axis.values:
-        there = [record for record in mine if record.run.labels[study.columns] == value.label]
-        scores[value.label] = _score(study, [record.outcome.score(record.run) for record in there])
+def _row(study: Study, label: str, records: Sequence[Record]) -> Row:
+    mine = [record for record in records if _counts(record) and study.row_label(record.run.labels) == label]
+    seeds = {value.label: _by_seed(study, mine, label, value.label) for value in study.column_axis.values}
+    scores = {column: _score(study, by_seed.values()) for column, by_seed in seeds.items()}
+    differences: dict[str, Difference | None] = {}
+    if study.baseline is not None and label != study.baseline:
+        differences = {
+            column: paired(by_seed, _by_seed(study, records, study.baseline, column))
+            for column, by_seed in seeds.items()
+        }
     values = [score.value for score in scores.values() if score is not None]
     outcomes = [record.outcome for record in mine]
     return Row(
         label=label,
         scores=scores,
+        differences=differences,
         average=statistics.fmean(values) if len(values) == len(scores) else None,
         parameters=_median(_without_head(outcome) for outcome in outcomes),
         kept_bytes=_median(outcome.number("kept_bytes") for outcome in outcomes),
@@ -150,8 +164,22 @@ def _row(study: Study, label: str, records: Iterable[Record]) -> Row:
     )
 
 
-def _score(study: Study, values: Iterable[float | None]) -> Score | None:
-    scaled = [value * study.scale for value in _there(values)]
+def _counts(record: Record) -> bool:
+    finished = record.outcome.state == "finished"
+    return record.chosen and finished and record.outcome.score(record.run) is not None
+
+
+def _by_seed(study: Study, records: Iterable[Record], row: str, column: str) -> dict[int, float]:
+    """The scaled scores of one place of the table, by seed."""
+    return {
+        record.run.seed: (record.outcome.score(record.run) or 0.0) * study.scale
+        for record in records
+        if _counts(record) and study.row_label(record.run.labels) == row and record.run.labels[study.columns] == column
+    }
+
+
+def _score(study: Study, values: Iterable[float]) -> Score | None:
+    scaled = list(values)
     if not scaled:
         return None
     if not all(map(math.isfinite, scaled)):

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from gpart.serialization.atomic import replacing
-from gpart.studies.experiments.outcome import choose, no_score, read_object, read_outcome
+from gpart.studies.experiments.outcome import choose, no_score, read_deciding, read_object, read_outcome
 from gpart.studies.experiments.plan import COMMAND_FILE, LOG_FILE, METRICS_FILE, Cell, Run
 from gpart.studies.experiments.processes import COMMAND, Child, start
 
@@ -57,8 +57,8 @@ Tell = Callable[[Event], None]
 
 
 def count_runs(cells: Sequence[Cell]) -> int:
-    """Returns the number of runs of the cells: one for each candidate, and the other seeds of the selected one."""
-    return sum(len(cell.candidates) + len(cell.candidates[0].runs) - 1 for cell in cells)
+    """Returns the number of runs of the cells: those of each candidate that decide, and the other seeds of the selected one."""
+    return sum(len(cell.candidates[0].runs) + (len(cell.candidates) - 1) * cell.deciding for cell in cells)
 
 
 def run_cells(cells: Sequence[Cell], tell: Tell, command: Sequence[str] = COMMAND) -> None:
@@ -71,17 +71,18 @@ def run_cells(cells: Sequence[Cell], tell: Tell, command: Sequence[str] = COMMAN
     """
     for cell in cells:
         for candidate in cell.candidates:
-            _run_once(candidate.runs[0], tell, command)
-        firsts = [read_outcome(candidate.runs[0]) for candidate in cell.candidates]
-        chosen, why = choose(cell, firsts)
+            for run in candidate.runs[: cell.deciding]:
+                _run_once(run, tell, command)
+        deciding = read_deciding(cell)
+        chosen, why = choose(cell, deciding)
         if chosen is not None:
-            for run in chosen.runs[1:]:
+            for run in chosen.runs[cell.deciding :]:
                 _run_once(run, tell, command)
             continue
-        settled = all(first.state in ("finished", "failed") for first in firsts)
-        if settled and any(first.state == "finished" for first in firsts):
+        states = [outcome.state for outcomes in deciding for outcome in outcomes]
+        if all(state in ("finished", "failed") for state in states) and "finished" in states:
             tell(Event("unchosen", cell.name, why))  # other cases have been reported: all failed, or are being run
-        for run in cell.candidates[0].runs[1:]:
+        for run in cell.candidates[0].runs[cell.deciding :]:
             tell(Event("skipped", f"{cell.name} / seed {run.seed}", why))
 
 

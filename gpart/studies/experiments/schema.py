@@ -57,7 +57,7 @@ def read_study(path: str | Path) -> Study:
 
 
 def _study(data: Any, name: str) -> Study:
-    keys = ("folder", "every", "axes", "columns", "seeds", "statistic", "scale", "paper")
+    keys = ("folder", "every", "axes", "columns", "seeds", "tune_seeds", "statistic", "scale", "baseline", "paper")
     file = _mapping(data, "the study", keys)
     every = _mapping(file.get("every"), "every", ("config", "set"))
     columns = file.get("columns")
@@ -73,6 +73,9 @@ def _study(data: Any, name: str) -> Study:
     scale = _number(file.get("scale", 100), "scale")
     if scale <= 0:
         raise GPartError(f"scale={scale!r}: scores are printed times this, so it is more than 0")
+    seeds, tune_seeds = _seeds(file.get("seeds", [0])), file.get("tune_seeds", 1)
+    if type(tune_seeds) is not int or not 1 <= tune_seeds <= len(seeds):
+        raise GPartError(f"tune_seeds={tune_seeds!r} is no whole number from 1 to the {len(seeds)} seeds={list(seeds)}")
     folder = file.get("folder", f"runs/{name}")
     if not isinstance(folder, str) or not folder:
         raise GPartError(f"folder={folder!r} is no path")
@@ -83,11 +86,17 @@ def _study(data: Any, name: str) -> Study:
         settings=_settings(every.get("set"), "every.set"),
         axes=axes,
         columns=str(columns),
-        seeds=_seeds(file.get("seeds", [0])),
+        seeds=seeds,
+        tune_seeds=tune_seeds,
         statistic=statistic,
         scale=scale,
+        baseline=None,
         paper={},
     )
+    baseline = file.get("baseline")
+    if baseline is not None:
+        _known(str(baseline), study.rows, "baseline: row")
+        study = replace(study, baseline=str(baseline))
     return replace(study, paper=_paper(study, _mapping(file.get("paper"), "paper")))
 
 

@@ -83,8 +83,12 @@ class Study:
     columns: str
     """The name of the axis whose values are the table's columns."""
     seeds: tuple[int, ...]
+    tune_seeds: int
+    """How many of the seeds, from the first, choose among the tuned settings."""
     statistic: str
     scale: float
+    baseline: str | None
+    """The label of the row that the others are compared with, seed by seed."""
     paper: Mapping[str, Mapping[str, float]]
     """The paper's figures, already scaled, by the label of the row and then by that of the column (or ``Avg``)."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpart.serialization.atomic import replacing
+from gpart.studies.experiments.paired import CONFIDENCE, Difference
 from gpart.studies.experiments.results import Choice, Record, Results, Row, Score
 from gpart.studies.experiments.study import AVERAGE, RUN_FIELDS
 
@@ -45,9 +46,15 @@ def markdown(results: Results) -> str:
         average = _place(row.average, best[AVERAGE], paper.get(AVERAGE), len(study.seeds))
         lines.append([row.label, *scores, average, *_costs(row)])
     parts = [markdown_table(lines), _notes(results)]
+    if study.baseline is not None:
+        parts.append(_differences(results, columns))
     if results.choices:
         chosen = [["cell", "chosen", "validation score", "of"], *(_choice(choice) for choice in results.choices)]
-        parts.append("Chosen by the validation score of the first seed:\n\n" + markdown_table(chosen))
+        seeds = study.seeds[: study.tune_seeds]
+        by = "the validation score of the first seed"
+        if len(seeds) > 1:
+            by = f"the mean validation score of seeds {', '.join(map(str, seeds))}"
+        parts.append(f"Chosen by {by}:\n\n" + markdown_table(chosen))
     if results.missing:
         parts.append(f"Missing: {results.missing} runs.")
     if results.problems:
@@ -82,6 +89,8 @@ def json_text(results: Results) -> str:
         "study": study.name,
         "columns": [value.label for value in study.column_axis.values],
         "seeds": study.seeds,
+        "tune_seeds": study.tune_seeds,
+        "baseline": study.baseline,
         "statistic": study.statistic,
         "scale": study.scale,
         "rows": [
@@ -89,6 +98,7 @@ def json_text(results: Results) -> str:
                 "label": row.label,
                 "scores": {column: _score_fields(score) for column, score in row.scores.items()},
                 "average": row.average,
+                "differences": {column: _difference_fields(one) for column, one in row.differences.items()},
                 "trainable_without_head": row.parameters,
                 "kept_bytes": row.kept_bytes,
                 "seconds": row.seconds,
@@ -102,6 +112,7 @@ def json_text(results: Results) -> str:
                 "cell": choice.cell,
                 "chosen": None if choice.chosen is None else dict(choice.chosen.tuned),
                 "why": choice.why,
+                "at_an_end": choice.at_an_end,
                 "validation_scores": dict(choice.scores),
             }
             for choice in results.choices
@@ -149,6 +160,34 @@ def _score_fields(score: Score | None) -> dict[str, Any] | None:
     return None if score is None else {"value": score.value, "std": score.deviation, "runs": score.count}
 
 
+def _difference_fields(one: Difference | None) -> dict[str, Any] | None:
+    if one is None:
+        return None
+    return {"mean": one.mean, "low": one.low, "high": one.high, "pairs": one.count, "ordered": one.ordered}
+
+
+def _differences(results: Results, columns: Sequence[str]) -> str:
+    """Returns the table of paired differences to the baseline."""
+    baseline = results.study.baseline
+
+    def text(one: Difference | None) -> str:
+        if one is None:
+            return "-"
+        if one.low is None or one.high is None:
+            return f"{one.mean:+.1f} (one pair)"
+        value = f"{one.mean:+.1f} [{one.low:+.1f}, {one.high:+.1f}]"
+        return value if one.ordered is None else f"**{value}**"
+
+    rows = [row for row in results.rows if row.label != baseline]
+    lines = [[f"less {baseline}", *columns]]
+    lines += [[row.label, *(text(row.differences.get(column)) for column in columns)] for row in rows]
+    return (
+        f"Paired differences to {baseline}, seed by seed: the mean and its {CONFIDENCE:.0%} Student interval, each by"
+        " itself. Bold: the interval excludes 0, so that the two are ordered; the others are not.\n\n"
+        + markdown_table(lines)
+    )
+
+
 def _best(scores: Iterable[Score | float | None]) -> str | None:
     """Returns the highest value as it is shown. Values that look equal in the table count as equal."""
     values = [score.value if isinstance(score, Score) else score for score in scores if score is not None]
@@ -184,7 +223,8 @@ def _choice(choice: Choice) -> list[str]:
     of = "; ".join(f"{candidate}: {text(score)}" for candidate, score in choice.scores.items())
     if choice.chosen is None:
         return [choice.cell, "-", choice.why, of]
-    return [choice.cell, choice.chosen.text, text(choice.scores[choice.chosen.text]), of]
+    chosen = choice.chosen.text + (" (an end of its grid)" if choice.at_an_end else "")
+    return [choice.cell, chosen, text(choice.scores[choice.chosen.text]), of]
 
 
 def _notes(results: Results) -> str:

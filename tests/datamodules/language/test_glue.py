@@ -183,6 +183,20 @@ def test_padding_is_by_batch_and_cutting_by_max_length(data: Any) -> None:
     assert len(shapes) > 1
 
 
+def test_group_by_length_pads_less_and_trains_on_the_same_rows(data: Any) -> None:
+    def padding(own: GLUEDataModule) -> tuple[int, list[int]]:
+        batches = data_batches(own)
+        padded = sum(int((batch["attention_mask"] == 0).sum()) for batch in batches)
+        return padded, sorted(idx for batch in batches for idx in batch["idx"])
+
+    (mixed, rows_mixed), (grouped, rows_grouped) = (
+        padding(data(batch_size=4)),
+        padding(data(batch_size=4, group_by_length=True)),
+    )
+    assert rows_grouped == rows_mixed
+    assert grouped < mixed / 2
+
+
 def data_batches(own: GLUEDataModule) -> list[dict[str, Any]]:
     own.setup("fit")
     return list(own.train_dataloader())

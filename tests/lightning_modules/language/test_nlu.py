@@ -123,6 +123,57 @@ def test_regression_trains_by_squared_error_and_scores_by_correlation(module: An
     assert rows["idx"] == batch["idx"]
 
 
+class FirstBias(Callback):
+    """The head's bias before the first step."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.value = pl_module.model.classifier.out_proj.bias.item()
+
+
+@pytest.mark.parametrize("method", [(), (GPartCallback(d=9, target_modules=["query"], modules_to_save="head"),)])
+def test_a_regressions_new_head_starts_at_the_mean_of_the_training_labels(
+    module: Any, data: Any, method: tuple[Callback, ...]
+) -> None:
+    first, rows = FirstBias(), data("stsb")
+    fitted(module(num_labels=1), rows, *method, first)
+    train, held = rows.parts["train"]["labels"], rows.parts["val"]["labels"]
+    assert first.value == pytest.approx(sum(train) / len(train))
+    assert sum(train) / len(train) != pytest.approx(sum([*train, *held]) / len([*train, *held]))
+
+
+def test_the_bias_stays_at_0_if_that_is_asked_or_the_data_do_not_tell(module: Any, data: Any) -> None:
+    first, off, loaders = FirstBias(), module(num_labels=1, head_bias_at_mean=False), module(num_labels=1)
+    fitted(off, data("stsb"), first)
+    assert first.value == 0.0
+    rows = data("stsb")
+    rows.setup("fit")
+    quiet = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
+    Trainer(max_steps=1, accelerator="cpu", callbacks=[first], **quiet).fit(loaders, rows.train_dataloader())
+    assert first.value == 0.0
+
+
+def test_a_head_that_was_trained_keeps_its_bias(module: Any, data: Any, tmp_path: Path) -> None:
+    trained = module(num_labels=1)
+    trained.configure_model()
+    torch.nn.init.constant_(trained.model.classifier.out_proj.bias, -7.0)
+    trained.model.save_pretrained(tmp_path / "model")
+    first = FirstBias()
+    fitted(module(model=str(tmp_path / "model"), num_labels=1), data("stsb"), first)
+    assert first.value == -7.0
+
+
+def test_a_resumed_head_keeps_its_bias(module: Any, data: Any, tmp_path: Path) -> None:
+    before, first = module(num_labels=1, lr=0.1, schedule="constant"), FirstBias()
+    trainer = fitted(before, data("stsb"))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    quiet = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
+    again = Trainer(max_steps=5, accelerator="cpu", callbacks=[first], **quiet)
+    again.fit(
+        module(num_labels=1, lr=0.1, schedule="constant"), datamodule=data("stsb"), ckpt_path=tmp_path / "last.ckpt"
+    )
+    assert first.value == before.model.classifier.out_proj.bias.item()
+
+
 def test_the_metrics_are_those_of_the_whole_part(module: Any, data: Any) -> None:
     own = module(metrics=["accuracy", "f1", "matthews"], lr=1e-2)
     trainer = fitted(own, data("mrpc"), max_steps=12)
@@ -248,7 +299,9 @@ def test_a_fault_of_transformers_keeps_its_type(module: Any, monkeypatch: pytest
 
 
 def test_a_head_that_is_not_there_is_named(module: Any, data: Any) -> None:
-    with pytest.raises(GPartError, match=r"head='score' is no submodule of RobertaFor.*\['roberta', 'classifier'\]"):
+    with pytest.raises(
+        GPartError, match=r"head=\['score'\] is no submodule of RobertaFor.*\['roberta', 'classifier'\]"
+    ):
         fitted(module(head="score"), data())
 
 

@@ -183,6 +183,18 @@ def test_mistakes_in_tune(tmp_path: Path, tune: dict[str, object], said: str) ->
         plan(read_study(write(tmp_path, axes={"task": TASKS, "method": {"A": {"tune": tune}}}, paper=None)))
 
 
+@pytest.mark.parametrize("value", [0, 4, True, "2"])
+def test_the_seeds_that_choose_are_some_of_the_seeds(tmp_path: Path, value: object) -> None:
+    with pytest.raises(GPartError, match=rf"tune_seeds={value!r} is no whole number from 1 to the 3 seeds=\[0, 1, 2\]"):
+        read_study(write(tmp_path, tune_seeds=value, seeds=[0, 1, 2]))
+
+
+def test_the_baseline_is_a_row(tmp_path: Path) -> None:
+    assert read_study(write(tmp_path, baseline="LoRA")).baseline == "LoRA"
+    with pytest.raises(GPartError, match=r"baseline: row 'LoR' is not known; did you mean 'LoRA'\?"):
+        read_study(write(tmp_path, baseline="LoR"))
+
+
 def test_two_axes_tune_by_product_but_not_the_same_setting(tmp_path: Path) -> None:
     axes = {"task": {"RTE": {"metric": "a", "tune": {"x": [1, 2]}}}, "method": {"A": {"tune": {"y": [3, 4]}}}}
     cell = plan(read_study(write(tmp_path, axes=axes, paper=None)))[0]

@@ -16,7 +16,7 @@ from gpart.cli.study import study_command
 from gpart.studies.experiments.plan import Cell, Run, plan
 from gpart.studies.experiments.results import Results, collect
 from gpart.studies.experiments.schema import read_study
-from gpart.studies.experiments.tables import markdown
+from gpart.studies.experiments.tables import json_text, markdown
 
 COMMAND = (sys.executable, str(Path(__file__).parents[2] / "helpers" / "study_run.py"))
 
@@ -112,11 +112,68 @@ def test_medians_deviations_bold_and_the_paper() -> None:
     assert table(text)[4:] == [
         ["cell", "chosen", "validation score", "of"],
         ["---", "---:", "---:", "---:"],
-        ["RTE / B\\|b", "lr=0.1", "0.7", "lr=0.1: 0.7; lr=0.2: 0.6"],
-        ["CoLA / B\\|b", "lr=0.1", "0.7", "lr=0.1: 0.7; lr=0.2: 0.6"],
+        ["RTE / B\\|b", "lr=0.1 (an end of its grid)", "0.7", "lr=0.1: 0.7; lr=0.2: 0.6"],
+        ["CoLA / B\\|b", "lr=0.1 (an end of its grid)", "0.7", "lr=0.1: 0.7; lr=0.2: 0.6"],
     ]
     assert "Missing" not in text
     assert "Failed" not in text
+
+
+def test_differences_are_paired_by_seed() -> None:
+    """B|b's scores on RTE spread as A's do, and are 10, 11, 12 above seed by seed; on CoLA their order is not clear."""
+    scores = FULL | {"RTE / B|b": [0.60, 0.81, 0.72], "CoLA / B|b": [0.2, 0.1, 0.9]}
+    results = results_of(scores, baseline="A")
+    a, b = results.rows
+    assert a.differences == {}
+    rte, cola = b.differences["RTE"], b.differences["CoLA"]
+    # Student's t for two degrees of freedom is 4.3027; the deviation of 10, 11, 12 is 1.
+    assert (rte.mean, rte.low, rte.high) == pytest.approx((11.0, 11 - 4.3027 / 3**0.5, 11 + 4.3027 / 3**0.5), abs=1e-3)
+    assert (rte.ordered, rte.count, cola.ordered) == ("above", 3, None)
+    text = markdown(results)
+    assert "| B\\|b | **+11.0 [+8.5, +13.5]** | +0.0 [-24.8, +24.8] |" in text
+    assert "Paired differences to A, seed by seed: the mean and its 95% Student interval" in text
+    rows = json.loads(json_text(results))["rows"]
+    assert rows[0]["differences"] == {}
+    assert rows[1]["differences"]["RTE"]["ordered"] == "above"
+
+
+def test_a_difference_needs_the_same_seeds() -> None:
+    scores = {name: values[:1] for name, values in FULL.items()} | {"RTE / B|b": []}
+    row = results_of(scores, baseline="A").rows[1]
+    assert row.differences["RTE"] is None
+    one = row.differences["CoLA"]
+    assert (one.mean, one.low, one.ordered, one.count) == (pytest.approx(20.0), None, None, 1)
+
+
+def test_a_choice_at_an_end_of_its_grid_is_said() -> None:
+    study, cells = cells_of(
+        axes={"task": {"RTE": {"metric": "a"}}, "method": {"B": {"tune": {"lr": [1, 2, 3]}}}}, paper=None
+    )
+    for best, end in ((0, True), (1, False), (2, True)):
+        for at, candidate in enumerate(cells[0].candidates):
+            for run in candidate.runs:
+                put(run, 0.5, 0.9 if at == best else 0.1)
+        results = collect(study, cells)
+        assert results.choices[0].at_an_end is end
+        assert ("(an end of its grid)" in markdown(results)) is end
+
+
+def test_the_choice_shows_the_mean_of_the_seeds_that_chose() -> None:
+    study, cells = cells_of(
+        axes={"task": {"RTE": {"metric": "a"}}, "method": {"B": {"tune": {"lr": [1, 2]}}}}, paper=None, tune_seeds=2
+    )
+    for candidate, vals in zip(cells[0].candidates, ([0.4, 0.6], [0.9, 0.3]), strict=True):
+        for run, val in zip(candidate.runs, vals, strict=False):
+            put(run, 0.5, val)
+    results = collect(study, cells)
+    assert dict(results.choices[0].scores) == {"lr=1": 0.5, "lr=2": pytest.approx(0.6)}
+    assert [(record.run.seed, record.chosen) for record in results.records if record.chosen] == [
+        (0, True),
+        (1, True),
+        (2, True),
+    ]
+    assert results.missing == 1
+    assert "Chosen by the mean validation score of seeds 0, 1:" in markdown(results)
 
 
 def test_the_mean_and_another_scale() -> None:
@@ -243,6 +300,7 @@ def test_every_run_is_in_csv_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
             "cell": "RTE / B|b",
             "chosen": {"lr": 0.2},
             "why": "",
+            "at_an_end": True,
             "validation_scores": {"lr=0.1": 0.5, "lr=0.2": 0.9},
         }
     ]

@@ -214,6 +214,25 @@ def test_the_validation_score_chooses_and_the_test_score_does_not(work: Path, mo
     assert "--lr=2" in starts()[3]
 
 
+def test_several_seeds_choose_by_their_mean(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lr=1 is best with seed 0 alone, lr=2 in the mean, and lr=3, which is best of all with seed 1, fails with seed 0."""
+    do(
+        monkeypatch,
+        ("lr=1&everything=0", {"val": 0.9}),
+        ("lr=1&everything=1", {"val": 0.1}),
+        ("lr=2", {"val": 0.6}),
+        ("lr=3&everything=0", {"do": "exit"}),
+        ("lr=3&everything=1", {"val": 1.0}),
+    )
+    cells = cells_of(axes=methods(A=TUNED), seeds=[0, 1, 2], tune_seeds=2)
+    events = run(cells)
+    assert [name for _, name in kinds(events)] == [
+        *(f"RTE / A / lr={lr} / seed {seed}" for lr in (1, 2, 3) for seed in (0, 1)),
+        "RTE / A / lr=2 / seed 2",
+    ]
+    assert count_runs(cells) == 7 == len(starts())
+
+
 def test_a_loss_chooses_by_its_lowest_value(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     do(monkeypatch, ("lr=1", {"val": 0.9, "mode": "min"}), ("lr=2", {"val": 0.3, "mode": "min"}))
     events = run(cells_of(axes=methods(A={"tune": {"lr": [1, 2]}})))

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from gpart.datamodules.common.epoch_sampler import EpochSampler
-from gpart.datamodules.mathematics.length_groups import LengthGroupedSampler
+from gpart.datamodules.common.length_groups import LengthGroupedSampler
 
 LENGTHS = [min(2048, int(random.Random(7 + at).lognormvariate(5, 0.6)) + 1) for at in range(4000)]
 
