@@ -1,21 +1,23 @@
-"""Starts the process of a run: a command, or on Linux ``gpart`` itself, forked where its libraries are imported.
+"""Starts the process of a run: by a command, or on Linux forked where the libraries are imported already.
 
-Invariant: a forked run is what ``python -m gpart.cli`` would be: its words, environment, standard streams and
+Invariant: a forked run is what ``python -m MODULE`` would be: its words, environment, standard streams and
 ``__main__`` are its own, and nothing but imported modules comes from the process that it is forked from.
 
 Imports are 14 of the 22 s of CPU that a run of one step takes on SST-2. They are the libraries' own, and the same for
 every run. So one process, the fork server of Python's ``multiprocessing``, imports them once; it runs nothing, starts
-no CUDA and no thread of its own, and forks the runs.
+no CUDA, and forks the runs.
 """
 
 from __future__ import annotations
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from multiprocessing import forkserver, get_context, reduction
+import threading
+from collections.abc import Sequence
+from multiprocessing import connection, forkserver, get_context, parent_process, reduction
 from multiprocessing.process import BaseProcess
 from typing import IO, Any, Protocol
 
@@ -41,14 +43,17 @@ class Child(Protocol):
         """Ends it."""
 
 
-def start(command: Sequence[str], words: Sequence[str], log: IO[bytes], descriptors: Sequence[int]) -> Child:
+def start(
+    command: Sequence[str], words: Sequence[str], log: IO[bytes], descriptors: Sequence[int], bound: bool = False
+) -> Child:
     """Starts a process in the current folder, without an input.
 
     Args:
-        command: what the words are appended to. :data:`COMMAND` is forked where that is possible.
+        command: what the words are appended to. On Linux, a module of this Python (``python -m MODULE``) is forked.
         words: its words.
         log: a file that its output and its errors are written to, line by line.
         descriptors: of open files that it holds open too.
+        bound: whether it is killed if this process ends before it does. Only a forked one can be.
 
     Raises:
         OSError: if it cannot be started.
@@ -56,8 +61,9 @@ def start(command: Sequence[str], words: Sequence[str], log: IO[bytes], descript
     # Unbuffered, so that its lines are in the log at once, even if it is killed.
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     # On macOS, system libraries do not survive a fork; Windows has none.
-    if tuple(command) == COMMAND and sys.platform.startswith("linux"):
-        return _Forked(command[-1], words, environment, log, descriptors)
+    if tuple(command) == (*COMMAND[:2], command[-1]) and sys.platform.startswith("linux"):
+        streams = [_Descriptor(log.fileno()), *map(_Descriptor, descriptors)]
+        return _Forked(command[-1], list(words), environment, streams, bound)
     return subprocess.Popen(
         [*command, *words],
         stdin=subprocess.DEVNULL,
@@ -69,18 +75,9 @@ def start(command: Sequence[str], words: Sequence[str], log: IO[bytes], descript
 
 
 class _Forked:
-    def __init__(
-        self,
-        module: str,
-        words: Sequence[str],
-        environment: Mapping[str, str],
-        log: IO[bytes],
-        descriptors: Sequence[int],
-    ) -> None:
-        forkserver.set_forkserver_preload([_IMPORTED])
-        streams = [_Descriptor(log.fileno()), *map(_Descriptor, descriptors)]
-        arguments = (module, list(words), dict(environment), streams)
-        self._process: BaseProcess = get_context("forkserver").Process(target=_run, args=arguments)
+    def __init__(self, module: str, *arguments: Any) -> None:
+        forkserver.set_forkserver_preload([_IMPORTED] if module == COMMAND[-1] else [])  # it has one server, the first
+        self._process: BaseProcess = get_context("forkserver").Process(target=_run, args=(module, *arguments))
         self._process.start()
 
     def wait(self, timeout: float | None = None) -> int:
@@ -110,8 +107,10 @@ def _received(duplicate: Any) -> int:
     return int(duplicate.detach())
 
 
-def _run(module: str, words: list[str], environment: dict[str, str], descriptors: list[int]) -> None:
+def _run(module: str, words: list[str], environment: dict[str, str], descriptors: list[int], bound: bool) -> None:
     """Does what ``python -m module`` does. The first descriptor is the log's; the others are left open."""
+    if bound:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     nothing = os.open(os.devnull, os.O_RDONLY)
     for stream, own in enumerate((nothing, descriptors[0], descriptors[0])):
         os.dup2(own, stream)
@@ -121,3 +120,9 @@ def _run(module: str, words: list[str], environment: dict[str, str], descriptors
     os.environ.update(environment)
     sys.argv = [module, *words]  # run_module puts the module's path in the first one's place
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _end_with_parent() -> None:
+    if (parent := parent_process()) is not None:
+        connection.wait([parent.sentinel])  # it is the process that called start, not the fork server
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from gpart.studies.experiments import processes
 from gpart.studies.experiments.processes import start
 
 fcntl = pytest.importorskip("fcntl")  # Windows has none
@@ -22,13 +21,11 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a run is forked
 
 @pytest.fixture
 def forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder, where :data:`COMMAND` is forked from a server that imports next to nothing."""
+    """An empty current folder, where :data:`COMMAND` can be forked."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STARTS", str(tmp_path / "starts"))
     monkeypatch.setenv("PYTHONPATH", str(HELPERS), prepend=os.pathsep)
     monkeypatch.syspath_prepend(HELPERS)
-    monkeypatch.setattr(processes, "COMMAND", COMMAND)
-    monkeypatch.setattr(processes, "_IMPORTED", "gpart.version")
     return tmp_path
 
 
