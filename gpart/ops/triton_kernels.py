@@ -3,7 +3,8 @@
 Invariant: the numbers are those of :mod:`gpart.ops.reference`, expand's bit for bit, reduce's but for the order in which
 float64 sums are rounded. :mod:`gpart.ops.dispatch` uses a kernel only after :mod:`gpart.ops.selfcheck` has found so.
 
-They were tested by Triton's interpreter only (``TRITON_INTERPRET=1``, Triton 3.8); no GPU was at hand to run them on.
+They were tested by Triton's interpreter (``TRITON_INTERPRET=1``, Triton 3.6 and 3.8) and compiled for compute capability 9.0
+(``benchmarks/gpu/compiled.json``); no GPU was at hand to run them on.
 
 **Integers.** The scheme's arithmetic is mod 2^k (:mod:`gpart.partition`), so unsigned numbers that wrap around and are
 then masked give it: 32 bits where D < 2^31, else 64. Entries beyond the block's end take position 0: a number that lies on

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from gpart.callbacks import GPartCallback
 from gpart.config import INDICES, WEIGHTS
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_GPU)]
 
 
 class Regression(pl.LightningModule):

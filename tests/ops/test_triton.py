@@ -49,6 +49,7 @@ def test_the_kernels_agree_with_the_reference_in_the_interpreter() -> None:
 
 
 @needs_triton
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_kernels_agree_with_the_reference_on_a_gpu() -> None:
     assert " passed" in run(["-m", "pytest", "-o", "addopts=", *WORKER, "--import-mode=importlib"])

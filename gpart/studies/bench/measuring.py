@@ -68,7 +68,7 @@ def prepare(settings: Settings) -> Result:
 
 
 def run(result: Result, tell: Tell) -> Iterator[Result]:
-    """Measures the parts that were asked for, and gives the result after each.
+    """Measures the parts that were asked for, and gives the result after each, and after each method's memory.
 
     Args:
         result: as :func:`prepare` gives it; is filled.
@@ -82,7 +82,7 @@ def run(result: Result, tell: Tell) -> Iterator[Result]:
         for done, name in enumerate([FREED, *methods]):
             result.peaks.append(measure_peak(settings, name))
             tell("memory", done + 1, len(methods) + 1)
-        yield result
+            yield result
     for timing in _timings(result, tell):
         result.timings.append(timing)
         yield result

@@ -15,7 +15,7 @@ from gpart.cli import main
 from gpart.studies.bench import measuring
 from gpart.studies.bench.figure import sweep_figure
 from gpart.studies.bench.measuring import prepare
-from gpart.studies.bench.memory import FREED, measure_peak, train_and_measure
+from gpart.studies.bench.memory import FREED, Peak, measure_peak, train_and_measure
 from gpart.studies.bench.settings import METHODS, Settings, parse_method
 from gpart.studies.bench.steps import Contestant, enter, make_batch
 from gpart.studies.bench.subject import Subject, find_subject, trained_parameters
@@ -153,6 +153,15 @@ def test_the_precision_is_lightnings(encoder: str, precision: str, stored: torch
 
 
 # Memory
+
+
+def test_a_bench_that_is_broken_off_has_the_memory_of_those_that_were_measured(
+    encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "measure_peak", lambda settings, method: Peak(method, 1, 2, None, 0))
+    result = prepare(Settings(encoder, methods=["lora"], parts=["memory"], shapes=[(2, 5)], sizes=SIZES))
+    seen = [[peak.method for peak in so_far.peaks] for so_far in measuring.run(result, lambda *_: None)]
+    assert seen == [[FREED], [FREED, "floor"], [FREED, "floor", "lora"]]
 
 
 @pytest.mark.slow  # the same
