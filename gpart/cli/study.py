@@ -241,9 +241,12 @@ def _list(cells: Sequence[Cell]) -> None:
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
     """Lets SIGTERM end the study as an exception does, so that its run is ended too and not left behind."""
+    asked = 0
 
     def stop(number: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
+        nonlocal asked
+        asked = 128 + number
+        raise SystemExit(asked)
 
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set what a signal does
@@ -251,5 +254,7 @@ def _sigterm_raises() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except SystemExit as error:
+        raise SystemExit(asked or error.code) from None  # Ray puts a 1 in the place of the status, where it waits
     finally:
         signal.signal(signal.SIGTERM, before)
