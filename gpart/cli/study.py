@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shlex
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import NoReturn
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from gpart.cli.configs import find_recipe
 from gpart.cli.message import Parser
@@ -21,8 +24,10 @@ from gpart.errors import GPartError
 from gpart.serialization.atomic import replacing
 from gpart.studies.experiments.outcome import choose, read_deciding, read_outcome
 from gpart.studies.experiments.plan import Cell, plan, shard_of
+from gpart.studies.experiments.processes import COMMAND
+from gpart.studies.experiments.ray_engine import RayRequest, run_cells_on_ray
 from gpart.studies.experiments.results import collect
-from gpart.studies.experiments.running import COMMAND, Event, count_runs, run_cells
+from gpart.studies.experiments.running import Event, count_runs, run_cells
 from gpart.studies.experiments.schema import read_study
 from gpart.studies.experiments.study import Study
 from gpart.studies.experiments.tables import markdown, write_table
@@ -62,6 +67,10 @@ Rows that are no numbers are horizontal lines.
 on a cluster, by Slurm:
   sbatch --array=1-8 --gpus=1 --wrap 'gpart study STUDY --shard $SLURM_ARRAY_TASK_ID/8'
   gpart study STUDY --table
+
+on several machines, or several runs at once on this one, by Ray:
+  gpart study STUDY --ray local --cpus-per-run 4             # a Ray of its own, on this machine
+  gpart study STUDY --ray HEAD:6379 --gpus-per-run 1         # a cluster's, which 'ray start' has made
 """
 
 
@@ -86,6 +95,15 @@ def study_command(words: list[str], command: Sequence[str] = COMMAND) -> int:
     )
     parser.add_argument("study", metavar="STUDY", help="a file, or a shipped study's name (gpart configs lists them)")
     parser.add_argument("--shard", metavar="I/N", help="run only the I-th of N parts, where I starts at 1")
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        nargs="?",
+        const="",
+        help="run on Ray: a cluster's address, or 'local'; without an address as Ray itself finds one",
+    )
+    parser.add_argument("--cpus-per-run", metavar="N", type=_amount, help="with --ray: the CPUs of each run; default 1")
+    parser.add_argument("--gpus-per-run", metavar="N", type=_amount, help="with --ray: the GPUs of each run; default 0")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--dry-run", action="store_true", help="list the runs, and start none")
     only.add_argument("--table", action="store_true", help="write the table of what is finished, and start no run")
@@ -94,6 +112,7 @@ def study_command(words: list[str], command: Sequence[str] = COMMAND) -> int:
     if (asked.table or asked.figure) and asked.shard:
         what = "--table" if asked.table else "--figure"
         raise GPartError(f"{what} is of the whole study; leave --shard {asked.shard} out")
+    request = _request(asked)
     study = read_study(find_recipe(asked.study))
     cells = plan(study)
     mine = cells if asked.shard is None else shard_of(cells, *_shard(asked.shard))
@@ -104,12 +123,32 @@ def study_command(words: list[str], command: Sequence[str] = COMMAND) -> int:
     if not asked.table and not asked.figure:
         try:
             with _sigterm_raises():
-                failed = _run(mine, command)
+                failed = _run(mine, command, request)
         except KeyboardInterrupt:
             print("gpart study: stopped; what is finished is kept, and the same command goes on from here")
             return 130
     _write(study, cells, asked.figure)
     return 1 if failed else 0
+
+
+def _amount(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError(text)
+    return value
+
+
+def _request(asked: argparse.Namespace) -> RayRequest | None:
+    """What is asked of Ray; None without ``--ray``."""
+    if asked.ray is None:
+        for option in ("cpus_per_run", "gpus_per_run"):
+            if getattr(asked, option) is not None:
+                raise GPartError(
+                    f"--{option.replace('_', '-')} {getattr(asked, option):g} is for --ray, which is not given"
+                )
+        return None
+    cpus = 1 if asked.cpus_per_run is None else asked.cpus_per_run
+    return RayRequest(asked.ray or None, cpus, asked.gpus_per_run or 0)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -136,24 +175,62 @@ def _write(study: Study, cells: Sequence[Cell], figure: bool) -> None:
     print("written:", ", ".join(file.as_posix() for file in files))
 
 
-def _run(cells: Sequence[Cell], command: Sequence[str]) -> int:
+class _Left(ProgressColumn):
+    """The time that is left, if the other runs go on at the pace of those made until now."""
+
+    def render(self, task: Task) -> Text:
+        seconds = seconds_left(task.fields["made"], task.remaining or 0, task.fields["seconds"], task.elapsed or 0)
+        return Text("-:--:-- left" if seconds is None else f"{timedelta(seconds=round(seconds))} left")
+
+
+def seconds_left(made: int, remaining: float, until_last: float, now: float) -> float | None:
+    """Returns the time that is left, by the mean time that the runs made until now took one after the other.
+
+    Runs at the same time need no rule of their own, as it is the time between two ends that counts.
+
+    Args:
+        made: the number of runs made until now; runs that were only kept take no time, and are none of them.
+        remaining: the number of runs that are left.
+        until_last: the seconds from the start until the last of them ended.
+        now: the seconds from the start until now.
+
+    Returns:
+        Seconds; None before the first run has ended.
+
+    Example:
+        >>> seconds_left(made=2, remaining=3, until_last=20.0, now=24.0)
+        26.0
+    """
+    return max(0.0, until_last / made * remaining - (now - until_last)) if made else None
+
+
+def _run(cells: Sequence[Cell], command: Sequence[str], request: RayRequest | None) -> int:
     """Runs the cells with a progress bar, or lines where there is no terminal; returns how many runs failed."""
-    failed = 0
+    failed = made = 0
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    columns = (
+        *(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _Left()),
+        TextColumn("{task.description}", markup=False),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=count_runs(cells))
+        bar = progress.add_task("", total=count_runs(cells), made=0, seconds=0.0)
 
         def tell(event: Event) -> None:
-            nonlocal failed
+            nonlocal failed, made
             failed += event.kind in ("failed", "unchosen")
             if event.kind == "started":
                 progress.update(bar, description=event.name)
             elif event.kind != "unchosen":
+                if event.kind in ("finished", "failed"):
+                    made += 1
+                    progress.update(bar, made=made, seconds=progress.tasks[0].elapsed or 0.0)
                 progress.advance(bar)
             console.print(f"{event.kind:<8}  {event.name}" + (f": {event.text}" if event.text else ""))
 
-        run_cells(cells, tell, command)
+        if request is None:
+            run_cells(cells, tell, command)
+        else:
+            run_cells_on_ray(cells, tell, request, command)
     return failed
 
 
@@ -180,9 +257,12 @@ def _list(cells: Sequence[Cell]) -> None:
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
     """Lets SIGTERM end the study as an exception does, so that its run is ended too and not left behind."""
+    asked = 0
 
     def stop(number: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
+        nonlocal asked
+        asked = 128 + number
+        raise SystemExit(asked)
 
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set what a signal does
@@ -190,5 +270,7 @@ def _sigterm_raises() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except SystemExit as error:
+        raise SystemExit(asked or error.code) from None  # Ray puts a 1 in the place of the status, where it waits
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""Runs the processes of a study, one after the other.
+"""Runs the processes of a study, one after the other; ``ray_engine.py`` makes each of its runs by the same functions.
 
 Invariant: at any time, at most one process works in a run's folder, and the folder holds the outputs of one process
 only. A lock for each run keeps other studies out. The run's process inherits the lock, so that the lock lasts as long
@@ -13,21 +13,23 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from gpart.serialization.atomic import replacing
-from gpart.studies.experiments.outcome import choose, no_score, read_deciding, read_object, read_outcome
+from gpart.studies.experiments.outcome import Outcome, choose, no_score, read_deciding, read_object, read_outcome
 from gpart.studies.experiments.plan import COMMAND_FILE, LOG_FILE, METRICS_FILE, Cell, Run
+from gpart.studies.experiments.processes import COMMAND, Child, start
 
-COMMAND = (sys.executable, "-m", "gpart.cli")
 GRACE = 30.0
 """The number of seconds that a run has to end after it was asked to."""
+_PATIENCE = 10.0
+"""The number of seconds that a lock is waited for, where it is."""
 _TAIL = 2**16
 """The number of bytes at the end of a log that are searched for its last message."""
 _LONGEST_LINE = 300
@@ -71,50 +73,93 @@ def run_cells(cells: Sequence[Cell], tell: Tell, command: Sequence[str] = COMMAN
         command: the command that a run's words are appended to.
     """
     for cell in cells:
-        for candidate in cell.candidates:
-            for run in candidate.runs[: cell.deciding]:
-                _run_once(run, tell, command)
-        deciding = read_deciding(cell)
-        chosen, why = choose(cell, deciding)
-        if chosen is not None:
-            for run in chosen.runs[cell.deciding :]:
-                _run_once(run, tell, command)
-            continue
-        states = [outcome.state for outcomes in deciding for outcome in outcomes]
-        if all(state in ("finished", "failed") for state in states) and "finished" in states:
-            tell(Event("unchosen", cell.name, why))  # other cases have been reported: all failed, or are being run
-        for run in cell.candidates[0].runs[cell.deciding :]:
-            tell(Event("skipped", f"{cell.name} / seed {run.seed}", why))
+        for run in first_runs(cell):
+            run_once(run, tell, command)
+        for run in following_runs(cell, tell):
+            run_once(run, tell, command)
 
 
-def _run_once(run: Run, tell: Tell, command: Sequence[str]) -> None:
+def first_runs(cell: Cell) -> list[Run]:
+    """Returns the runs that decide on the cell's candidate."""
+    return [run for candidate in cell.candidates for run in candidate.runs[: cell.deciding]]
+
+
+def following_runs(cell: Cell, tell: Tell) -> tuple[Run, ...]:
+    """Returns the other runs of the selected candidate. If none is selected, it reports that, and returns none."""
+    deciding = read_deciding(cell)
+    chosen, why = choose(cell, deciding)
+    if chosen is not None:
+        return chosen.runs[cell.deciding :]
+    states = [outcome.state for outcomes in deciding for outcome in outcomes]
+    if all(state in ("finished", "failed") for state in states) and "finished" in states:
+        tell(Event("unchosen", cell.name, why))  # other cases have been reported: all failed, or are being run
+    for run in cell.candidates[0].runs[cell.deciding :]:
+        tell(Event("skipped", f"{cell.name} / seed {run.seed}", why))
+    return ()
+
+
+def run_once(run: Run, tell: Tell, command: Sequence[str], bound: bool = False) -> None:
+    """Makes a run, unless it is finished or another process works on it.
+
+    Args:
+        run: the run.
+        tell: a function that is called with ``started`` and with the run's last event.
+        command: the command that the run's words are appended to.
+        bound: whether its process ends with this one. Then the lock is waited for, as the process of a lost worker may
+            still be ending.
+    """
+    with _reporting(run, tell), _lock(run).acquire(timeout=_PATIENCE if bound else 0) as held:
+        tell(_locked_run(run, tell, command, held, bound))
+
+
+def settled(run: Run, tell: Tell) -> bool:
+    """Whether there is nothing to make, which is reported. Else its folder is there, and holds our command.json at most."""
+    with _reporting(run, tell), _lock(run).acquire(timeout=0):
+        outcome = read_outcome(run)
+        if outcome.state == "finished":
+            tell(_ended("kept", run, outcome))
+        elif (foreign := _clear(run.folder)) is not None:
+            tell(Event("failed", run.name, foreign))
+        else:
+            return False
+    return True
+
+
+def _lock(run: Run) -> FileLock:
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    # The lock file is beside the folder, since the folder's content is removed while the lock is held.
+    return FileLock(run.folder.with_name(f"{run.folder.name}.lock"))
+
+
+@contextmanager
+def _reporting(run: Run, tell: Tell) -> Iterator[None]:
+    """Reports a lock that another process holds, and an error of a file."""
     try:
-        run.folder.parent.mkdir(parents=True, exist_ok=True)
-        # The lock file is beside the folder, since the folder's content is removed while the lock is held.
-        lock = FileLock(run.folder.with_name(f"{run.folder.name}.lock"))
-        with lock.acquire(blocking=False):
-            tell(_locked_run(run, tell, command, lock))
+        yield
     except Timeout:
         tell(Event("locked", run.name, "another process is at it"))
     except OSError as error:
         tell(Event("failed", run.name, f"{type(error).__name__}: {error}"))
 
 
-def _locked_run(run: Run, tell: Tell, command: Sequence[str], lock: FileLock) -> Event:
+def _ended(kind: Literal["kept", "finished"], run: Run, outcome: Outcome) -> Event:
+    unscored = no_score(run, outcome)
+    return Event(kind, run.name) if unscored is None else Event("failed", run.name, unscored)
+
+
+def _locked_run(run: Run, tell: Tell, command: Sequence[str], lock: BaseFileLock, bound: bool) -> Event:
     # The outcome is read under the lock, since another study may have finished the run in the meantime.
     before = read_outcome(run)
-    kind: Literal["kept", "finished"] = "kept"
-    if before.state != "finished":
-        if (foreign := _clear(run.folder)) is not None:
-            return Event("failed", run.name, foreign)
-        tell(Event("started", run.name, "again, as its words have changed" if before.state == "stale" else ""))
-        why = _process(run, command, lock)
-        if why is not None:
-            _write_command(run, command, failed=why)
-            return Event("failed", run.name, why)
-        before, kind = read_outcome(run), "finished"
-    unscored = no_score(run, before)
-    return Event(kind, run.name) if unscored is None else Event("failed", run.name, unscored)
+    if before.state == "finished":
+        return _ended("kept", run, before)
+    if (foreign := _clear(run.folder)) is not None:
+        return Event("failed", run.name, foreign)
+    tell(Event("started", run.name, "again, as its words have changed" if before.state == "stale" else ""))
+    why = _process(run, command, lock, bound)
+    if why is not None:
+        _write_command(run, command, failed=why)
+        return Event("failed", run.name, why)
+    return _ended("finished", run, read_outcome(run))
 
 
 def _clear(folder: Path) -> str | None:
@@ -137,25 +182,17 @@ def _clear(folder: Path) -> str | None:
     return None
 
 
-def _process(run: Run, command: Sequence[str], lock: FileLock) -> str | None:
+def _process(run: Run, command: Sequence[str], lock: BaseFileLock, bound: bool) -> str | None:
     """Runs the process, and returns the reason if it failed, else None."""
     _write_command(run, command)
     log_file = run.folder / LOG_FILE
     with open(log_file, "wb") as log:
         try:
-            child = subprocess.Popen(
-                [*command, *run.words],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # Unbuffered, so that its lines are in the log at once, even if it is killed.
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-                pass_fds=_descriptors(lock),
-            )
+            child = start(command, run.words, log, _descriptors(lock), bound)
         except OSError as error:
             return f"{shlex.join(command)} cannot be started: {error}"
         try:
-            status = child.wait()
+            status = _wait(child)
         except BaseException:
             _stop(child)
             raise
@@ -175,7 +212,14 @@ def _process(run: Run, command: Sequence[str], lock: FileLock) -> str | None:
     return f"{what}; {_last_words(log_file)} (log: {log_file})"
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
+def _wait(child: Child) -> int:
+    while True:
+        # Ray interrupts a task between two steps of Python only, which an endless wait has not.
+        with suppress(subprocess.TimeoutExpired):
+            return child.wait(timeout=1)
+
+
+def _stop(child: Child) -> None:
     """Asks a process to end. It is killed if it does not end in time, or if the user interrupts again."""
     child.terminate()
     try:
@@ -189,7 +233,7 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         raise
 
 
-def _descriptors(lock: FileLock) -> tuple[int, ...]:
+def _descriptors(lock: BaseFileLock) -> tuple[int, ...]:
     # filelock has no public name for the descriptor. On Windows, a process can't inherit it.
     descriptor = getattr(getattr(lock, "_context", None), "lock_file_fd", None)
     return (descriptor,) if os.name == "posix" and isinstance(descriptor, int) else ()

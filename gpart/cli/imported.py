@@ -1,0 +1,15 @@
+"""All that ``gpart fit`` needs, imported: a study forks its runs from a process that has imported this module.
+
+Invariant: it imports and does nothing else, so that nothing but modules is inherited.
+"""
+
+from __future__ import annotations
+
+import gc
+from importlib import import_module
+
+from gpart.cli.quiet import silence_imports
+
+silence_imports()
+import_module("gpart.cli.training")
+gc.freeze()  # else the collector writes to every object, and each run would have memory pages of its own for them
