@@ -23,6 +23,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from transformers.utils import logging as hf
 
 from gpart.callbacks.method import MethodCallback
 from gpart.errors import GPartError, GPartFileError
@@ -32,6 +33,15 @@ from gpart.studies.trained_vector import TrainedVector, trained_vector
 
 CONFIG = "config.yaml"
 """What LightningCLI writes a run's whole configuration to, beside the folder ``checkpoints``."""
+
+_MEANT = (
+    ".*limit_val_batches.*",
+    ".*callbacks used to create the checkpoint need to be provided.*",
+    ".*does not have many workers.*",
+    ".*isinstance.treespec, LeafSpec.*",  # Lightning's use of torch's pytree
+    ".*set_vital.*",  # torchdata calls what torch deprecates
+)
+"""Warnings, as regular expressions."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +137,7 @@ def load_run(run: FinishedRun, accelerator: str = "auto") -> LoadedRun:
         GPartError: if the configuration cannot be built, or the checkpoint does not fit it.
     """
     config = _read_config(run.config)
-    quiet = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
-    with isolate_rng(), _lightning_quiet():
+    with isolate_rng(), quiet():
         _seed(config.get("seed_everything"))
         module, data, method = _instantiate(config, run.config)
         trainer = Trainer(
@@ -137,7 +146,10 @@ def load_run(run: FinishedRun, accelerator: str = "auto") -> LoadedRun:
             precision="32-true",
             callbacks=[] if method is None else [method],
             limit_val_batches=0,
-            **quiet,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
         )
         trainer.validate(module, data, verbose=False)  # only builds
         network = module if method is None or method._network is None else method._network
@@ -207,16 +219,20 @@ def _seed(seed: Any) -> None:
 
 
 @contextmanager
-def _lightning_quiet() -> Iterator[None]:
-    """Leaves out what Lightning says of a Trainer that only builds: which devices there are, that nothing is validated."""
-    logger = logging.getLogger("lightning.pytorch")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Within it the libraries do not tell what is meant: a Trainer that only builds, a new head that is filled then."""
+    lightning, level, bars = logging.getLogger("lightning.pytorch"), hf.get_verbosity(), hf.is_progress_bar_enabled()
+    before = lightning.level
+    lightning.setLevel(logging.ERROR)
+    hf.set_verbosity_error()  # type: ignore[no-untyped-call]
+    hf.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*limit_val_batches.*")
-            warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-            warnings.filterwarnings("ignore", ".*does not have many workers.*")
+            for message in _MEANT:
+                warnings.filterwarnings("ignore", message)
             yield
     finally:
-        logger.setLevel(before)
+        lightning.setLevel(before)
+        hf.set_verbosity(level)
+        if bars:
+            hf.enable_progress_bar()  # type: ignore[no-untyped-call]

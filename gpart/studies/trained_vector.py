@@ -61,7 +61,7 @@ class TrainedVector:
         """
         if vector.shape != (self.size,):
             raise GPartError(f"a vector of shape {list(vector.shape)} for {self.size} trained numbers")
-        parts = vector.split([value.numel() for value in self.parameters.values()])
+        parts = torch.split(vector, [value.numel() for value in self.parameters.values()])
         return {
             name: part.view(value.shape) for (name, value), part in zip(self.parameters.items(), parts, strict=True)
         }

@@ -78,7 +78,7 @@ def scaled(direction: Tensor, reference: Mapping[str, Tensor], normalise: Normal
         return direction * _ratio(joined.norm(), direction.norm())
     parts = []
     for part, value in zip(
-        direction.split([value.numel() for value in reference.values()]), reference.values(), strict=True
+        torch.split(direction, [value.numel() for value in reference.values()]), reference.values(), strict=True
     ):
         rows = value.reshape(len(value), -1) if value.dim() > 1 else value.reshape(1, -1)
         drawn = part.view(rows.shape)

@@ -31,7 +31,7 @@ def landscape_figure(landscapes: Sequence[Landscape], title: str) -> Figure:
     levels = low + (high - low) * np.linspace(0, 1, _LEVELS) ** 2
     count = len(landscapes)
     figure = Figure(figsize=(3.9 * count + 0.9, 8.2), layout="constrained", dpi=130)
-    drawn = None
+    drawn: Any = None
     above: list[Any] = []
     for index, one in enumerate(landscapes):
         surface, x = np.minimum(one.mean, high), one.coordinates

@@ -12,6 +12,7 @@ Of torch's attention kernels only the plain one does.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchmetrics import MeanMetric, Metric
 
 from gpart.errors import GPartError
-from gpart.studies.finished_run import LoadedRun
+from gpart.studies.finished_run import LoadedRun, quiet
 from gpart.studies.trained_vector import TrainedVector
 
 Logged = dict[str, tuple[Any, int | None]]
@@ -105,7 +106,7 @@ class ValidationLoss:
             raise GPartError(
                 f"{type(self.module).__name__} logs {name!r} as a {type(value).__name__}, expected a tensor"
             )
-        return value, float(size if size is not None else extract_batch_size(batch))
+        return value, float(size if size is not None else _rows(batch))
 
 
 def validation_loss(run: LoadedRun, rows: int | None = None) -> ValidationLoss:
@@ -119,17 +120,23 @@ def validation_loss(run: LoadedRun, rows: int | None = None) -> ValidationLoss:
     Raises:
         GPartError: if there are no rows.
     """
-    loaders = run.data.val_dataloader()
-    loader = loaders[0] if isinstance(loaders, (list, tuple)) else loaders
     batches, count, module = [], 0, run.module
-    for batch in loader:
-        if rows is not None and count >= rows:
-            break
-        count += extract_batch_size(batch)
-        batches.append(module._apply_batch_transfer_handler(batch, module.device, 0))
+    with quiet():
+        loaders = run.data.val_dataloader()
+        for batch in loaders[0] if isinstance(loaders, (list, tuple)) else loaders:
+            if rows is not None and count >= rows:
+                break
+            count += _rows(batch)
+            batches.append(module._apply_batch_transfer_handler(batch, module.device, 0))
     if not batches:
         raise GPartError(f"{type(run.data).__name__} gives no validation rows (rows={rows})")
     return ValidationLoss(module, run.vector, batches, count)
+
+
+def _rows(batch: Any) -> int:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Trying to infer the `batch_size`")  # as Lightning's own log does
+        return extract_batch_size(batch)
 
 
 def _loss_name(logged: Logged, module: LightningModule) -> str:

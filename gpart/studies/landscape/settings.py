@@ -20,7 +20,7 @@ class Settings:
         GPartError: if a setting is out of its range.
     """
 
-    rows: int | None = 512
+    rows: int | None = 256
     """Validation rows at least, rounded up to whole batches; None for all."""
 
     points: int = 11

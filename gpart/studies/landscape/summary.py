@@ -10,7 +10,7 @@ With L(p) the loss at a point p = (a, b) of the plane, in units of the direction
     anisotropy  (max - min) / mean over the circle's directions p of E(p) = (L(p) + L(-p)) / 2 - L(0), at the radius of the
                 grid's span: 0 where the loss rises alike in all directions of the plane, large where it rises along some
     curvature   lambda · r², with r the directions' norm: twice the rise that the eigenvector's own direction would have
-                at the grid's unit, were the loss quadratic; unlike lambda it does not depend on the parametrisation's units
+                at the grid's unit, were the loss quadratic; unlike lambda it stays the same when theta is measured in other units
 
 Asymmetry and anisotropy are computed for each pair of directions and averaged: a mean surface would hide them.
 """
