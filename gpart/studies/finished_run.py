@@ -6,6 +6,7 @@ that all checks of a checkpoint are made. Nothing in the run's folder is changed
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import logging
 import random
@@ -184,7 +185,7 @@ def _instantiate(
         made = parser.instantiate_classes(parser.parse_object(asked))
     except GPartError:
         raise
-    except (ValueError, TypeError, OSError) as error:  # jsonargparse's, of a class that is not there any more
+    except (argparse.ArgumentError, ValueError, TypeError, OSError) as error:  # of a class that is not there any more
         raise GPartError(f"{path}: its model, data or method cannot be made again: {error}") from error
     method = made.get("method")
     if method is not None and not isinstance(method, MethodCallback):
@@ -221,9 +222,11 @@ def _seed(seed: Any) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Within it the libraries do not tell what is meant: a Trainer that only builds, a new head that is filled then."""
-    lightning, level, bars = logging.getLogger("lightning.pytorch"), hf.get_verbosity(), hf.is_progress_bar_enabled()
-    before = lightning.level
-    lightning.setLevel(logging.ERROR)
+    # The second when Transformers imports torchao.
+    levels = {name: logging.getLogger(name).level for name in ("lightning.pytorch", "torch.utils._pytree")}
+    level, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
     hf.set_verbosity_error()  # type: ignore[no-untyped-call]
     hf.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -232,7 +235,8 @@ def quiet() -> Iterator[None]:
                 warnings.filterwarnings("ignore", message)
             yield
     finally:
-        lightning.setLevel(before)
+        for name, before in levels.items():
+            logging.getLogger(name).setLevel(before)
         hf.set_verbosity(level)
         if bars:
             hf.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -53,6 +53,7 @@ def landscape_figure(landscapes: Sequence[Landscape], title: str) -> Figure:
         solid.set_zlim(low, high)
         solid.set(xlabel="along u", ylabel="along v")
         solid.tick_params(labelsize=7)
+        solid.locator_params(nbins=4)
         solid.view_init(elev=28, azim=-58)
     figure.colorbar(drawn, ax=above, label="validation loss", shrink=0.85, ticks=levels[::3], format="%.3g")
     figure.suptitle(title, fontsize=10.5, parse_math=False)
