@@ -7,17 +7,11 @@ which order, or on what was measured before the program was started again.
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gpart.studies.finished_run import FinishedRun, load_run
@@ -26,6 +20,7 @@ from gpart.studies.landscape.lanczos import lanczos
 from gpart.studies.landscape.loss import ValidationLoss, validation_loss
 from gpart.studies.landscape.settings import Settings
 from gpart.studies.landscape.store import Key, Store
+from gpart.studies.landscape.workers import results
 
 FACTS, HESSIAN = "facts", "hessian"
 _PRODUCT = 6
@@ -97,45 +92,13 @@ def measure(
             tell(job.subject.name, job.cost / total)
         else:
             missing.append(job)
-    for job, value in _results(missing, partial(_run_job, accelerator=accelerator), workers):
-        store.add(job.key, value)
-        tell(job.subject.name, job.cost / total)
-
-
-def _results(jobs: list[Job], run: Callable[[Job], Any], workers: int) -> Iterator[tuple[Job, Any]]:
-    if workers == 1 or len(jobs) < 2:
-        try:
-            yield from ((job, run(job)) for job in jobs)
-        finally:
-            _directions.cache_clear()
-            _loaded.cache_clear()
-        return
-    # A fresh interpreter: a forked one would hang in the thread pools that torch has started here.
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(max(1, torch.get_num_threads() // workers),),
-    )
     try:
-        futures = {pool.submit(run, job): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        for job, value in results(missing, partial(_run_job, accelerator=accelerator), workers):
+            store.add(job.key, value)
+            tell(job.subject.name, job.cost / total)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker(threads: int) -> None:
-    torch.set_num_threads(threads)
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent() -> None:
-        if parent is not None:
-            with suppress(OSError):
-                parent.join()
-            os._exit(1)  # the parent was killed, and nobody wants what is computed here
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+        _directions.cache_clear()
+        _loaded.cache_clear()
 
 
 @dataclass(frozen=True, eq=False)
