@@ -15,5 +15,5 @@ draw() {
 }
 draw norm "$@"
 mkdir -p $here/change
-cp -n $here/norm/points.jsonl $here/change/  # the eigenvalues are the same
+[ -e $here/change/points.jsonl ] || cp $here/norm/points.jsonl $here/change/  # the eigenvalues are the same
 draw change "$@"
