@@ -1,0 +1,68 @@
+"""The validation loss of modules that log it in other ways than ours for sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
+
+from gpart.errors import GPartError
+from gpart.studies.finished_run import LoadedRun
+from gpart.studies.landscape.loss import ValidationLoss, validation_loss
+from gpart.studies.trained_vector import trained_vector
+
+ROWS = torch.tensor([1.0, 2.0, 4.0])
+
+
+class Tokens(LightningModule):
+    """Logs a metric whose weights are no rows, as a language model's tokens; the loss of a row x is (p·x)²."""
+
+    def __init__(self, names: tuple[str, ...] = ("val/loss",)) -> None:
+        super().__init__()
+        self.p, self.names, self.mean = torch.nn.Parameter(torch.tensor([3.0])), names, MeanMetric()
+
+    def validation_step(self, batch: Tensor, index: int) -> None:
+        self.mean.update(((self.p * batch) ** 2).mean(), weight=10.0 if index else 30.0)
+        for name in self.names:
+            self.log(name, self.mean)
+
+
+class Data(LightningDataModule):
+    def val_dataloader(self) -> list[Any]:
+        return [DataLoader(ROWS, batch_size=2), DataLoader(-ROWS)]  # the second is for something else
+
+
+def loss_of(module: LightningModule) -> ValidationLoss:
+    vector = trained_vector(module)
+    return validation_loss(LoadedRun(module, Data(), module, "FullFineTuning", vector, False, vector.read()))
+
+
+def test_a_mean_metric_has_its_own_weights_and_its_hessian() -> None:
+    loss = loss_of(Tokens())
+    mean = (30 * (1 + 4) / 2 + 10 * 16) / 40
+    assert loss.rows == 3
+    assert loss.at(torch.tensor([2.0])) == pytest.approx(4 * mean)
+    assert loss.at(torch.tensor([2.0])) == pytest.approx(4 * mean)  # nothing was kept from before
+    assert loss.hessian_product(torch.tensor([0.5])).tolist() == pytest.approx([mean])
+
+
+@pytest.mark.parametrize("names", [("accuracy",), ("a/loss", "b/loss")])
+def test_it_is_the_one_name_that_ends_in_loss(names: tuple[str, ...]) -> None:
+    with pytest.raises(GPartError, match="expected one name that ends in 'loss'"):
+        loss_of(Tokens(names)).at(torch.ones(1))
+
+
+def test_a_loss_without_its_graph_has_no_hessian() -> None:
+    class Detached(Tokens):
+        def validation_step(self, batch: Tensor, index: int) -> None:
+            self.log("val_loss", (self.p * batch).detach().mean())
+
+    loss = loss_of(Detached())
+    assert loss.at(torch.ones(1)) == pytest.approx(7 / 3)  # a smaller batch counts less
+    with pytest.raises(GPartError, match="has no graph"):
+        loss.hessian_product(torch.ones(1))

@@ -1,0 +1,39 @@
+"""Jobs in several processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from gpart.errors import GPartError
+from gpart.studies.landscape.workers import results
+
+
+def job(number: int) -> int:
+    """Runs in a worker, which imports this file: fails at 3, kills its process at 4, takes long at 5."""
+    if number == 3:
+        raise GPartError("three is no number here")
+    if number == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 5:
+        time.sleep(200)
+    return os.getpid()
+
+
+def test_one_worker_is_this_process_and_runs_a_job_when_it_is_asked_for() -> None:
+    asked = results([0, 3], job, workers=1)
+    assert next(asked) == (0, os.getpid())
+    with pytest.raises(GPartError, match="three"):
+        next(asked)
+
+
+@pytest.mark.slow  # starts processes
+@pytest.mark.parametrize(("last", "message"), [(3, "three is no number"), (4, "2 worker processes was killed")])
+def test_a_job_that_fails_ends_the_others(last: int, message: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(GPartError, match=message):
+        list(results([5, last], job, workers=2))
+    assert time.monotonic() - began < 150
