@@ -168,4 +168,7 @@ def test_what_a_schedule_has_changed_is_no_other_setting() -> None:
 def test_an_unknown_method_lists_methods_only(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("--method=LoRA") == 2
     said = capsys.readouterr().err
-    assert "gpart's are BitFit, FullFineTuning, GPartCallback, LinearProbe, PartialFineTuning, PeftCallback, others" in said
+    assert (
+        "gpart's are BitFit, FullFineTuning, GPartCallback, LinearProbe, PartialFineTuning, PeftCallback, others"
+        in said
+    )
