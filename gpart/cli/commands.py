@@ -48,6 +48,7 @@ COMMANDS = {
     "configs": Command("gpart.cli.configs", "configs_command", "list the shipped recipes, or copy one to edit"),
     "study": Command("gpart.cli.study", "study_command", "run methods x tasks x seeds, and write their table"),
     "bench": Command("gpart.cli.bench", "bench_command", "measure each method's time and memory"),
+    "isometry": Command("gpart.cli.isometry", "isometry_command", "measure how a method's vector moves the weights"),
 }
 """The others."""
 
@@ -84,7 +85,7 @@ def unknown(word: str) -> str:
 
     Example:
         >>> unknown("studdy")
-        "there is no command 'studdy', did you mean study? There are fit, validate, test, predict, inspect, diff, combine, project, merge, export, import, push, pull, serve, params, configs, study, bench; 'gpart --help' explains them"
+        "there is no command 'studdy', did you mean study? There are fit, validate, test, predict, inspect, diff, combine, project, merge, export, import, push, pull, serve, params, configs, study, bench, isometry; 'gpart --help' explains them"
     """
     known = {name: name for name in LINES} | ELSEWHERE
     close = difflib.get_close_matches(word, known, n=1)
