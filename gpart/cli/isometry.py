@@ -12,11 +12,12 @@ import torch
 from rich.console import Console
 
 from gpart.cli.message import Parser
+from gpart.cli.models import quiet
 from gpart.errors import GPartError
 from gpart.injection.matching import ALL_LINEAR
 from gpart.serialization.atomic import replacing
 from gpart.studies.bench.figure import png
-from gpart.studies.bench.machine import describe_machine
+from gpart.studies.bench.machine import describe_machine, load
 from gpart.studies.bench.report import markdown
 from gpart.studies.bench.terminal import Shown, as_table
 from gpart.studies.counting.params import Settings as Sizes
@@ -81,6 +82,7 @@ def isometry_command(words: list[str]) -> int:
     with shown.progress:
         for subject in _subjects(asked, runs, settings):
             rows.append(measure(subject, settings, shown.tell))
+            machine["load_at_end"] = load()
             if folder is not None:  # after each, so that one that is broken off leaves what it has
                 _write(folder, {"isometry.json": _json(content(rows, settings, machine, command))})
     title = f"Isometry: {', '.join(asked.subject)}"
@@ -154,7 +156,9 @@ def _subjects(asked: argparse.Namespace, runs: dict[str, list[Path]], settings: 
     if not runs:
         yield from of_model(asked.subject[0], asked.method or METHODS, settings.sizes, settings.seed)
     for name, files in runs.items():
-        yield of_run(name, files)
+        with quiet():
+            subject = of_run(name, files)
+        yield subject
 
 
 def _json(value: object) -> bytes:

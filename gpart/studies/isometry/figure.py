@@ -70,14 +70,18 @@ def _draw_spectrum(axes: Axes, row: Row, style: Style) -> None:
         shown = torch.where(values < end.spectrum.least, torch.nan, values)  # a log axis has no place for zeros
         last = place == len(row.ends) - 1
         zeros = f", {100 * end.spectrum.zeros:.2g} % are 0" if end.spectrum.zeros else ""
-        thick = {"linewidth": 1.8, "label": f"{row.name}{zeros}"} if last else {"linewidth": 0.8, "alpha": 0.6}
+        thick = (
+            {"linewidth": 3.0 if row.method == "gpart" else 1.6, "label": f"{row.name}{zeros}"}
+            if last
+            else {"linewidth": 0.8, "alpha": 0.6}
+        )
         axes.plot(at.tolist(), shown.tolist(), **style, **thick)
 
 
 def _draw_path(ratios: Axes, distances: Axes, rows: Sequence[Row], styles: dict[str, Style]) -> None:
     for row in rows:
-        moved = [one for one in row.path if one.ratio is not None]
-        ratios.plot([one.step for one in moved], [one.ratio for one in moved], **styles[row.name])
+        moved = [(one.step, one.ratio) for one in row.path if one.ratio is not None]
+        ratios.plot([step for step, _ in moved], [ratio for _, ratio in moved], **styles[row.name])
         distances.plot([one.step for one in row.path], [one.base for one in row.path], **styles[row.name])
     for axes, label in ((ratios, "‖ΔW‖ / ‖Δtheta‖ from the start"), (distances, "‖W - W0‖")):
         axes.set(yscale="log", xlabel="step", ylabel=label)

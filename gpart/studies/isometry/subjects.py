@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+import gpart.lightning_modules  # noqa: F401  # Lightning builds a checkpoint's class only where it is imported
 from gpart import GPartConfig, attach
 from gpart.assets.fetching import resolve
 from gpart.callbacks import load_from_checkpoint
@@ -137,7 +138,12 @@ def of_run(name: str, files: Sequence[Path]) -> Subject:
         content = load_checkpoint_file(file)
         by_step[int(content["global_step"])] = content  # the last and the best one are often the same
     first = min(by_step)
-    module = load_from_checkpoint(LightningModule, files[0], map_location="cpu")  # its class stands in the file
+    try:
+        module = load_from_checkpoint(LightningModule, files[0], map_location="cpu")  # its class stands in the file
+    except ValueError as error:  # which Lightning raises for a class of a module that nobody has imported
+        if isinstance(error, GPartError):
+            raise
+        raise GPartError(f"{name}: {error}") from error
     path = by_step[first][CHECKPOINT_KEY]["module"]
     network = get_submodule(module, path) if path else module
     trainable = find_trainable(unwrapped(network))
