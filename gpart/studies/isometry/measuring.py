@@ -130,7 +130,7 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Row:
         update = made.delta(point.vector)
         moved = float((point.vector - points[0].vector).norm()), float((update - start).norm())
         path.append(Moved(point.step, *moved, float(update.norm())))
-    ends = []
+    ends: list[Local] = []
     for place in sorted({0, len(points) - 1}):
         step, vector = points[place].step, points[place].vector
         if ends and isinstance(made, Linear):

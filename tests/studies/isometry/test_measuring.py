@@ -11,6 +11,7 @@ from gpart.studies.isometry.maps import Grouped
 from gpart.studies.isometry.measuring import Settings, decay_degree, measure, stretch
 from gpart.studies.isometry.products import LoRA, Rank
 from gpart.studies.isometry.report import sheets
+from gpart.studies.isometry.spectrum import spectrum
 from gpart.studies.isometry.subjects import Point, Subject
 from gpart.studies.isometry.vector import Trainable
 
@@ -36,6 +37,16 @@ def test_gpart_moves_the_weights_as_far_as_theta() -> None:
     assert row.ends[0].stretch == pytest.approx(1)
 
 
+def test_a_linear_map_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(
+        Grouped, "spectrum", lambda self, vector: asked.append(1) or spectrum([(1.0, 40)], "closed form")
+    )
+    row = measure(subject("x", Grouped(PARTITION, True), torch.zeros(40), torch.ones(40)), Settings(), lambda *_: None)
+    assert len(asked) == 1
+    assert [end.step for end in row.ends] == [0, 5]
+
+
 def test_the_non_isometric_one_is_one_factor_away() -> None:
     torch.manual_seed(0)
     made = Grouped(PARTITION, False)  # 25 weights in each of 40 groups
@@ -55,10 +66,15 @@ def test_decay_acts_twice_on_a_product(start: torch.Tensor) -> None:
     assert decay_degree(Grouped(PARTITION, False), start.repeat(2).double(), 0, 0.5, 0.5) == pytest.approx(1)
 
 
+def test_decay_of_a_product_points_straight_back() -> None:
+    vector = torch.randn(20, generator=torch.Generator().manual_seed(0)).double()
+    torch.testing.assert_close(LORA.delta(0.9 * vector), 0.81 * LORA.delta(vector))
+
+
 def test_stretch_is_measured_at_the_point() -> None:
     vector = torch.arange(20.0).double()
-    spectrum = LORA.spectrum(vector)
-    assert stretch(LORA, vector, 0) == pytest.approx(spectrum.rms, rel=0.5)
+    found = LORA.spectrum(vector)
+    assert stretch(LORA, vector, 0) == pytest.approx(found.rms, rel=0.5)
     assert stretch(LORA, 10 * vector, 0) == pytest.approx(10 * stretch(LORA, vector, 0))
 
 
