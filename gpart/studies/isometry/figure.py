@@ -82,7 +82,8 @@ def _draw_path(ratios: Axes, distances: Axes, rows: Sequence[Row], styles: dict[
     for row in rows:
         moved = [(one.step, one.ratio) for one in row.path if one.ratio is not None]
         ratios.plot([step for step, _ in moved], [ratio for _, ratio in moved], **styles[row.name])
-        distances.plot([one.step for one in row.path], [one.base for one in row.path], **styles[row.name])
+        away = [(one.step, one.base) for one in row.path if one.base]  # a log axis has no place for 0
+        distances.plot([step for step, _ in away], [base for _, base in away], **styles[row.name])
     for axes, label in ((ratios, "‖ΔW‖ / ‖Δtheta‖ from the start"), (distances, "‖W - W0‖")):
         axes.set(yscale="log", xlabel="step", ylabel=label)
     ratios.axhline(1.0, color="#222222", linewidth=0.8, linestyle=(0, (4, 3)))

@@ -20,7 +20,10 @@ _DECAY = (
     "Random step: ‖J·x‖ / ‖x‖ of random x by products with J, which rms has to agree with. Degree: one decay step of AdamW, theta to (1 - ηλ)·theta, takes ‖W - W0‖ to (1 - ηλ)^degree of it. Pull: degree / rms, how"
     " strong the same λ is beside a step that moves the weights as far as GPart's."
 )
-_PATH = "Distances in float64. Ratio: of the distances from the start, least and largest along the run; constant 1 is an isometry."
+_PATH = (
+    "Distances at the end, in float64: of theta and of W from the start, and of W from the base. Ratio: ‖ΔW‖ / ‖Δtheta‖ at the"
+    " first point after the start and at the last; one number throughout is an isometry up to that factor."
+)
 
 
 def sheets(rows: Sequence[Row]) -> list[Sheet]:
@@ -74,25 +77,14 @@ def _decay(rows: Sequence[Row]) -> Sheet:
 
 
 def _along(rows: Sequence[Row]) -> Sheet:
-    header = [
-        "method",
-        "lr",
-        "weight decay",
-        "steps",
-        "‖Δtheta‖",
-        "‖ΔW‖",
-        "ratio",
-        "‖W - W0‖ at the start",
-        "at the end",
-    ]
+    header = ["method", "weight decay", "‖Δtheta‖", "‖ΔW‖", "first ratio", "last ratio", "‖W - W0‖"]
     lines = []
     for row in rows:
         last: Moved = row.path[-1]
-        ratios = [one.ratio for one in row.path if one.ratio is not None]
-        spread = f"{number(min(ratios))}..{number(max(ratios))}" if ratios else "-"
-        given = [f"{row.training[key]:g}" if key in row.training else "-" for key in ("lr", "weight_decay")]
-        ends = [number(row.path[0].base), number(last.base)]
-        lines.append([row.name, *given, f"{last.step:,}", number(last.vector), number(last.weights), spread, *ends])
+        ratios = [number(one.ratio) for one in row.path if one.ratio is not None] or ["-"]
+        decay = f"{row.training['weight_decay']:g}" if "weight_decay" in row.training else "-"
+        distances = [number(last.vector), number(last.weights)]
+        lines.append([row.name, decay, *distances, ratios[0], ratios[-1], number(last.base)])
     return Sheet("along the run", header, lines, _PATH)
 
 

@@ -56,7 +56,7 @@ def test_the_non_isometric_one_is_one_factor_away() -> None:
     assert row.path[0].base == pytest.approx(5 * 40**0.5)
     assert row.pull == pytest.approx(1 / 5)
     table = sheets([row])[2]
-    assert table.rows[0][:4] == ["x", "0.1", "-", "5"]
+    assert table.rows[0] == ["x", "-", "6.325", "31.62", "5.000", "5.000", "63.25"]
 
 
 @pytest.mark.parametrize("start", [torch.zeros(20), torch.arange(20.0)])
