@@ -8,6 +8,7 @@ from gpart.callbacks.loading import load_from_checkpoint
 from gpart.callbacks.metrics import MetricsWriter
 from gpart.callbacks.peft_callback import PeftCallback
 from gpart.callbacks.predictions import PredictionWriter
+from gpart.callbacks.snapshots import SnapshotWriter
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -21,5 +22,6 @@ __all__ = [
     "PeftCallback",
     "PredictionWriter",
     "RandomStates",
+    "SnapshotWriter",
     "load_from_checkpoint",
 ]

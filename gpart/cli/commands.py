@@ -51,6 +51,7 @@ COMMANDS = {
     "landscape": Command(
         "gpart.cli.landscape", "landscape_command", "draw the loss around finished runs' trained points"
     ),
+    "isometry": Command("gpart.cli.isometry", "isometry_command", "measure how a method's vector moves the weights"),
 }
 """The others."""
 
@@ -87,7 +88,7 @@ def unknown(word: str) -> str:
 
     Example:
         >>> unknown("studdy")
-        "there is no command 'studdy', did you mean study? There are fit, validate, test, predict, inspect, diff, combine, project, merge, export, import, push, pull, serve, params, configs, study, bench, landscape; 'gpart --help' explains them"
+        "there is no command 'studdy', did you mean study? There are fit, validate, test, predict, inspect, diff, combine, project, merge, export, import, push, pull, serve, params, configs, study, bench, landscape, isometry; 'gpart --help' explains them"
     """
     known = {name: name for name in LINES} | ELSEWHERE
     close = difflib.get_close_matches(word, known, n=1)

@@ -1,0 +1,1 @@
+"""Isometry as a measurement: the singular values of the Jacobian from the trainable vector to the weights."""
