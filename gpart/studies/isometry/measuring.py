@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gpart.errors import GPartError
 from gpart.studies.counting.params import Settings as Sizes
-from gpart.studies.isometry.lanczos import estimate
+from gpart.studies.isometry.estimate import estimate
 from gpart.studies.isometry.maps import Linear, Map
 from gpart.studies.isometry.spectrum import Spectrum
 from gpart.studies.isometry.subjects import Subject

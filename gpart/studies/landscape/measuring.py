@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from gpart.studies.finished_run import FinishedRun, load_run
+from gpart.studies.lanczos import lanczos, random_vector
 from gpart.studies.landscape.directions import Normalise, Scale, draw, reference, scaled
-from gpart.studies.landscape.lanczos import lanczos
 from gpart.studies.landscape.loss import ValidationLoss, validation_loss
 from gpart.studies.landscape.settings import Settings
 from gpart.studies.landscape.store import Key, Store
@@ -133,8 +133,8 @@ def _run_job(job: Job, accelerator: str) -> Any:
         return _facts(loaded)
     if kind == HESSIAN:
         loaded.loss.vector.write(loaded.trained)
-        found = lanczos(loaded.loss.hessian_product, loaded.trained, rest[0])
-        return [[one.value, one.bound] for one in found]
+        found = lanczos(loaded.loss.hessian_product, random_vector(loaded.trained, seed=0), rest[0])
+        return [list(pair) for pair in zip(found.values.tolist(), found.bounds.tolist(), strict=True)][::-1]
     scale, normalise, seed, a, b = rest
     u, v = _directions(loaded, scale, normalise, seed)
     return _finite(loaded.loss.at(loaded.trained + a * u + b * v))

@@ -12,7 +12,6 @@ import torch
 from gpart.errors import GPartError
 from gpart.studies.landscape.directions import draw, reference, scaled
 from gpart.studies.landscape.figure import landscape_figure, limits
-from gpart.studies.landscape.lanczos import lanczos
 from gpart.studies.landscape.page import page
 from gpart.studies.landscape.report import as_json, cautions, markdown, table
 from gpart.studies.landscape.settings import Settings
@@ -66,27 +65,6 @@ def test_directions_differ_by_seed_and_are_the_same_again() -> None:
 def test_what_has_not_moved_has_no_scale() -> None:
     with pytest.raises(GPartError, match="training has not moved it"):
         reference(torch.ones(3), torch.ones(3), "change")
-
-
-def test_lanczos_finds_the_eigenvalues_with_their_bounds() -> None:
-    raw = torch.randn(30, 30, dtype=torch.float64)
-    matrix = raw @ raw.T - 10 * torch.eye(30, dtype=torch.float64)
-    true = torch.linalg.eigvalsh(matrix).flip(0).tolist()
-    some = lanczos(lambda v: matrix @ v, matrix[0], steps=12)
-    assert len(some) == 12
-    assert some[0].value == pytest.approx(true[0], rel=1e-3)
-    for one in some:
-        assert min(abs(one.value - value) for value in true) <= one.bound + 1e-9
-        assert one.value <= true[0] + 1e-9
-    every = lanczos(lambda v: matrix @ v, matrix[0], steps=50)
-    assert [one.value for one in every] == pytest.approx(true)
-
-
-def test_lanczos_ends_where_the_space_is_exhausted() -> None:
-    matrix = torch.diag(torch.tensor([4.0, 4.0, 0.0, 0.0, 0.0]))
-    found = lanczos(lambda v: matrix @ v, matrix[0], steps=5)
-    assert [round(one.value, 4) for one in found] == [4.0, 0.0]
-    assert [one.value for one in lanczos(torch.zeros_like, matrix[0], steps=3)] == [0.0]
 
 
 def test_the_grid_is_symmetric_and_shares_its_points_with_coarser_ones() -> None:

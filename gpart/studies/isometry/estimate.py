@@ -1,7 +1,6 @@
 """The spectrum of a Jacobian that is known by its products alone: whole if it is small, else estimated by Lanczos.
 
-Invariant: the same seed gives the same numbers, and every vector of a Krylov basis is made orthogonal to all before it, twice,
-so that no eigenvalue comes up more often than it is there.
+Invariant: the same seed gives the same numbers.
 
 Stochastic Lanczos quadrature: from a random unit vector, k steps give a tridiagonal T with JᵀJ ≈ Q T Qᵀ. Its eigenvalues
 are nodes, the squared first entries of its eigenvectors the parts of all directions that they stand for. The mean over
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from gpart.studies.isometry.maps import Map
 from gpart.studies.isometry.spectrum import Spectrum, from_gram, spectrum
+from gpart.studies.lanczos import lanczos
 
 Tell = Callable[[int, int], None]
 """Is told how many products are done, of how many."""
@@ -53,9 +53,9 @@ def estimate(made: Map, vector: Tensor, steps: int, starts: int, seed: int, tell
     parts, errors, total = [], [], steps * starts
     for start in range(starts):
         first = torch.randn(length, generator=generator, dtype=vector.dtype)
-        nodes, parted, error = lanczos(product, first, steps, partial(_told, tell, start * steps, total))
-        parts.append((nodes, parted * length / starts))
-        errors.append(error)
+        found = lanczos(product, first, steps, partial(_told, tell, start * steps, total))
+        parts.append((found.values, found.parts * length / starts))
+        errors.append(float(max(found.bounds[0], found.bounds[-1]) / found.values.abs().max()))
     values = torch.cat([nodes for nodes, _ in parts]).clamp(min=0.0).sqrt()
     order = values.argsort()
     counts = torch.cat([parted for _, parted in parts])[order]
@@ -75,42 +75,3 @@ def normal_product(made: Map, vector: Tensor) -> Callable[[Tensor], Tensor]:
         return pulled
 
     return product
-
-
-def lanczos(
-    product: Callable[[Tensor], Tensor], first: Tensor, steps: int, tell: Callable[[int], None]
-) -> tuple[Tensor, Tensor, float]:
-    """Nodes and parts of the quadrature from one start, and the larger residual of the two outer nodes over the largest.
-
-    It ends early where the Krylov space is closed: the nodes are then eigenvalues.
-
-    Example:
-        >>> nodes, parts, error = lanczos(lambda x: x * torch.tensor([1.0, 4.0, 4.0]), torch.ones(3), 3, print)
-        1
-        2
-        >>> nodes.round(decimals=5).tolist(), [round(part, 3) for part in parts.tolist()], error < 1e-5
-        ([1.0, 4.0], [0.333, 0.667], True)
-    """
-    basis = [first / first.norm()]
-    diagonal: list[Tensor] = []
-    beside: list[Tensor] = []
-    for step in range(steps):
-        moved = product(basis[-1])
-        diagonal.append(basis[-1] @ moved)
-        known = torch.stack(basis)
-        for _ in range(2):
-            moved = moved - (known @ moved) @ known
-        rest = moved.norm()
-        beside.append(rest)
-        tell(step + 1)
-        if rest <= 1e3 * torch.finfo(first.dtype).eps * max(map(abs, diagonal)):
-            break
-        basis.append(moved / rest)
-    size = len(diagonal)
-    matrix = torch.diag(torch.stack(diagonal))
-    if size > 1:
-        off = torch.stack(beside[: size - 1])
-        matrix += torch.diag(off, 1) + torch.diag(off, -1)
-    nodes, vectors = torch.linalg.eigh(matrix)
-    residuals = beside[-1] * vectors[-1].abs()
-    return nodes, vectors[0] ** 2, float(max(residuals[0], residuals[-1]) / nodes.abs().max())

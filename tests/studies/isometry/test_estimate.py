@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpart.studies.isometry import lanczos
-from gpart.studies.isometry.lanczos import estimate
+from gpart.studies.isometry import estimate as module
+from gpart.studies.isometry.estimate import estimate
 from gpart.studies.isometry.maps import Linear
 from gpart.studies.isometry.spectrum import Spectrum, spectrum
 
@@ -41,7 +41,7 @@ def test_a_small_one_is_whole() -> None:
 
 
 def test_lanczos_gives_bounds_and_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanczos, "WHOLE", 0)
+    monkeypatch.setattr(module, "WHOLE", 0)
     values = torch.linspace(1, 3, 300)
     found = estimate(Matrix(values), torch.zeros(300).double(), 40, 6, 0, quiet)
     assert found.how == "Lanczos"
@@ -56,7 +56,7 @@ def test_lanczos_gives_bounds_and_the_mean(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_few_distinct_values_end_it_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanczos, "WHOLE", 0)
+    monkeypatch.setattr(module, "WHOLE", 0)
     told: list[int] = []
     values = torch.tensor([1.0] * 30 + [2.0] * 10)
     found = estimate(Matrix(values), torch.zeros(40).double(), 20, 1, 0, lambda done, total: told.append(done))

@@ -1,0 +1,37 @@
+"""Lanczos against matrices whose eigenvalues are known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gpart.studies.lanczos import lanczos, random_vector
+
+
+def test_it_finds_the_eigenvalues_with_their_bounds() -> None:
+    raw = torch.randn(30, 30, dtype=torch.float64)
+    matrix = raw @ raw.T - 10 * torch.eye(30, dtype=torch.float64)
+    true, first = torch.linalg.eigvalsh(matrix), random_vector(matrix[0], seed=0)
+    some = lanczos(lambda v: matrix @ v, first, steps=12)
+    assert len(some.values) == 12
+    assert some.values[-1].item() == pytest.approx(true[-1].item(), rel=1e-3)
+    nearest = (some.values[:, None] - true).abs().min(1).values
+    assert (nearest <= some.bounds + 1e-9).all()
+    assert some.values[-1] <= true[-1] + 1e-9
+    assert some.parts.sum().item() == pytest.approx(1)
+    torch.testing.assert_close(lanczos(lambda v: matrix @ v, first, steps=50).values, true)
+
+
+def test_it_ends_where_the_space_is_exhausted() -> None:
+    matrix, told = torch.diag(torch.tensor([4.0, 4.0, 0.0, 0.0, 0.0])), []
+    found = lanczos(lambda v: matrix @ v, torch.ones(5), 5, told.append)
+    assert found.values.tolist() == pytest.approx([0.0, 4.0], abs=1e-5)
+    assert found.parts.tolist() == pytest.approx([0.6, 0.4], abs=1e-5)
+    assert told == [1, 2]
+    assert lanczos(torch.zeros_like, torch.ones(5), steps=3).values.tolist() == [0.0]
+
+
+def test_a_seed_is_a_vector() -> None:
+    like = torch.empty(9)
+    assert torch.equal(random_vector(like, 1), random_vector(like, 1))
+    assert not torch.equal(random_vector(like, 1), random_vector(like, 2))
