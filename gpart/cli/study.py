@@ -10,16 +10,12 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from types import FrameType
 from typing import NoReturn
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
-from rich.text import Text
-
 from gpart.cli.configs import find_recipe
 from gpart.cli.message import Parser
+from gpart.cli.study_progress import shown
 from gpart.errors import GPartError
 from gpart.serialization.atomic import replacing
 from gpart.studies.experiments.outcome import choose, read_deciding, read_outcome
@@ -27,7 +23,7 @@ from gpart.studies.experiments.plan import Cell, plan, shard_of
 from gpart.studies.experiments.processes import COMMAND
 from gpart.studies.experiments.ray_engine import RayRequest, run_cells_on_ray
 from gpart.studies.experiments.results import collect
-from gpart.studies.experiments.running import Event, count_runs, run_cells
+from gpart.studies.experiments.running import count_runs, run_cells
 from gpart.studies.experiments.schema import read_study
 from gpart.studies.experiments.study import Study
 from gpart.studies.experiments.tables import markdown, write_table
@@ -175,63 +171,14 @@ def _write(study: Study, cells: Sequence[Cell], figure: bool) -> None:
     print("written:", ", ".join(file.as_posix() for file in files))
 
 
-class _Left(ProgressColumn):
-    """The time that is left, if the other runs go on at the pace of those made until now."""
-
-    def render(self, task: Task) -> Text:
-        seconds = seconds_left(task.fields["made"], task.remaining or 0, task.fields["seconds"], task.elapsed or 0)
-        return Text("-:--:-- left" if seconds is None else f"{timedelta(seconds=round(seconds))} left")
-
-
-def seconds_left(made: int, remaining: float, until_last: float, now: float) -> float | None:
-    """Returns the time that is left, by the mean time that the runs made until now took one after the other.
-
-    Runs at the same time need no rule of their own, as it is the time between two ends that counts.
-
-    Args:
-        made: the number of runs made until now; runs that were only kept take no time, and are none of them.
-        remaining: the number of runs that are left.
-        until_last: the seconds from the start until the last of them ended.
-        now: the seconds from the start until now.
-
-    Returns:
-        Seconds; None before the first run has ended.
-
-    Example:
-        >>> seconds_left(made=2, remaining=3, until_last=20.0, now=24.0)
-        26.0
-    """
-    return max(0.0, until_last / made * remaining - (now - until_last)) if made else None
-
-
 def _run(cells: Sequence[Cell], command: Sequence[str], request: RayRequest | None) -> int:
-    """Runs the cells with a progress bar, or lines where there is no terminal; returns how many runs failed."""
-    failed = made = 0
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-    columns = (
-        *(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _Left()),
-        TextColumn("{task.description}", markup=False),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=count_runs(cells), made=0, seconds=0.0)
-
-        def tell(event: Event) -> None:
-            nonlocal failed, made
-            failed += event.kind in ("failed", "unchosen")
-            if event.kind == "started":
-                progress.update(bar, description=event.name)
-            elif event.kind != "unchosen":
-                if event.kind in ("finished", "failed"):
-                    made += 1
-                    progress.update(bar, made=made, seconds=progress.tasks[0].elapsed or 0.0)
-                progress.advance(bar)
-            console.print(f"{event.kind:<8}  {event.name}" + (f": {event.text}" if event.text else ""))
-
+    """Runs the cells; returns how many runs failed."""
+    with shown(count_runs(cells)) as progress:
         if request is None:
-            run_cells(cells, tell, command)
+            run_cells(cells, progress.tell, command)
         else:
-            run_cells_on_ray(cells, tell, request, command)
-    return failed
+            run_cells_on_ray(cells, progress.tell, request, command)
+    return progress.failed
 
 
 def _list(cells: Sequence[Cell]) -> None:
