@@ -8,7 +8,7 @@ Every check comes before the first change, so a refused model is as it was.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from os import PathLike
 
@@ -22,7 +22,7 @@ from gpart.injection.fingerprint import Sample, differing, fingerprint, is_base
 from gpart.injection.modules import check_name, theta_key
 from gpart.injection.names import get_parameter, named_buffers, unwrapped
 from gpart.injection.targets import Plan, plan
-from gpart.materialize.active import bare
+from gpart.materialize.active import bare, saved_by
 from gpart.materialize.merging import check_finite
 from gpart.serialization.authors import Backend, read_authors
 from gpart.serialization.manifest import WITH_PADDING_ROWS, Manifest
@@ -66,8 +66,9 @@ def load_adapter(
         check_attached(attached, manifest, source, check_base)
         made = attached.plan
     else:
+        beside = saved_by(model)
         with bare(model):
-            made = check_model(model, manifest, source, check_base)
+            made = check_model(model, manifest, source, check_base, beside)
     tensors = check_tensors(model, made, config, name, tensors, source)
     adapter = attached or attach_plan(model, config, name, made, memory)
     fill(adapter, tensors)
@@ -135,7 +136,9 @@ def check_attached(adapter: GPartAdapter, manifest: Manifest, source: str, check
     check_same(adapter.plan, adapter.base_samples(), manifest, source, check_base)
 
 
-def check_model(model: nn.Module, manifest: Manifest, source: str, check_base: bool = True) -> Plan:
+def check_model(
+    model: nn.Module, manifest: Manifest, source: str, check_base: bool = True, beside: Collection[str] = ()
+) -> Plan:
     """Makes the plan that the manifest's config gives on a model without an adapter, and checks that it is the same.
 
     Args:
@@ -143,11 +146,12 @@ def check_model(model: nn.Module, manifest: Manifest, source: str, check_base: b
         manifest: read from the file.
         source: the file it came from, for messages.
         check_base: False turns a different fingerprint into a warning.
+        beside: as for :func:`gpart.injection.targets.plan`.
 
     Raises:
         GPartError: if anything differs, with both values.
     """
-    made = plan(model, manifest.config, padding_rows=manifest.format <= WITH_PADDING_ROWS)
+    made = plan(model, manifest.config, manifest.format <= WITH_PADDING_ROWS, beside)
     values = {name: get_parameter(model, name) for name in made.frozen}
     check_same(made, values, manifest, source, check_base)
     return made

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from gpart.errors import GPartError
 from gpart.injection.names import get_parameter, named_modules
@@ -29,6 +29,13 @@ def randomly_initialised(model: nn.Module, names: Iterable[str]) -> list[str]:
         if marked:
             missing.update(name for name in inside if name not in marked)
     return [name for name in names if name in missing]
+
+
+def mark_as(value: nn.Parameter, original: Tensor) -> nn.Parameter:
+    """Gives a copy of a parameter the mark of the original, if it has it; returns the copy."""
+    if getattr(original, "_is_hf_initialized", False):
+        value._is_hf_initialized = True  # type: ignore[attr-defined]  # Transformers' own
+    return value
 
 
 def resized(model: nn.Module, names: Iterable[str]) -> list[str]:

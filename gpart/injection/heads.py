@@ -13,6 +13,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from gpart.injection.forgotten import mark_as
 from gpart.injection.modules import SAVED, Theta
 from gpart.injection.names import get_buffer, get_parameter, get_submodule, split_name
 from gpart.injection.snapshot import Snapshot
@@ -121,7 +122,7 @@ def _first(value: Tensor, first: Tensor) -> nn.Parameter:
         # There were no first values yet: what shows it, rather than what looks like a head.
         missing = torch.full_like(value, torch.nan if value.is_floating_point() else 0, requires_grad=False)
         return nn.Parameter(missing, requires_grad=False)
-    return nn.Parameter(first.to(value.device, value.dtype, copy=True), requires_grad=False)
+    return mark_as(nn.Parameter(first.to(value.device, value.dtype, copy=True), requires_grad=False), value)
 
 
 def _owner(tree: nn.Module, name: str) -> nn.Module:

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gpart.config import GPartConfig
 from gpart.errors import GPartError
-from gpart.injection.forgotten import randomly_initialised, refuse_resized
+from gpart.injection.forgotten import mark_as, randomly_initialised, refuse_resized
 from gpart.injection.heads import Place, put_parameters
 from gpart.injection.modules import CONTAINER, Adapters, Readers, Theta, WeightReader, check_releasable, set_readers
 from gpart.injection.names import READERS, get_parameter, get_submodule, is_adapted, named_modules
@@ -64,7 +64,8 @@ def install(
     container = home._modules.get(CONTAINER)
     if isinstance(container, Adapters):
         own = {saved: get_parameter(model, saved) for saved in plan.saved}
-        put_parameters(model, {saved: nn.Parameter(value.detach().clone()) for saved, value in own.items()}, owners)
+        copies = {saved: mark_as(nn.Parameter(value.detach().clone()), value) for saved, value in own.items()}
+        put_parameters(model, copies, owners)
         container[name] = holder
     else:
         container = Adapters({name: holder}).train(home.training)

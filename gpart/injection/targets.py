@@ -8,7 +8,7 @@ after those that ``target_modules`` does. An embedding's row of ``padding_idx``,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import nn
 
 from gpart.config import GPartConfig
 from gpart.errors import GPartError
+from gpart.injection.forgotten import randomly_initialised
 from gpart.injection.layers import Cut, attributes_of, check_layer, check_parameter, output_dim, padding_row
 from gpart.injection.matching import matches, saved_parameters, target_layers, target_parameters
 from gpart.injection.names import get_submodule, named_modules, named_parameters, split_name
@@ -61,13 +62,16 @@ class Plan:
         ]
 
 
-def plan(model: nn.Module, config: GPartConfig, padding_rows: bool = False) -> Plan:
+def plan(model: nn.Module, config: GPartConfig, padding_rows: bool = False, beside: Collection[str] = ()) -> Plan:
     """The plan for this model.
 
     Args:
         model: is not changed.
         config: what is to be adapted.
         padding_rows: True keeps an embedding's row of ``padding_idx`` in the vector, as before format 2 of the files.
+        beside: names of parameters that the model's other adapters save. Those of them that Transformers has just
+            initialised at random, a new head, are no part of the base: this adapter neither freezes them nor is
+            recognised by them.
 
     Raises:
         GPartError: if a pattern matches nothing, a matched layer cannot be adapted, or d is larger than D; with what
@@ -120,7 +124,8 @@ def plan(model: nn.Module, config: GPartConfig, padding_rows: bool = False) -> P
             asked = f"target_parameters={config.target_parameters!r} and {asked}"
         raise GPartError(f"d={config.d} is more than the {offset} weights that {asked} adapts")
     saved_set = {name for name, value in named_parameters(model).items() if id(value) in saved_ids}
-    frozen = tuple(name for name in named_parameters(model) if name not in saved_set)
+    new_heads = set(randomly_initialised(model, [name for name in beside if name not in saved_set]))
+    frozen = tuple(name for name in named_parameters(model) if name not in saved_set | new_heads)
     rows = padding_rows and any(_padding(model, weight.owners) is not None for weight in weights)
     return Plan(tuple(weights), offset, tuple(sorted(saved_set)), frozen, rows)
 

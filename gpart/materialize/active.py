@@ -59,6 +59,12 @@ def members(container: Adapters) -> dict[str, Member]:
     return {name: child.adapter for name, child in container._modules.items() if isinstance(child, Theta)}
 
 
+def saved_by(model: nn.Module) -> set[str]:
+    """The names of the parameters that the adapters of this module save."""
+    container = container_of(model)
+    return set() if container is None else {name for one in members(container).values() for name in one.plan.saved}
+
+
 def switch(
     container: Adapters, factors: Mapping[str, float], heads: str | None = None, leaving: Member | None = None
 ) -> None:

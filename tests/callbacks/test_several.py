@@ -10,8 +10,9 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 from two_adapters import Project, callbacks
 
 from gpart import GPartConfig, GPartError, active_adapters, attach, get_adapters, load_adapter, set_active
@@ -66,6 +67,62 @@ def test_trained_together_saved_and_loaded(tmp_path: Path) -> None:
         load_adapter(Project().net, tmp_path / "epoch=1.ckpt")
     set_active(module.net, [])
     assert all(torch.equal(base[key], value) for key, value in module.state_dict().items() if key in base)
+
+
+class NewHead(LightningModule):
+    """A pretrained BERT whose classifier Transformers initialises at random."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).train()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        tokens = (batch[0].abs() * 9).long() % 20
+        return self.model(input_ids=tokens, labels=batch[1]).loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([value for value in self.parameters() if value.requires_grad], lr=0.1)
+
+
+def test_a_new_head_belongs_to_the_adapter_that_saves_it(tmp_path: Path) -> None:
+    """The random head is no part of the other adapter's base, and the pretrained pooler stays a part of it."""
+    size = {
+        "num_hidden_layers": 1,
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "vocab_size": 20,
+    }
+    BertModel(BertConfig(**size)).save_pretrained(tmp_path / "base")
+    module = NewHead(str(tmp_path / "base"))
+    fit(
+        module,
+        [
+            GPartCallback(d=5, target_modules=["query"], modules_to_save=["classifier"], name="task"),
+            GPartCallback(d=4, target_modules=["value"], seed=1, name="style"),
+        ],
+        tmp_path,
+    )
+    tokens = torch.arange(12).view(2, 6)
+
+    def answers(model: Any) -> Tensor:
+        with torch.no_grad():
+            return model.eval()(input_ids=tokens).logits
+
+    adapters = get_adapters(module.model)
+    assert "classifier.weight" not in adapters["style"].plan.frozen
+    assert "bert.pooler.dense.weight" in adapters["style"].plan.frozen
+    assert torch.equal(answers(load_from_checkpoint(NewHead, tmp_path / "epoch=1.ckpt").model), answers(module.model))
+    for name, adapter in adapters.items():
+        adapter.save(tmp_path / name)
+    fresh = NewHead(str(tmp_path / "base")).model
+    with pytest.raises(GPartError, match="classifier"):  # alone, its head would be random
+        load_adapter(fresh, tmp_path / "style", name="style")
+    for name in adapters:
+        load_adapter(fresh, tmp_path / name, name=name)
+    set_active(fresh, list(adapters))
+    assert torch.equal(answers(fresh), answers(module.model))
 
 
 def test_a_resumed_fit_ends_on_the_same_bits(tmp_path: Path) -> None:
