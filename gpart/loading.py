@@ -19,6 +19,7 @@ from gpart.adapter import GPartAdapter, attach_plan, get_adapters
 from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
 from gpart.errors import GPartError
 from gpart.injection.fingerprint import Sample, differing, fingerprint, is_base
+from gpart.injection.forgotten import randomly_initialised
 from gpart.injection.modules import check_name, theta_key
 from gpart.injection.names import get_parameter, named_buffers, unwrapped
 from gpart.injection.targets import Plan, plan
@@ -152,6 +153,11 @@ def check_model(
         GPartError: if anything differs, with both values.
     """
     made = plan(model, manifest.config, manifest.format <= WITH_PADDING_ROWS, beside)
+    if forgotten := randomly_initialised(model, made.frozen):
+        raise GPartError(
+            f"{source} does not hold {forgotten}, which Transformers has just initialised at random since the checkpoint has"
+            " none: load the adapter that holds them first, or the model from where it has them"
+        )
     values = {name: get_parameter(model, name) for name in made.frozen}
     check_same(made, values, manifest, source, check_base)
     return made

@@ -124,8 +124,10 @@ def plan(model: nn.Module, config: GPartConfig, padding_rows: bool = False, besi
             asked = f"target_parameters={config.target_parameters!r} and {asked}"
         raise GPartError(f"d={config.d} is more than the {offset} weights that {asked} adapts")
     saved_set = {name for name, value in named_parameters(model).items() if id(value) in saved_ids}
-    new_heads = set(randomly_initialised(model, [name for name in beside if name not in saved_set]))
-    frozen = tuple(name for name in named_parameters(model) if name not in saved_set | new_heads)
+    frozen = tuple(name for name in named_parameters(model) if name not in saved_set)
+    if beside:
+        new_heads = {*randomly_initialised(model, frozen)} & {*beside}
+        frozen = tuple(name for name in frozen if name not in new_heads)
     rows = padding_rows and any(_padding(model, weight.owners) is not None for weight in weights)
     return Plan(tuple(weights), offset, tuple(sorted(saved_set)), frozen, rows)
 
