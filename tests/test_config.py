@@ -60,7 +60,7 @@ def test_a_config_survives_json(settings):
         *[("target_modules", value) for value in ([], "", None, 5, [""], ["q", 5], {"q"}, {"q": 1}, "layer.(", b"q")],
         *[("exclude_modules", value) for value in ([], "", 5, [""], ["q", None], {"q"}, "*q")],
         *[("target_parameters", value) for value in (5, [""], ["w", 5], {"w"}, {"w": 1}, "w(", b"w")],
-        *[("modules_to_save", value) for value in ("head", [""], [5], {"head"}, 5)],
+        *[("modules_to_save", value) for value in ("tail", [""], [5], {"head"}, 5)],
         *[("slices", value) for value in ("q", [[0, 1]], 5, {"q": None}, {"q": []}, {"q": "ab"}, {5: [[0, 1]]})],
         *[
             ("slices", {"q": pairs})

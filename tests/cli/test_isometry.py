@@ -72,6 +72,7 @@ def test_an_architecture(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert len(json.loads(Path("out/isometry.json").read_text())["rows"]) == 2
 
 
+@pytest.mark.slow  # it trains two runs
 def test_runs(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tiny, "runs/ours", "--method.d=20")
     fit(tiny, "runs/lora", "--config=methods/lora", "--method.settings={r: 2, lora_alpha: 4}", "--model.weight_decay=0")

@@ -107,6 +107,7 @@ def test_the_hessians_product_is_the_gradients_derivative(gpart: Path, lora: Pat
         assert float(directions[1] @ product) == pytest.approx(float(directions[0] @ other), rel=1e-6)
 
 
+@pytest.mark.slow  # it measures a plane twice
 def test_the_command_draws_goes_on_where_it_was_stopped_and_measures_nothing_twice(
     gpart: Path, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,8 +19,10 @@ GPART = [sys.executable, "-m", "gpart.cli"]
         (["--version"], "", {141}),  # fails where main flushes, and would again at the exit
         (["configs"], "1", {141}),  # fails in print
         (["params", "roberta-base"], "", {141}),  # Rich prints it, and catches the failure
-        (["fit", "--config=quickstart", "--print_config"], "1", {141}),  # fails while words are parsed
-        (["fit", "--help"], "", {0, 141}),  # argparse lets a failed write pass
+        pytest.param(  # fails while words are parsed
+            ["fit", "--config=quickstart", "--print_config"], "1", {141}, marks=pytest.mark.slow
+        ),
+        pytest.param(["fit", "--help"], "", {0, 141}, marks=pytest.mark.slow),  # argparse lets a failed write pass
     ],
 )
 def test_without_a_reader_it_ends_quietly(words: list[str], unbuffered: str, statuses: set[int]) -> None:

@@ -19,9 +19,9 @@ from gpart.cli.quiet import LOGGED, silence_imports, silence_warnings
         (["fit", "--config", "quickstart", "--print_config"], 0),
         (["fit", "--config", "nosuch"], 1),
         (["params", "--help"], 0),
-        (["bench"], 1),
-        (["study", "--help"], 0),
-        (["configs", "--copy", "nosuch"], 1),
+        pytest.param(["bench"], 1, marks=pytest.mark.slow),
+        pytest.param(["study", "--help"], 0, marks=pytest.mark.slow),
+        pytest.param(["configs", "--copy", "nosuch"], 1, marks=pytest.mark.slow),
     ],
 )
 def test_standard_error_has_the_commands_own_lines(words: list[str], lines: int) -> None:

@@ -139,6 +139,7 @@ def test_an_overlay_runs_and_its_checkpoint_holds_what_it_trains(overlay: str, r
     assert set(record["test"]) >= {"test/gsm8k/exact_match", "test/math/exact_match"}
 
 
+@pytest.mark.slow  # it trains and generates
 def test_the_offline_recipe_is_parsed_and_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_causal: Any, math_folders: Any
 ) -> None:

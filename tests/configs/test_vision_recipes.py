@@ -87,9 +87,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_vit: Path, image_f
     return go
 
 
+QUICK = ("vision/oxford-pets", "vision/dtd")
+"""The recipes that are run by default: a data set with its own test split, and one that is split here."""
+
+
 @pytest.mark.parametrize(
     "recipe",
-    [pytest.param(recipe, marks=pytest.mark.slow if "large" in recipe else ()) for recipe in VISION],
+    [pytest.param(recipe, marks=() if recipe in QUICK else pytest.mark.slow) for recipe in VISION],
 )
 def test_a_recipe_runs_fit_test_and_predict(recipe: str, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     small = "--method.d=50"

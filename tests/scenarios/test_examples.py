@@ -65,6 +65,7 @@ def test_every_example_is_in_the_readme_and_here() -> None:
         assert f"def test_{name}" in tests
 
 
+@pytest.mark.slow  # it runs an example as a process
 def test_your_project(tmp_path: Path) -> None:
     project = tmp_path / "project"
     shutil.copytree(EXAMPLES / "your_project", project, ignore=shutil.ignore_patterns("runs", "__pycache__"))
@@ -108,6 +109,7 @@ def fabric(name: str, *words: object, folder: Path) -> tuple[str, torch.Tensor]:
     return printed, theta(folder / name / "adapter")
 
 
+@pytest.mark.slow  # it runs an example as a process
 def test_fabric(tmp_path: Path) -> None:
     printed, trained = fabric("one", folder=tmp_path)
     accuracies = [float(one) for one in re.findall(r"test accuracy ([.\d]+)", printed)]
@@ -133,6 +135,7 @@ def test_fabric_on_two_devices_and_resumed(tmp_path: Path) -> None:
     assert torch.equal(rest, one)
 
 
+@pytest.mark.slow  # it runs an example as a process
 def test_transformers_loop(tmp_path: Path) -> None:
     printed = started(EXAMPLES / "transformers_loop.py", folder=tmp_path)
     out = tmp_path / "runs/transformers"
@@ -147,6 +150,7 @@ def test_transformers_loop(tmp_path: Path) -> None:
     assert torch.equal(theta(last), theta(out / "adapter"))
 
 
+@pytest.mark.slow  # it runs an example as a process
 def test_personal(tmp_path: Path) -> None:
     printed = started(EXAMPLES / "personal.py", folder=tmp_path)
     folders = tmp_path / "runs/personal/adapters"
@@ -168,6 +172,7 @@ def test_personal(tmp_path: Path) -> None:
     assert numbers("one batch of 8 users: at most # away from each alone", printed)[0] < 1e-5
 
 
+@pytest.mark.slow  # it runs an example as a process
 def test_from_peft(tmp_path: Path) -> None:
     printed = started(EXAMPLES / "from_peft.py", folder=tmp_path)
     rows: dict[str, Any] = {}

@@ -143,7 +143,9 @@ def test_a_head_that_fits_is_kept(module: Any, models: dict[str, str]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_new_head_that_is_forgotten_is_refused(kind: str, channels_last: bool, module: Any) -> None:
-    said = r"'head' is frozen.*random, for 3 classes" if kind == "timm" else r"leaves out \['classifier.weight', 'clas"
+    said = (
+        r"\['head'\] is frozen.*random, for 3 classes" if kind == "timm" else r"leaves out \['classifier.weight', 'clas"
+    )
     # For Transformers' models it is the adapter that refuses, for timm's the module.
     with pytest.raises(GPartError if kind == "timm" else ValueError, match=said):
         trainer(gpart(kind, modules_to_save=None)).fit(module(kind, channels_last=channels_last), loader())

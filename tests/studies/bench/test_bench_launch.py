@@ -130,6 +130,7 @@ def test_the_references_and_the_yardstick_join_the_methods_before_them() -> None
     assert [method.text for method in LaunchSettings().chosen(list(REFERENCES))] == METHODS
 
 
+@pytest.mark.slow  # it times every method
 def test_each_part_times_its_methods_against_its_reference() -> None:
     result = tiny(shapes=[(1, 4), (2, 3), (1, 4)], methods=["floor", *METHODS])
     told: list[str] = []
@@ -212,6 +213,7 @@ def test_a_generations_times_are_per_token(monkeypatch: pytest.MonkeyPatch) -> N
 # A whole run
 
 
+@pytest.mark.slow  # a whole bench
 def test_a_whole_run_writes_every_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "--launch", *WORDS, "--warmup", "1", "--output", str(tmp_path)]
     assert main(words) == 0
