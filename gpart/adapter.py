@@ -35,7 +35,7 @@ from gpart.injection.surgery import check_installable, install, remove, remove_h
 from gpart.injection.targets import AdaptedWeight, Plan, plan
 from gpart.injection.tensors import whole
 from gpart.injection.unadapted import warn_of_unadapted
-from gpart.materialize.active import bare, container_of, first_values, members, saved_by, switch
+from gpart.materialize.active import bare, container_of, first_values, members, switch
 from gpart.materialize.batch import batch
 from gpart.materialize.merging import check_finite, merge, unmerge
 from gpart.materialize.weights import Weights
@@ -83,8 +83,7 @@ def attach(
     model = unwrapped(model)
     if name in (adapters := get_adapters(model)):
         raise GPartError(f"cannot attach adapter {name!r}: the model carries {list(adapters)} already")
-    beside = saved_by(model)
-    with bare(model):
+    with bare(model) as beside:
         config = with_named_head(config, model)
         made = plan(model, config, beside=beside)
         warn_of_unadapted(model, config, made)

@@ -6,14 +6,16 @@ it gives what the paper trains, the module ``classifier``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from gpart.errors import GPartError
 
 HEAD = "head"
 """The value of ``modules_to_save`` that means :func:`head_modules`."""
-_NAMES = ("classifier", "score")
-"""A head's names in Transformers' classifiers that are not built around one base model, such as CLIP's."""
+NAMES = ("score", "classifier")
+"""A head's names by convention, as in PEFT (tuners_utils.py, SEQ_CLS_HEAD_NAMES)."""
 
 
 def head_modules(network: nn.Module) -> list[str]:
@@ -48,8 +50,8 @@ def head_modules(network: nn.Module) -> list[str]:
         own = [name for name in outside if not type(children[name]).__module__.startswith("gpart.")]
         pooled = isinstance(pooler, nn.Module) and _has_parameters(pooler)
         found = [*([f"{prefix}.pooler"] if pooled else []), *own]
-    elif isinstance(prefix, str):
-        found = [name for name in _NAMES if name in children and _has_parameters(children[name])][:1]
+    elif isinstance(prefix, str):  # not built around one base model, such as CLIP's classifier
+        found = [name for name in NAMES if name in children and _has_parameters(children[name])][:1]
     elif callable(classifier := getattr(network, "get_classifier", None)):
         heads = classifier()  # a distilled network has two, and returns both
         ours = {id(head) for head in (heads if isinstance(heads, tuple) else (heads,))}
@@ -62,6 +64,17 @@ def head_modules(network: nn.Module) -> list[str]:
             f" classifiers do: name one of {list(children)}"
         )
     return found
+
+
+def names_of_head(network: nn.Module, asked: Sequence[str] | str | None) -> list[str]:
+    """Returns the names of the head's modules: those that were asked for, or what the network tells.
+
+    Raises:
+        GPartError: if none are asked for and the network does not tell.
+    """
+    if asked is None:
+        return head_modules(network)
+    return [asked] if isinstance(asked, str) else list(asked)
 
 
 def _has_parameters(module: nn.Module) -> bool:

@@ -23,7 +23,7 @@ from gpart.injection.forgotten import randomly_initialised
 from gpart.injection.modules import check_name, theta_key
 from gpart.injection.names import get_parameter, named_buffers, unwrapped
 from gpart.injection.targets import Plan, plan
-from gpart.materialize.active import bare, saved_by
+from gpart.materialize.active import bare
 from gpart.materialize.merging import check_finite
 from gpart.serialization.authors import Backend, read_authors
 from gpart.serialization.manifest import WITH_PADDING_ROWS, Manifest
@@ -67,8 +67,7 @@ def load_adapter(
         check_attached(attached, manifest, source, check_base)
         made = attached.plan
     else:
-        beside = saved_by(model)
-        with bare(model):
+        with bare(model) as beside:
             made = check_model(model, manifest, source, check_base, beside)
     tensors = check_tensors(model, made, config, name, tensors, source)
     adapter = attached or attach_plan(model, config, name, made, memory)

@@ -164,11 +164,10 @@ class GPartCallback(MethodCallback):
 
     def apply(self, network: nn.Module) -> Contents:
         """Attaches the adapter, or adopts the one that is there with an equal config."""
-        if self.config is not None:
-            self.config = with_named_head(self.config, network)
+        config = None if self.config is None else with_named_head(self.config, network)
         attached = get_adapters(network).get(self.name)
         adopted = attached is not None and attached is not self._adapter
-        different = attached.config.differences(self.config) if attached and adopted and self.config else []
+        different = attached.config.differences(config) if attached and adopted and config else []
         if different:
             raise GPartError(
                 f"the network carries an adapter {self.name!r} with other settings than this callback's:"
@@ -176,13 +175,13 @@ class GPartCallback(MethodCallback):
             )
         before, heads, new = active_adapters(network), chosen_heads(network), attached is None
         if self.start is not None and (attached is None or adopted):
-            attached = self._load(network, self.start)
+            attached = self._load(network, self.start, config)
         elif attached is None:
-            if self.config is None:
+            if config is None:
                 raise RuntimeError("no settings and no adapter folder, which __init__ refuses")
             if self._sharding:
                 refuse_sharded(network)
-            attached = attach(network, self.config, self.name, self.memory.indices, self.memory.weights)
+            attached = attach(network, config, self.name, self.memory.indices, self.memory.weights)
         if before and not (attached.active and attached.name in before):
             self._beside(network, attached, before, heads, new)
         elif not attached.active:
@@ -265,10 +264,10 @@ class GPartCallback(MethodCallback):
         super()._apply(trainer, pl_module)
         self._copies = adapt_copies(self.adapter, pl_module, self.copies)
 
-    def _load(self, network: nn.Module, folder: str) -> GPartAdapter:
+    def _load(self, network: nn.Module, folder: str, config: GPartConfig | None) -> GPartAdapter:
         present = bool(get_adapters(network))
         adapter = load_adapter(network, folder, self.check_base, self.memory.indices, self.memory.weights)
-        different = adapter.config.differences(self.config) if self.config is not None else []
+        different = [] if config is None else adapter.config.differences(config)
         if different and not present:
             adapter.detach()
         if different:

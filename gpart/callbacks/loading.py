@@ -29,7 +29,7 @@ from gpart.config import MemoryPolicy
 from gpart.errors import GPartError
 from gpart.injection.names import get_submodule
 from gpart.loading import check_manifest_name, check_model
-from gpart.materialize.active import bare, saved_by
+from gpart.materialize.active import bare
 from gpart.serialization.checkpoint_file import (
     CHECKPOINT_KEY,
     SEVERAL,
@@ -172,8 +172,7 @@ def _adapted(
     manifest = read_manifest(described, source)
     adapter = get_adapters(network).get(check_manifest_name(manifest, source))
     if adapter is None:
-        beside = saved_by(network)
-        with bare(network):
+        with bare(network) as beside:
             plan = check_model(network, manifest, source, check_base, beside)
         adapter = attach_plan(network, manifest.config, manifest.name, plan, MemoryPolicy())
     return AdapterContents(adapter, check_base, copies=copies)

@@ -23,7 +23,7 @@ from gpart.studies.experiments.plan import Cell, plan, shard_of
 from gpart.studies.experiments.processes import COMMAND
 from gpart.studies.experiments.ray_engine import RayRequest, run_cells_on_ray
 from gpart.studies.experiments.results import collect
-from gpart.studies.experiments.running import count_runs, run_cells
+from gpart.studies.experiments.running import count_runs, first_runs, run_cells
 from gpart.studies.experiments.schema import read_study
 from gpart.studies.experiments.study import Study
 from gpart.studies.experiments.tables import markdown, write_table
@@ -190,8 +190,7 @@ def _list(cells: Sequence[Cell]) -> None:
 
     for cell in cells:
         chosen, why = choose(cell, read_deciding(cell))
-        runs = [run for candidate in cell.candidates for run in candidate.runs[: cell.deciding]]
-        for run in [*runs, *(chosen.runs[cell.deciding :] if chosen else ())]:
+        for run in [*first_runs(cell), *(chosen.runs[cell.deciding :] if chosen else ())]:
             outcome = read_outcome(run)
             state = "finished" if outcome.state == "finished" else "to run"
             note = f": {outcome.why}" if outcome.why else ""

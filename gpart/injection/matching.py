@@ -13,13 +13,11 @@ from torch import nn
 
 from gpart.config import GPartConfig
 from gpart.errors import GPartError
-from gpart.heads import HEAD, head_modules
+from gpart.heads import HEAD, NAMES, head_modules
 from gpart.injection.layers import is_linear
 from gpart.injection.names import get_submodule, named_modules, named_parameters, unwrapped
 
 ALL_LINEAR = "all-linear"
-# Attribute names by convention for a classifier head, as in PEFT (tuners_utils.py, SEQ_CLS_HEAD_NAMES).
-_HEADS = ("score", "classifier")
 
 
 def matches(name: str, patterns: list[str] | str | None) -> bool:
@@ -153,7 +151,7 @@ def output_layers(model: nn.Module) -> list[nn.Module]:
     output = model.get_output_embeddings()  # type: ignore[operator]  # Transformers' method, found by its name
     if isinstance(output, nn.Module):
         return [output]
-    head = next((getattr(model, name) for name in _HEADS if hasattr(model, name)), None)
+    head = next((getattr(model, name) for name in NAMES if hasattr(model, name)), None)
     return list(head.modules()) if isinstance(head, nn.Module) else []
 
 

@@ -59,12 +59,6 @@ def members(container: Adapters) -> dict[str, Member]:
     return {name: child.adapter for name, child in container._modules.items() if isinstance(child, Theta)}
 
 
-def saved_by(model: nn.Module) -> set[str]:
-    """The names of the parameters that the adapters of this module save."""
-    container = container_of(model)
-    return set() if container is None else {name for one in members(container).values() for name in one.plan.saved}
-
-
 def switch(
     container: Adapters, factors: Mapping[str, float], heads: str | None = None, leaving: Member | None = None
 ) -> None:
@@ -157,24 +151,28 @@ def _standing(new: list[Member], heads: str | None) -> dict[str, str]:
 
 
 @contextmanager
-def bare(model: nn.Module) -> Iterator[None]:
+def bare(model: nn.Module) -> Iterator[set[str]]:
     """Within it the model is as if it carried no adapter.
+
+    Yields:
+        The names of the parameters that the adapters it carries save.
 
     Raises:
         GPartError: if it is merged, or something has changed a layer since.
     """
     container = container_of(model)
     if container is None:
-        yield
+        yield set()
         return
-    first = next(iter(members(container).values()))
+    every = list(members(container).values())
+    first = every[0]
     if first.weights.bases is not None:
         raise GPartError(f"the model is merged with adapters {list(container.active_factors)}: unmerge() first")
     factors, heads = dict(container.active_factors), container.heads
     switch(container, {})
     try:
         with laid_aside(model, first.home):
-            yield
+            yield {name for member in every for name in member.plan.saved}
     finally:
         switch(container, factors, heads)
 

@@ -28,8 +28,8 @@ from transformers.utils import logging as hf
 
 from gpart.callbacks.method import MethodCallback
 from gpart.errors import GPartError, GPartFileError
+from gpart.heads import names_of_head
 from gpart.injection.matching import saved_parameters
-from gpart.lightning_modules.common.optimizers import names_of_head
 from gpart.serialization.checkpoint_file import load_checkpoint_file
 from gpart.studies.trained_vector import TrainedVector, trained_vector
 

@@ -7,7 +7,7 @@ worker processes. A checkpoint keeps the run's seed.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils.data import Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from gpart.datamodules.common.epoch_sampler import EpochSampler
+from gpart.datamodules.common.length_groups import LengthGroupedSampler
 from gpart.errors import GPartError
 
 
@@ -104,6 +105,11 @@ class SeededDataModule(LightningDataModule):
     def sampler(self, length: int) -> EpochSampler:
         """The sampler of this rank's share of the rows, starting with the trainer's current epoch."""
         return self.follow(EpochSampler(length, self.run_seed, self.epoch, *self.place))
+
+    def grouped_sampler(self, lengths: Sequence[int]) -> EpochSampler:
+        """The same, with rows of similar length in a batch of ``batch_size`` (a hyperparameter)."""
+        size = self.hparams["batch_size"]
+        return self.follow(LengthGroupedSampler(lengths, size, self.run_seed, self.epoch, *self.place))
 
     def follow(self, sampler: EpochSampler) -> EpochSampler:
         """Connects a sampler to the trainer, so that it knows the current epoch, and returns it."""

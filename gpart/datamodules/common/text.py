@@ -18,7 +18,6 @@ from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedToken
 
 from gpart.assets.fetching import gguf, loading
 from gpart.datamodules.common.epoch_sampler import EpochSampler, Key
-from gpart.datamodules.common.length_groups import LengthGroupedSampler
 from gpart.datamodules.common.seeded import SeededDataModule
 from gpart.errors import GPartError
 
@@ -122,9 +121,7 @@ def split_loader(
         raise GPartError(f"no part {part!r} among {sorted(parts)}: setup() has not run for this stage")
     sampler: EpochSampler | None = None
     if part == "train" and group_by_length:
-        lengths = [len(tokens) for tokens in parts[part]["input_ids"]]
-        size = module.hparams["batch_size"]
-        sampler = module.follow(LengthGroupedSampler(lengths, size, module.run_seed, module.epoch, *module.place))
+        sampler = module.grouped_sampler([len(tokens) for tokens in parts[part]["input_ids"]])
     elif part == "train":
         sampler = module.sampler(len(parts[part]))
     collate = Collate(pad, lists, labels=part != "predict")

@@ -12,7 +12,6 @@ from datasets import Dataset
 from lightning.pytorch.utilities import rank_zero_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from gpart.datamodules.common.length_groups import LengthGroupedSampler
 from gpart.datamodules.common.seeded import SeededDataModule, check_loading
 from gpart.datamodules.common.splits import check_held_out, chosen, hold_out
 from gpart.datamodules.common.text import Keyed
@@ -177,8 +176,7 @@ class MathDataModule(SeededDataModule):
         if self._rows is not None:
             packs = Packs(examples, self._rows)
             return self.loader(Keyed(packs), PackedCollate(pad), size, self.sampler(len(packs)))
-        sampler = LengthGroupedSampler(examples["length"][:], size, self.run_seed, self.epoch, *self.place)
-        return self.loader(Keyed(examples), LossCollate(pad), size, self.follow(sampler))
+        return self.loader(Keyed(examples), LossCollate(pad), size, self.grouped_sampler(examples["length"][:]))
 
     def val_dataloader(self) -> list[StatefulDataLoader]:
         """The rows held out, for the loss. With ``val_questions``, a second loader asks some of them as questions."""

@@ -14,7 +14,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from gpart.errors import GPartError
-from gpart.heads import head_modules
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -32,17 +31,6 @@ def check_schedule(schedule: Schedule, warmup_ratio: float) -> None:
         raise GPartError(f"schedule must be one of {list(get_args(Schedule))}, got {schedule!r}")
     if not 0 <= warmup_ratio <= 1:
         raise GPartError(f"warmup_ratio must be from 0 to 1, got {warmup_ratio}")
-
-
-def names_of_head(network: nn.Module, asked: Sequence[str] | str | None) -> list[str]:
-    """The names of the head's modules: those that were asked for, or what the network's class tells.
-
-    Raises:
-        GPartError: if none are asked for and the network does not tell.
-    """
-    if asked is None:
-        return head_modules(network)
-    return [asked] if isinstance(asked, str) else list(asked)
 
 
 def adamw_by_steps(module: LightningModule, network: nn.Module, head: Sequence[str]) -> OptimizerLRScheduler:

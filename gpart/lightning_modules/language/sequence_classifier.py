@@ -14,9 +14,10 @@ from transformers import AutoModelForSequenceClassification
 
 from gpart.assets.fetching import loading
 from gpart.errors import GPartError
+from gpart.heads import names_of_head
 from gpart.lightning_modules.common.activations import checkpoint_activations
 from gpart.lightning_modules.common.metrics import MetricName, metric_collection
-from gpart.lightning_modules.common.optimizers import Schedule, adamw_by_steps, check_schedule, names_of_head
+from gpart.lightning_modules.common.optimizers import Schedule, adamw_by_steps, check_schedule
 
 Batch = dict[str, Any]
 

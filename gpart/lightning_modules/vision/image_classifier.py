@@ -14,9 +14,10 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from gpart.errors import GPartError
+from gpart.heads import names_of_head
 from gpart.lightning_modules.common.activations import checkpoint_activations
 from gpart.lightning_modules.common.metrics import accuracies
-from gpart.lightning_modules.common.optimizers import Schedule, adamw_by_steps, check_schedule, names_of_head
+from gpart.lightning_modules.common.optimizers import Schedule, adamw_by_steps, check_schedule
 from gpart.lightning_modules.vision import figures, networks
 
 # With more classes, a chart for each class would hide the scores among a logger's charts. The confusion matrix shows

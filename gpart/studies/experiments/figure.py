@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from gpart.errors import GPartError
-from gpart.studies.experiments.results import Results
+from gpart.studies.experiments.results import Results, scores_by_seed
 from gpart.studies.experiments.study import Axis, Study
 
 _CURVE = "#c8553d"
@@ -86,15 +86,7 @@ def spreads(results: Results, column: str) -> dict[str, Spread]:
     found = {}
     for row in results.rows:
         score = row.scores[column]
-        seeds = tuple(
-            value * results.study.scale
-            for record in results.records
-            if record.chosen
-            and record.outcome.state == "finished"
-            and record.run.labels[results.study.columns] == column
-            and results.study.row_label(record.run.labels) == row.label
-            and (value := record.outcome.score(record.run)) is not None
-        )
+        seeds = tuple(scores_by_seed(results.study, results.records, row.label, column).values())
         if score is not None:
             found[row.label] = Spread(score.value, min(seeds), max(seeds), seeds)
     return found

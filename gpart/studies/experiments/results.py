@@ -142,12 +142,12 @@ def _problem(record: Record) -> str | None:
 
 def _row(study: Study, label: str, records: Sequence[Record]) -> Row:
     mine = [record for record in records if _counts(record) and study.row_label(record.run.labels) == label]
-    seeds = {value.label: _by_seed(study, mine, label, value.label) for value in study.column_axis.values}
+    seeds = {value.label: scores_by_seed(study, mine, label, value.label) for value in study.column_axis.values}
     scores = {column: _score(study, by_seed.values()) for column, by_seed in seeds.items()}
     differences: dict[str, Difference | None] = {}
     if study.baseline is not None and label != study.baseline:
         differences = {
-            column: paired(by_seed, _by_seed(study, records, study.baseline, column))
+            column: paired(by_seed, scores_by_seed(study, records, study.baseline, column))
             for column, by_seed in seeds.items()
         }
     values = [score.value for score in scores.values() if score is not None]
@@ -169,7 +169,7 @@ def _counts(record: Record) -> bool:
     return record.chosen and finished and record.outcome.score(record.run) is not None
 
 
-def _by_seed(study: Study, records: Iterable[Record], row: str, column: str) -> dict[int, float]:
+def scores_by_seed(study: Study, records: Iterable[Record], row: str, column: str) -> dict[int, float]:
     """The scaled scores of one place of the table, by seed."""
     return {
         record.run.seed: (record.outcome.score(record.run) or 0.0) * study.scale
