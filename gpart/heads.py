@@ -16,6 +16,8 @@ HEAD = "head"
 """The value of ``modules_to_save`` that means :func:`head_modules`."""
 NAMES = ("score", "classifier")
 """A head's names by convention, as in PEFT (tuners_utils.py, SEQ_CLS_HEAD_NAMES)."""
+_CONVOLUTIONAL = ("fc", "head")
+"""Those of Transformers' convolutional networks (HGNetV2, PP-LCNet)."""
 
 
 def head_modules(network: nn.Module) -> list[str]:
@@ -51,7 +53,7 @@ def head_modules(network: nn.Module) -> list[str]:
         pooled = isinstance(pooler, nn.Module) and _has_parameters(pooler)
         found = [*([f"{prefix}.pooler"] if pooled else []), *own]
     elif isinstance(prefix, str):  # not built around one base model, such as CLIP's classifier
-        found = [name for name in NAMES if name in children and _has_parameters(children[name])][:1]
+        found = [name for name in (*NAMES, *_CONVOLUTIONAL) if name in children and _has_parameters(children[name])][:1]
     elif callable(classifier := getattr(network, "get_classifier", None)):
         heads = classifier()  # a distilled network has two, and returns both
         ours = {id(head) for head in (heads if isinstance(heads, tuple) else (heads,))}

@@ -74,6 +74,21 @@ def test_a_classifier_around_several_models_has_the_usual_name() -> None:
     assert head_modules(network) == ["classifier"]
 
 
+class Convolutional(nn.Module):
+    """As Transformers' HGNetV2: no child is the base model, and ``classifier`` has no parameters."""
+
+    base_model_prefix = "hgnetv2"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+        self.classifier = nn.ModuleList([nn.AdaptiveAvgPool2d(1), nn.Flatten()])
+
+
+def test_a_convolutional_classifier_has_another_usual_name() -> None:
+    assert head_modules(Convolutional()) == ["fc"]
+
+
 def test_timm_tells_its_head() -> None:
     timm = pytest.importorskip("timm")
     assert head_modules(timm.create_model("resnet10t", num_classes=3)) == ["fc"]

@@ -215,7 +215,7 @@ TorchTrainer(work, train_loop_config={"out": out}, scaling_config=ScalingConfig(
 
 @pytest.mark.slow
 def test_ray_trains_with_its_own_strategy(tmp_path: Path) -> None:
-    """Where Ray is installed, which nothing here asks for."""
+    """Ray Train, which the extra ray brings."""
     pytest.importorskip("ray.train")
     (tmp_path / "run.py").write_text(RAY)
     command = [sys.executable, "run.py", str(tmp_path)]
