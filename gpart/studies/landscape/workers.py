@@ -33,7 +33,7 @@ def results(jobs: Sequence[J], run: Callable[[J], Any], workers: int) -> Iterato
         workers: processes; with one, it is this process. They share this process's threads.
 
     Raises:
-        GPartError: if a worker was killed.
+        GPartError: if a worker died.
 
     Example:
         >>> list(results([1, -2], abs, workers=1))
@@ -51,7 +51,10 @@ def results(jobs: Sequence[J], run: Callable[[J], Any], workers: int) -> Iterato
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:
-        raise GPartError(f"one of {workers} worker processes was killed, perhaps for memory: take fewer") from None
+        raise GPartError(
+            f"one of {workers} worker processes died: its error is printed above; where there is none it was killed, perhaps "
+            "for memory: take fewer"
+        ) from None
     except BaseException:
         for process in list((pool._processes or {}).values()):  # else what they are at would be waited for
             process.terminate()
