@@ -87,7 +87,7 @@ def tokenizer(
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    texts = [text for pair in pairs(60, seed=99) for text in pair] + ["Question: \nAnswer: ", letters]
+    texts = [text for pair in pairs(60, seed=99) for text in pair] + ["Question: \nAnswer:", letters]
     special = ["<pad>", "<s>", "</s>", "<|end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
@@ -100,5 +100,25 @@ def tokenizer(
     whole = PreTrainedTokenizerFast(tokenizer_object=bpe, **names)
     if template is not None:
         whole.chat_template = template
+    whole.save_pretrained(folder)
+    return folder
+
+
+def sentencepiece(folder: Path) -> Path:
+    """A unigram model over words that begin with a blank's mark, as SentencePiece makes them; ``<s>`` before a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    unigram = Tokenizer(models.Unigram())
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    unigram.decoder = decoders.Metaspace(prepend_scheme="first")
+    texts = [text for pair in pairs(60, seed=99) for text in pair] + ["Question: \nAnswer: one", "### Response:\n"] * 9
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>")
+    unigram.train_from_iterator(texts, trainer)
+    unigram.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    whole = PreTrainedTokenizerFast(
+        tokenizer_object=unigram, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
     whole.save_pretrained(folder)
     return folder

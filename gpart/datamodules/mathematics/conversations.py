@@ -1,7 +1,8 @@
 """Turns questions and answers into tokens: which columns hold them, how a question is put, which tokens are learnt.
 
-Invariant: the prompt and the response are tokenised separately and then joined. So the prompt has the same tokens in
-training as in generation. An example starts with its prompt, and no token of the prompt is a target of the loss.
+Invariant: prompt and answer are tokenised as one text, as the model has read texts in its pretraining. The prompt ends
+without a blank, so that its tokens are the same in generation: a lone blank at its end would be a token that no text has
+before a word.
 """
 
 from __future__ import annotations
@@ -10,9 +11,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
-import torch
 from datasets import Dataset
 
 from gpart.datamodules.common.text import load_tokenizer, tokenizer_fingerprint
@@ -21,19 +21,8 @@ from gpart.errors import GPartError
 PAIRS = (("query", "response"), ("question", "answer"), ("problem", "solution"))
 """The columns of question and answer in MetaMathQA, GSM8K and MATH."""
 
-IGNORED = -100
-"""The label of a token that is no target of the loss."""
-
 DATE = "26 Jul 2024"
 """The date that chat templates are given. Llama's would otherwise write the current date into every prompt."""
-
-
-class Encoded(TypedDict):
-    """An example: its tokens, the number of tokens in its prompt, and the number of its row."""
-
-    input_ids: list[int]
-    prompt: int
-    idx: int
 
 
 @dataclass(frozen=True)
@@ -45,18 +34,22 @@ class Report:
         empty: rows left out because the question or the answer is empty.
         dropped: rows left out because the prompt alone has ``max_length`` tokens, so that there is nothing to learn.
         truncated: rows cut at ``max_length``. They have no end token, so that the model does not learn to stop there.
+        merged: rows in which one token holds the end of the prompt and the beginning of the answer. There, generation
+            starts from other tokens than training.
     """
 
     rows: int
     empty: int
     dropped: int
     truncated: int
+    merged: int
 
     def __str__(self) -> str:
         """The report in one line."""
+        merged = f", in {self.merged} a token joins the prompt's end to the answer" if self.merged else ""
         return (
             f"of {self.rows} rows {self.truncated} are cut at max_length and have no end token, {self.dropped} are left"
-            f" out whose prompt alone is that long, {self.empty} are left out without question or answer"
+            f" out whose prompt alone is that long, {self.empty} are left out without question or answer{merged}"
         )
 
 
@@ -81,30 +74,25 @@ def text_columns(data: Dataset, place: str) -> tuple[str, str]:
     raise GPartError(f"{place} has the columns {names}; expected {wanted}")
 
 
-def labels_of(example: Encoded) -> list[int]:
-    """Returns an example's labels: its tokens, with -100 in place of those of the prompt.
-
-    >>> labels_of({"input_ids": [7, 8, 9], "prompt": 2, "idx": 0})
-    [-100, -100, 9]
-    """
-    return [IGNORED] * example["prompt"] + example["input_ids"][example["prompt"] :]
-
-
 class Conversations:
-    """Makes the tokens of prompts and responses for one model.
+    """Makes the tokens of prompts and of whole examples for one model.
+
+    The text of an example is the prompt, a blank, and the answer. If the given prompt ends in blanks, these stand between
+    the two, and generation starts before them. After a line break there is no blank.
 
     Args:
         model: the model whose tokenizer is used: a name on the hub, a folder, or ``packaged:NAME``.
         prompt: a text with ``{question}`` in it. It is not used with a chat template.
         chat: whether the tokenizer's chat template makes the prompt. The question is then the user's turn.
+        completion_only_loss: whether the answer's tokens alone are targets of the loss, or the prompt's too.
 
     Raises:
         GPartFileError: if there is no such model.
         GPartError: if its tokenizer has no end token; or if ``chat`` is True and it has no chat template.
     """
 
-    def __init__(self, model: str, prompt: str, chat: bool = False) -> None:
-        self.model, self.prompt, self.chat = model, prompt, chat
+    def __init__(self, model: str, prompt: str, chat: bool = False, completion_only_loss: bool = True) -> None:
+        self.model, self.prompt, self.chat, self.completion_only_loss = model, prompt, chat, completion_only_loss
         self.tokenizer = load_tokenizer(model)
         if self.tokenizer.eos_token_id is None:
             raise GPartError(
@@ -124,38 +112,31 @@ class Conversations:
             # A sample is part of the key, since some templates write the current date into a conversation.
             sample = self._chats([[{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]])
             chat = f"{self.tokenizer.chat_template} {sample}"
-        return f"{tokenizer_fingerprint(self.tokenizer)} {self.eos} {self.prompt!r} {chat}"
+        loss = self.completion_only_loss
+        return f"{tokenizer_fingerprint(self.tokenizer)} {self.eos} {self.prompt!r} {loss} {chat}"
 
     def prompts(self, questions: Sequence[str]) -> list[list[int]]:
         """Returns the tokens of each prompt, including the special tokens that the tokenizer puts before a text."""
-        if self.chat:
-            texts = self._chats([[{"role": "user", "content": question}] for question in questions], prompt=True)
-            return self._tokens(texts)
-        # replace() and not format(), since formulas are full of braces.
-        found = self._tokens([self.prompt.replace("{question}", text) for text in questions], special=True)
+        found = self._tokens(self._starts(questions), special=not self.chat)
         # Some tokenizers put an end token behind every text. The model would generate nothing after it.
-        return [ids[:-1] if ids[-1:] == [self.eos] else ids for ids in found]
+        return [ids[:-1] if not self.chat and ids[-1:] == [self.eos] else ids for ids in found]
 
-    def responses(self, questions: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
-        """Returns the tokens of each answer, including the end token.
+    def examples(self, questions: Sequence[str], answers: Sequence[str]) -> list[tuple[list[int], int]]:
+        """Returns the tokens of each prompt with its answer and the end token, and how many of them the prompt has.
+
+        Only those count that are the same in the prompt alone.
 
         Raises:
             GPartError: if the chat template does not put the prompt in front of the answer.
         """
-        if self.chat:
-            users = [{"role": "user", "content": question} for question in questions]
-            starts = self._chats([[user] for user in users], prompt=True)
-            turns = [{"role": "assistant", "content": answer} for answer in answers]
-            wholes = self._chats([[user, turn] for user, turn in zip(users, turns, strict=True)])
-            for start, whole in zip(starts, wholes, strict=True):
-                if not whole.startswith(start):
-                    raise GPartError(
-                        f"the chat template of {self.model} does not put the prompt before the answer: the prompt is"
-                        f" {start!r}, the whole {whole!r}"
-                    )
-            answers = [whole[len(start) :] for start, whole in zip(starts, wholes, strict=True)]
-        found = self._tokens(answers)
-        return [ids if self.chat and self.eos in ids else [*ids, self.eos] for ids in found]
+        wholes = self._tokens(self._wholes(questions, answers), special=not self.chat)
+        found = []
+        for prompt, ids in zip(self.prompts(questions), wholes, strict=True):
+            border = _shared(prompt, ids)
+            # A template may write the end token, with more behind it.
+            ended = self.eos in ids[border:] if self.chat else ids[-1:] == [self.eos]
+            found.append((ids if ended else [*ids, self.eos], border))
+        return found
 
     def encode(self, data: Dataset, place: str, max_length: int) -> tuple[Dataset, Report]:
         """Tokenises the rows of a data set, and leaves out those from which nothing can be learnt.
@@ -180,28 +161,29 @@ class Conversations:
             # A chat template may refuse an empty text. It gets one letter instead, and the row is left out below.
             blank = [not (question.strip() and answer.strip()) for question, answer in zip(*texts, strict=True)]
             questions, answers = (["x" if out else text for text, out in zip(own, blank, strict=True)] for own in texts)
-            prompts, responses = self.prompts(questions), self.responses(questions, answers)
+            prompts, examples = self.prompts(questions), self.examples(questions, answers)
             fates = []
-            for prompt, response, out in zip(prompts, responses, blank, strict=True):
-                length = len(prompt) + len(response)
+            for prompt, (ids, _), out in zip(prompts, examples, blank, strict=True):
                 if out or not prompt:
                     fates.append("empty")
                 elif len(prompt) >= max_length:
                     fates.append("dropped")
                 else:
-                    fates.append("truncated" if length > max_length else "whole")
-            joined = [(prompt + response)[:max_length] for prompt, response in zip(prompts, responses, strict=True)]
+                    fates.append("truncated" if len(ids) > max_length else "whole")
+            cut = [ids[:max_length] for ids, _ in examples]
             return {
-                "input_ids": joined,
-                "prompt": [len(prompt) for prompt in prompts],
-                "length": [len(ids) for ids in joined],
+                "input_ids": cut,
+                # The first token is never a target: there is nothing that it could be predicted from.
+                "prompt": [border if self.completion_only_loss else 1 for _, border in examples],
+                "length": [len(ids) for ids in cut],
                 "idx": numbers,
                 "fate": fates,
+                "merged": [border < len(prompt) for prompt, (_, border) in zip(prompts, examples, strict=True)],
             }
 
         # We name the result ourselves, as for GLUE: the name that map() derives from the tokenizer's state would differ
         # in every run.
-        key = f"{data._fingerprint} {self.key} {columns} {max_length} 1"
+        key = f"{data._fingerprint} {self.key} {columns} {max_length} 2"
         rows = data.map(
             encode,
             batched=True,
@@ -213,9 +195,37 @@ class Conversations:
         fates = rows["fate"][:]
         count = Counter(fates)
         kept = [at for at, fate in enumerate(fates) if fate in ("whole", "truncated")]
-        return rows.select(kept).remove_columns("fate"), Report(
-            len(fates), count["empty"], count["dropped"], count["truncated"]
+        used = rows.select(kept)
+        report = Report(len(fates), count["empty"], count["dropped"], count["truncated"], sum(used["merged"][:]))
+        return used.remove_columns(["fate", "merged"]), report
+
+    def _starts(self, questions: Sequence[str]) -> list[str]:
+        """The texts of the prompts, as generation starts from them."""
+        if self.chat:
+            return self._chats([[{"role": "user", "content": question}] for question in questions], prompt=True)
+        # replace() and not format(), since formulas are full of braces.
+        return [self.prompt.replace("{question}", text).rstrip(" ") for text in questions]
+
+    def _wholes(self, questions: Sequence[str], answers: Sequence[str]) -> list[str]:
+        """The texts of the prompts with their answers."""
+        starts = self._starts(questions)
+        if not self.chat:
+            given = self.prompt[len(self.prompt.rstrip(" ")) :]
+            return [
+                start + (given or ("" if start[-1:].isspace() else " ")) + answer.lstrip(" ")
+                for start, answer in zip(starts, answers, strict=True)
+            ]
+        turns = zip(questions, answers, strict=True)
+        wholes = self._chats(
+            [[{"role": "user", "content": asked}, {"role": "assistant", "content": told}] for asked, told in turns]
         )
+        for start, whole in zip(starts, wholes, strict=True):
+            if not whole.startswith(start):
+                raise GPartError(
+                    f"the chat template of {self.model} does not put the prompt before the answer: the prompt is"
+                    f" {start!r}, the whole {whole!r}"
+                )
+        return wholes
 
     def _chats(self, conversations: list[list[dict[str, str]]], prompt: bool = False) -> list[str]:
         chats: Any = self.tokenizer.apply_chat_template(
@@ -223,29 +233,15 @@ class Conversations:
         )
         return list(chats)
 
-    def _tokens(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+    def _tokens(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         # verbose=False: no warning of texts that are longer than the model's own limit, since max_length cuts them.
         found: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
         return found
 
 
-@dataclass(frozen=True)
-class LossCollate:
-    """Pads examples on the right. It is a class of its own, so that workers can pickle it without the DataModule.
-
-    Args:
-        pad: the padding token's id.
-    """
-
-    pad: int
-
-    def __call__(self, examples: list[Encoded]) -> dict[str, torch.Tensor]:
-        """Returns the batch: ``input_ids``, ``attention_mask`` and ``labels``, each of shape (batch, tokens)."""
-        longest = max(len(one["input_ids"]) for one in examples)
-        rest = [longest - len(one["input_ids"]) for one in examples]
-        pairs = list(zip(examples, rest, strict=True))
-        return {
-            "input_ids": torch.tensor([one["input_ids"] + [self.pad] * right for one, right in pairs]),
-            "attention_mask": torch.tensor([[1] * (longest - right) + [0] * right for right in rest]),
-            "labels": torch.tensor([labels_of(one) + [IGNORED] * right for one, right in pairs]),
-        }
+def _shared(one: list[int], two: list[int]) -> int:
+    """The number of first tokens that are the same in both."""
+    if two[: len(one)] == one:
+        return len(one)
+    pairs = zip(one, two, strict=False)
+    return next((at for at, pair in enumerate(pairs) if pair[0] != pair[1]), min(len(one), len(two)))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from gpart.datamodules.mathematics.conversations import IGNORED, Encoded, labels_of
+from gpart.datamodules.mathematics.loss_batches import IGNORED, Encoded, labels_of
 from gpart.errors import GPartError
 
 

@@ -94,10 +94,10 @@ def test_the_answer_and_the_end_are_learnt_and_the_prompt_is_not(data: Any, math
     for idx, (query, response) in enumerate(math_folders.pairs(80)):
         ids, prompt = rows[idx]["input_ids"], rows[idx]["prompt"]
         assert tokenizer.decode(ids) == f"<s>Question: {query}\nAnswer: {response}</s>"
-        assert ids[:prompt] == tokenizer(f"Question: {query}\nAnswer: ")["input_ids"]
-        assert tokenizer.decode(ids[prompt:]) == f"{response}</s>"
+        assert ids[:prompt] == tokenizer(f"Question: {query}\nAnswer:")["input_ids"]
+        assert tokenizer.decode(ids[prompt:]) == f" {response}</s>"
         assert (ids.count(1), ids.count(2)) == (1, 1)
-    assert own.report == Report(rows=80, empty=0, dropped=0, truncated=0)
+    assert own.report == Report(rows=80, empty=0, dropped=0, truncated=0, merged=0)
 
 
 def test_a_batch_for_the_loss_has_these_values(data: Any) -> None:
@@ -135,8 +135,9 @@ def test_what_is_too_long_is_cut_without_an_end_or_left_out(
     folders: dict[str, str], math_folders: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     own = Conversations(folders["model"], "{question}")
-    [prompt], [response] = own.prompts(["What is 1 plus 2?"]), own.responses(["What is 1 plus 2?"], ["1 + 2 = 3."])
-    whole = len(prompt) + len(response)
+    [(ids, border)] = own.examples(["What is 1 plus 2?"], ["1 + 2 = 3."])
+    prompt, response, whole = ids[:border], ids[border:], len(ids)
+    assert own.prompts(["What is 1 plus 2?"]) == [prompt]
     extra = [("What is 1 plus 2?", "1 + 2 = 3."), (" ", "3"), ("What is 3?", "\n"), ("What is 4?", "")]
     train = jsonl(tmp_path / "own.jsonl", [{"query": q, "response": a} for q, a in extra * 20])
 
@@ -148,11 +149,11 @@ def test_what_is_too_long_is_cut_without_an_end_or_left_out(
     with caplog.at_level(logging.INFO):
         fits, rows = encoded(whole)
         assert rows == [prompt + response] * 20  # of exactly the length: with its end
-        assert fits.report == Report(80, empty=60, dropped=0, truncated=0)
+        assert fits.report == Report(80, empty=60, dropped=0, truncated=0, merged=0)
         cut, rows = encoded(whole - 1)
         assert rows == [prompt + response[:-1]] * 20
         assert 2 not in rows[0]
-        assert cut.report == Report(80, empty=60, dropped=0, truncated=20)
+        assert cut.report == Report(80, empty=60, dropped=0, truncated=20, merged=0)
         one, rows = encoded(len(prompt) + 1)
         assert rows == [prompt + response[:1]] * 20
         assert one.report == cut.report
@@ -207,8 +208,8 @@ def test_a_chat_template_makes_prompt_and_answer(data: Any, folders: dict[str, s
 
 def test_no_end_is_added_to_a_template_that_writes_it(math_folders: Any, tmp_path: Path) -> None:
     own = Conversations(str(math_folders.tokenizer(tmp_path, template=math_folders.CHAT_EOS)), "", chat=True)
-    [ids] = own.responses(["What is 1?"], ["1."])
-    assert own.tokenizer.decode(ids) == "1.</s>\n"
+    [(ids, border)] = own.examples(["What is 1?"], ["1."])
+    assert own.tokenizer.decode(ids[border:]) == "1.</s>\n"
 
 
 def test_a_template_that_changes_the_prompt_afterwards_is_refused(math_folders: Any, tmp_path: Path) -> None:
@@ -217,7 +218,7 @@ def test_a_template_that_changes_the_prompt_afterwards_is_refused(math_folders: 
     with pytest.raises(
         GPartError, match=r"the chat template of .* does not put the prompt before .*'1 turns.*'2 turns"
     ):
-        own.responses(["What is 1?"], ["1."])
+        own.examples(["What is 1?"], ["1."])
 
 
 def test_a_template_with_the_days_date_is_another_result_on_another_day(
@@ -242,14 +243,15 @@ def test_a_template_with_the_days_date_is_another_result_on_another_day(
 
 def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt(math_folders: Any, tmp_path: Path) -> None:
     own = Conversations(str(math_folders.tokenizer(tmp_path, ends=True)), "Q: {question}")
-    [prompt], [response] = own.prompts(["1?"]), own.responses(["1?"], ["1."])
-    assert own.tokenizer.decode(prompt + response) == "<s>Q: 1?1.</s>"
+    [(ids, border)] = own.examples(["1?"], ["1."])
+    assert own.tokenizer.decode(ids) == "<s>Q: 1? 1.</s>"
+    assert own.prompts(["1?"]) == [ids[:border]]
 
 
 def test_braces_in_questions_and_prompts_stay(folders: dict[str, str]) -> None:
     own = Conversations(folders["model"], "\\boxed{} {question}: ")
     assert own.tokenizer.decode(own.prompts(["$\\frac{1}{2}$ {question}"])[0]) == (
-        "<s>\\boxed{} $\\frac{1}{2}$ {question}: "
+        "<s>\\boxed{} $\\frac{1}{2}$ {question}:"
     )
 
 
@@ -357,13 +359,13 @@ def test_texts_are_tokenised_once(data: Any, own_cache: Path, monkeypatch: pytes
     first.prepare_data()
     first.setup("fit")
     calls: list[int] = []
-    real = Conversations.responses
-    monkeypatch.setattr(Conversations, "responses", lambda self, *texts: calls.append(1) or real(self, *texts))
+    real = Conversations.examples
+    monkeypatch.setattr(Conversations, "examples", lambda self, *texts: calls.append(1) or real(self, *texts))
     second = data()
     second.setup("fit")
     assert calls == []
     assert second.parts["train"][:] == first.parts["train"][:]
-    for more in ({"max_length": 77}, {"prompt": "{question}"}):
+    for more in ({"max_length": 77}, {"prompt": "{question}"}, {"completion_only_loss": False}):
         data(**more).setup("fit")
         assert calls
         calls.clear()
@@ -393,7 +395,7 @@ def test_the_benchmarks_questions_have_their_solutions(data: Any, math_folders: 
                 solved = f"{answer} So $\\boxed{{{answer.split()[-1]}}}$." if name == "math" else f"main: {answer}"
                 assert (batch["question"][at], batch["reference"][at]) == (whole, solved)
                 ids = batch["input_ids"][at][batch["attention_mask"][at].bool()].tolist()
-                assert own._own.tokenizer.decode(ids) == f"<s>Question: {whole}\nAnswer: "
+                assert own._own.tokenizer.decode(ids) == f"<s>Question: {whole}\nAnswer:"
                 assert batch["input_ids"][at][-1] == ids[-1]  # padded on the left
         assert lengths == sorted(lengths, reverse=True)
 
@@ -500,6 +502,10 @@ def test_missing_columns_and_splits_are_named(data: Any, math_folders: Any, tmp_
         ({"questions": ["What is 1?", " "]}, "none empty, got"),
         ({"questions": []}, r"none empty, got \[\]"),
         ({"chat_template": True}, "chat_template=True, but the tokenizer of .* has no chat template"),
+        (
+            {"val_questions_of": "train"},
+            r"val_questions_of must be one of \('held_out', 'gsm8k', 'math'\), got 'train'",
+        ),
         ({"batch_size": 0}, "^batch_size must be at least 1, got 0"),
         ({"eval_batch_size": 0}, "eval_batch_size must be at least 1, got 0"),
         ({"max_length": 0}, "max_length must be at least 1, got 0"),

@@ -19,7 +19,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from gpart.datamodules.mathematics.conversations import labels_of
+from gpart.datamodules.mathematics.loss_batches import labels_of
 from gpart.datamodules.mathematics.packing import PackedCollate, Packs, pack
 from gpart.errors import GPartError
 
