@@ -16,13 +16,13 @@ from gpart.cli.configs import CONFIGS, recipes
 RECIPES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("math/**/*.yaml"))
 OVERLAYS = sorted(path.stem for path in CONFIGS.rglob("methods/causal/**/*.yaml"))
 
-# ../shared/experiments.md, the paper's Tables 2 and 7: model, d, warm-up, GSM8K / MATH, GiB.
+# ../shared/experiments.md, the paper's Tables 2 and 7: model, d, warm-up, GSM8K / MATH, GiB, hours.
 PAPER = {
-    "math/qwen2.5-0.5b": ("Qwen/Qwen2.5-0.5B", 131_072, 0.05, "46.70 / 21.16", 19),
-    "math/qwen2.5-3b": ("Qwen/Qwen2.5-3B", 524_288, 0.02, "79.30 / 41.40", 31),
-    "math/qwen2.5-7b": ("Qwen/Qwen2.5-7B", 524_288, 0.02, "81.43 / 50.42", 45),
-    "math/gemma-7b": ("google/gemma-7b", 524_288, 0.02, "71.42 / 24.80", 66),
-    "math/llama-3.1-8b": ("meta-llama/Llama-3.1-8B", 524_288, 0.02, "69.45 / 22.36", 53),
+    "math/qwen2.5-0.5b": ("Qwen/Qwen2.5-0.5B", 131_072, 0.05, "46.70 / 21.16", 19, 4),
+    "math/qwen2.5-3b": ("Qwen/Qwen2.5-3B", 524_288, 0.02, "79.30 / 41.40", 31, 8),
+    "math/qwen2.5-7b": ("Qwen/Qwen2.5-7B", 524_288, 0.02, "81.43 / 50.42", 45, 15),
+    "math/gemma-7b": ("google/gemma-7b", 524_288, 0.02, "71.42 / 24.80", 66, 21),
+    "math/llama-3.1-8b": ("meta-llama/Llama-3.1-8B", 524_288, 0.02, "69.45 / 22.36", 53, 17),
 }
 
 
@@ -102,7 +102,7 @@ def test_a_recipe_runs_fit_test_and_predict(recipe: str, run: Any, capsys: pytes
 @pytest.mark.parametrize("recipe", sorted(PAPER))
 def test_a_recipe_has_the_papers_settings(recipe: str) -> None:
     text = (CONFIGS / f"{recipe}.yaml").read_text()
-    settings, (name, d, warmup, scores, memory) = yaml.safe_load(text), PAPER[recipe]
+    settings, (name, d, warmup, scores, memory, hours) = yaml.safe_load(text), PAPER[recipe]
     trainer = settings["trainer"]
     model, data, method = (settings[key]["init_args"] for key in ("model", "data", "method"))
     assert (trainer["max_epochs"], trainer["accumulate_grad_batches"], data["batch_size"]) == (2, 8, 2)
@@ -110,11 +110,19 @@ def test_a_recipe_has_the_papers_settings(recipe: str) -> None:
         2e-4, 0.05, warmup, "cosine",
     )  # fmt: skip
     assert model["model"] == data["model"] == name
-    assert data["max_length"] == 2048
+    assert (data["max_length"], data["completion_only_loss"], trainer["gradient_clip_val"]) == (2048, False, 1.0)
+    assert (model["max_new_tokens"], model["stop"]) == ({"gsm8k": 1024, "math": 2048}, ["Question", "[Question"])
     assert method == {"d": d, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "dropout": 0.05}
     header = "\n".join(line for line in text.splitlines() if line.startswith("#"))
     assert f"gpart fit --config {recipe} --test_best true" in header
-    for said in ("Table 2", "Table 7", f"MATH {scores}", "H100", f"{memory} GiB"):
+    for said in (
+        "Table 2",
+        "Table 7",
+        f"MATH {scores}",
+        "H100",
+        f"{memory} GiB, {hours} hours",
+        "The code has 0.05 for all",
+    ):
         assert said in header
 
 

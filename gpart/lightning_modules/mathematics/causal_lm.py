@@ -19,7 +19,7 @@ from gpart.errors import GPartError
 from gpart.lightning_modules.common.activations import checkpoint_activations
 from gpart.lightning_modules.common.optimizers import Schedule, adamw_by_steps, check_schedule
 from gpart.lightning_modules.mathematics.answers import check_verifier, extract_answer
-from gpart.lightning_modules.mathematics.generation import Generator, judge, write_rows
+from gpart.lightning_modules.mathematics.generation import Generator, judge, most_tokens, write_rows
 from gpart.lightning_modules.mathematics.language_models import Quantization, build, check_quantization
 
 Batch = dict[str, Any]
@@ -59,7 +59,8 @@ class CausalLM(LightningModule):
         weight_decay: AdamW's weight decay. Biases and normalisation layers have none.
         warmup_ratio: the fraction of the steps in which the learning rate rises from 0.
         schedule: the schedule of the learning rate after the warm-up.
-        max_new_tokens: the largest number of tokens in an output.
+        max_new_tokens: the largest number of tokens in an output; or one for each benchmark, such as
+            ``{gsm8k: 1024, math: 2048}``. Other questions then have the largest of these.
         stop: strings that end an output, besides the model's own end tokens. They are cut off.
         verify: also score with math-verify (the extra ``math``).
         gradient_checkpointing: recompute activations in the backward pass, which takes less memory (not re-entrant).
@@ -78,7 +79,7 @@ class CausalLM(LightningModule):
         weight_decay: float = 0.0,
         warmup_ratio: float = 0.03,
         schedule: Schedule = "cosine",
-        max_new_tokens: int = 512,
+        max_new_tokens: int | dict[str, int] = 512,
         stop: list[str] | None = None,
         verify: bool = True,
         gradient_checkpointing: bool = False,
@@ -87,7 +88,8 @@ class CausalLM(LightningModule):
     ) -> None:
         super().__init__()
         check_schedule(schedule, warmup_ratio)
-        if max_new_tokens < 1:
+        limits = max_new_tokens if isinstance(max_new_tokens, dict) else {"": max_new_tokens}
+        if min(limits.values(), default=0) < 1:
             raise GPartError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         check_quantization(quantization)
         if verify:
@@ -199,9 +201,9 @@ class CausalLM(LightningModule):
 
     def _generate(self, batch: Batch) -> tuple[list[str], int, float]:
         if self._generator is None:
-            hparams = self.hparams
-            self._generator = Generator(hparams["model"], hparams["max_new_tokens"], tuple(hparams["stop"] or ()))
-        return self._generator(self._network(), batch["input_ids"], batch["attention_mask"])
+            self._generator = Generator(self.hparams["model"], tuple(self.hparams["stop"] or ()))
+        limit = most_tokens(self.hparams["max_new_tokens"], batch.get("benchmark", ()))
+        return self._generator(self._network(), batch["input_ids"], batch["attention_mask"], limit)
 
     def _answer(self, batch: Batch, stage: str) -> None:
         outputs, tokens, seconds = self._generate(batch)

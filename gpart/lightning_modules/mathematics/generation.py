@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ class Generator:
 
     Args:
         model: the model whose tokenizer is used: a name on the hub, a folder, a GGUF file, or ``packaged:NAME``.
-        max_new_tokens: the largest number of tokens in an output.
         stop: strings that end an output.
 
     Raises:
@@ -33,22 +33,25 @@ class Generator:
         GPartError: if the tokenizer can't be read.
     """
 
-    def __init__(self, model: str, max_new_tokens: int, stop: tuple[str, ...]) -> None:
+    def __init__(self, model: str, stop: tuple[str, ...]) -> None:
         with loading(model) as name:
             place, more = gguf(name)
             self.tokenizer = AutoTokenizer.from_pretrained(place, **more)
-        self.max_new_tokens, self.stop = max_new_tokens, stop
+        self.stop = stop
 
-    def __call__(self, network: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> tuple[list[str], int, float]:
+    def __call__(
+        self, network: nn.Module, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int
+    ) -> tuple[list[str], int, float]:
         """Continues prompts.
 
         Args:
             network: a Transformers model.
             input_ids: the prompts, padded on the left, of shape (batch, tokens).
             attention_mask: 0 for padding and 1 elsewhere, of the same shape.
+            max_new_tokens: the largest number of tokens in an output.
 
         Returns:
-            The outputs, without prompt, end token and stop string; the number of tokens generated; and the seconds that
+            The outputs, without prompt, blanks at the start, end token and stop string; the number of tokens generated; and the seconds that
             it took.
         """
         start, prompt = time.perf_counter(), input_ids.shape[1]
@@ -60,19 +63,39 @@ class Generator:
             tokens = network.generate(  # type: ignore[operator]  # every causal model of Transformers has it
                 input_ids=input_ids,
                 attention_mask=attention_mask,
-                max_new_tokens=self.max_new_tokens,
+                max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
                 **settings,
                 **stopping,
             )[:, prompt:]
         ends = _end_tokens(network, tokenizer)
         cut = [_until_end(row, ends) for row in tokens.tolist()]
-        outputs = [self._until_stop(str(tokenizer.decode(row, skip_special_tokens=True))) for row in cut]
+        # A prompt ends before the blank that stands between it and the answer, so that most outputs begin with one.
+        texts = [str(tokenizer.decode(row, skip_special_tokens=True)).lstrip(" ") for row in cut]
+        outputs = [self._until_stop(text) for text in texts]
         return outputs, sum(len(row) for row in cut), time.perf_counter() - start
 
     def _until_stop(self, text: str) -> str:
         found = [at for at in (text.find(stop) for stop in self.stop) if at >= 0]
         return text[: min(found)] if found else text
+
+
+def most_tokens(limits: int | dict[str, int], benchmarks: Sequence[str]) -> int:
+    """The largest number of tokens in the outputs of a batch.
+
+    Args:
+        limits: one number for all, or one for each benchmark. A benchmark that is not named has the largest of these.
+        benchmarks: the benchmarks that the batch's questions are from.
+
+    Example:
+        >>> limits = {"gsm8k": 1024, "math": 2048}
+        >>> [most_tokens(limits, names) for names in (["gsm8k", "gsm8k"], ["gsm8k", "math"], ["own"], [])]
+        [1024, 2048, 2048, 2048]
+    """
+    if isinstance(limits, int):
+        return limits
+    largest = max(limits.values())
+    return max((limits.get(name, largest) for name in benchmarks), default=largest)
 
 
 def _end_tokens(network: nn.Module, tokenizer: Any) -> set[int]:

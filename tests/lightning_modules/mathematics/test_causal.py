@@ -206,15 +206,29 @@ def test_an_output_ends_at_its_end_token_and_before_the_stop_string(tiny_causal:
     end = tokenizer.eos_token_id
     network = AutoModelForCausalLM.from_pretrained(folder)
     rows = [[words[0], words[1], end, words[3]], words]
-    outputs, tokens, seconds = Generator(str(folder), 4, ("three",))(
-        said := Says(network, rows), *prompts(folder, ["one", "one"]).values()
+    outputs, tokens, seconds = Generator(str(folder), ("three",))(
+        said := Says(network, rows), *prompts(folder, ["one", "one"]).values(), 4
     )
-    assert [output.strip() for output in outputs] == ["one two", "one two"]
+    assert [output.rstrip() for output in outputs] == ["one two", "one two"]
     assert tokens == 2 + 4
     assert seconds > 0
     assert said.asked["max_new_tokens"] == 4
     assert said.asked["do_sample"] is False
     assert said.asked["stop_strings"] == ["three"]
+
+
+def test_each_benchmark_has_its_own_limit_of_tokens(tiny_causal: Any) -> None:
+    folder = tiny_causal("llama")
+    module = CausalLM(str(folder), max_new_tokens={"gsm8k": 3, "math": 7}, verify=False)
+    module.configure_model()
+    said = Says(module._network(), [[5], [5]])
+    module.model = said
+    asked = []
+    for names in (["gsm8k"] * 2, ["math"] * 2, ["gsm8k", "math"], ["own", "own"], ["gsm8k_train"] * 2):
+        module.generate({**prompts(folder, ["one", "two"]), "benchmark": names})
+        asked.append(said.asked["max_new_tokens"])
+    module.generate(prompts(folder, ["one", "two"]))
+    assert [*asked, said.asked["max_new_tokens"]] == [3, 7, 7, 7, 7, 7]
 
 
 def test_a_model_that_samples_by_its_own_config_is_greedy_here(tiny_causal: Any) -> None:
@@ -339,6 +353,11 @@ def test_a_compiled_network_takes_the_same_steps_and_answers_the_same(tiny_causa
     ("settings", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        (
+            {"max_new_tokens": {"math": 5, "gsm8k": 0}},
+            r"max_new_tokens must be at least 1, got \{'math': 5, 'gsm8k': 0\}",
+        ),
+        ({"max_new_tokens": {}}, r"max_new_tokens must be at least 1, got \{\}"),
         ({"schedule": "sine"}, "schedule must be one of .*'sine'"),
         ({"warmup_ratio": 1.5}, "warmup_ratio must be from 0 to 1, got 1.5"),
         ({"quantization": "int2"}, r"quantization must be one of \['int8', 'int4'\] or None, got 'int2'"),
