@@ -1,14 +1,14 @@
 """A study's raw data as one file: packs the records of its runs, and writes them back into folders.
 
     python benchmarks/records.py pack STUDY.yaml RECORDS.jsonl
-    python benchmarks/records.py unpack STUDY.yaml RECORDS.jsonl
+    python benchmarks/records.py unpack STUDY.yaml RECORDS.jsonl    (of this study, or of one that has some of the same runs)
 
 So that a study can be spread over days and machines, and what it measured be committed: after ``unpack`` the study goes
 on from there (``gpart study STUDY.yaml``), and ``gpart study STUDY.yaml --table`` gives the same bytes. Files of several
 machines may be joined by ``cat``.
 
-Invariant: only a record that was made by the command line that the study has for that run goes in or out, and a run that
-is finished here is never written over. A line is ``{"folder", "command", "metrics"}``: the run's folder below the study's,
+Invariant: only a record whose command has the settings that the study has for that run goes in or out (the names of its
+files and the order of its settings aside), and a run that is finished here is never written over. A line is ``{"folder", "command", "metrics"}``: the run's folder below the study's,
 what is in its command.json, and in its metrics.json (null for a run that failed before it wrote one).
 """
 
@@ -28,6 +28,9 @@ from gpart.serialization.atomic import replacing
 from gpart.studies.experiments.outcome import read_object, read_outcome
 from gpart.studies.experiments.plan import COMMAND_FILE, METRICS_FILE, Run, plan
 from gpart.studies.experiments.schema import read_study
+
+PLACES = ("--trainer.default_root_dir", "--trainer.callbacks.path")
+"""The settings of a run that only say where its files are."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -75,16 +78,31 @@ def unpack(study: Path, records: Path) -> str:
         GPartError: if the study is wrong, or a line is no record. Nothing has been written then.
     """
     runs = _runs(study)
-    counts = dict.fromkeys(("written", "finished here", "running here", "of other words", "of no run of this study"), 0)
+    alike = {_settings(run.words): run for run in runs.values()}
+    counts = dict.fromkeys(
+        ("written", "finished here", "running here", "of other settings", "of no run of this study"), 0
+    )
     for record in _read(records):
-        run = runs.get(record["folder"])
-        if run is None:
-            counts["of no run of this study"] += 1
-        elif record["command"].get("words") != list(run.words):
-            counts["of other words"] += 1
-        else:
+        run = alike.get(_settings(record["command"].get("words") or ()))
+        if run is not None:
             counts[_write(run, record)] += 1
+        else:
+            counts["of other settings" if record["folder"] in runs else "of no run of this study"] += 1
     return f"{records}: {sum(counts.values())} records ({_text(counts)})"
+
+
+def _settings(words: Sequence[str]) -> tuple[object, ...]:
+    """What a command line comes to: its configurations in their order, and the last value of every other setting.
+
+    The two settings that only say where the run's files are don't count.
+    """
+    configs = tuple(word for word in words if word.startswith("--config="))
+    values: dict[str, str] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in ("--config", *PLACES):
+            values[name] = value
+    return configs, frozenset(values.items())
 
 
 def _runs(study: Path) -> dict[str, Run]:
@@ -127,7 +145,9 @@ def _write(run: Run, record: dict[str, Any]) -> str:
                 (run.folder / METRICS_FILE).unlink(missing_ok=True)
             else:
                 _put(run.folder / METRICS_FILE, record["metrics"])
-            _put(run.folder / COMMAND_FILE, record["command"])  # the last, since it makes the others count
+            # The study looks for its own words. "command" is the line that made the run.
+            command = {**record["command"], "words": list(run.words)}
+            _put(run.folder / COMMAND_FILE, command)  # the last, since it makes the others count
     except Timeout:
         return "running here"
     return "written"

@@ -83,10 +83,41 @@ def test_a_changed_study_takes_what_still_belongs_to_it(records: Any, study: Pat
     axes = {"task": STUDY["axes"]["task"], "method": {"A": {"set": {"x": 1}}, "B": {"tune": {"lr": [0.1, 0.2]}}}}
     study.write_text(yaml.safe_dump({**STUDY, "axes": axes}, sort_keys=False))
     said = records.unpack(study, Path("r.jsonl"))
-    assert said == "r.jsonl: 6 records (3 written, 2 of other words, 1 of no run of this study)"
+    assert said == "r.jsonl: 6 records (3 written, 2 of other settings, 1 of no run of this study)"
     assert sorted(path.parts[2] for path in Path("out").rglob("command.json")) == ["B"] * 3
     Path("out/RTE/B/lr=0.2/seed-0/command.json").write_text('{"words": []}')
     assert records.pack(study, Path("r.jsonl")) == "r.jsonl: 2 records (2 finished, 1 stale, 3 missing)"
+
+
+def test_a_study_takes_the_runs_that_it_shares_with_another(records: Any, study: Path) -> None:
+    """The other study has its own folder and names, and B's rates as rows. A's settings differ, and so do the seeds."""
+    records.pack(study, Path("r.jsonl"))
+    rows = {"low": {"set": {"lr": 0.1}}, "high": {"set": {"lr": 0.2}}, "A": {"set": {"x": 1}}}
+    axes = {"set": {"RTE": {"metric": "accuracy"}}, "row": rows}
+    other = {**STUDY, "folder": "other", "axes": axes, "columns": "set", "seeds": [1, 2]}
+    Path("o.yaml").write_text(yaml.safe_dump(other, sort_keys=False))
+    assert records.unpack(Path("o.yaml"), Path("r.jsonl")) == (
+        "r.jsonl: 6 records (1 written, 1 of other settings, 4 of no run of this study)"
+    )
+    (made,) = Path("other").rglob("command.json")
+    assert made.parent == Path("other/RTE/high/seed-1")
+    metrics = json.loads((made.parent / "metrics.json").read_text())
+    assert metrics == json.loads(Path("out/RTE/B/lr=0.2/seed-1/metrics.json").read_text())
+    assert "out/RTE/B/lr=0.2/seed-1" in json.loads(made.read_text())["command"]
+    # It counts for that study, and is packed again.
+    assert records.pack(Path("o.yaml"), Path("o.jsonl")) == "o.jsonl: 1 records (1 finished, 5 missing)"
+
+
+def test_the_order_of_overlays_and_the_last_value_count(records: Any) -> None:
+    one = records._settings(
+        ["fit", "--config=a", "--config=b", "--lr=1", "--x=2", "--lr=3", "--trainer.default_root_dir=o"]
+    )
+    assert one == records._settings(["fit", "--config=a", "--config=b", "--x=2", "--lr=3"])
+    for other in (
+        ["--config=b", "--config=a", "--x=2", "--lr=3"],
+        ["--config=a", "--config=b", "--lr=3", "--x=2", "--lr=1"],
+    ):
+        assert one != records._settings(["fit", *other])
 
 
 def test_a_broken_file_writes_nothing(records: Any, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
