@@ -17,6 +17,7 @@ from gpart.errors import GPartError
 from gpart.heads import names_of_head
 from gpart.lightning_modules.common.activations import checkpoint_activations
 from gpart.lightning_modules.common.metrics import MetricName, metric_collection
+from gpart.lightning_modules.common.new_head import NewHead
 from gpart.lightning_modules.common.optimizers import Schedule, adamw_by_steps, check_schedule
 
 Batch = dict[str, Any]
@@ -70,6 +71,7 @@ class SequenceClassifier(LightningModule):
             DataModule's ``label_mean()`` tells (:class:`LabelMean`); without one, the bias starts where Transformers
             puts it, at 0. From 0, the method's own parameters would first have to carry the mean.
         gradient_checkpointing: recompute activations in the backward pass, which takes less memory (not re-entrant).
+        allow_untrained_head: let ``test`` and ``predict`` use a head that is new and random, and that nothing has trained.
 
     Raises:
         GPartError: if a setting is out of its range or the metrics do not fit the number of labels.
@@ -90,6 +92,7 @@ class SequenceClassifier(LightningModule):
         labels: list[str] | None = None,
         head_bias_at_mean: bool = True,
         gradient_checkpointing: bool = False,
+        allow_untrained_head: bool = False,
     ) -> None:
         super().__init__()
         if labels is not None and len(labels) != num_labels:
@@ -97,6 +100,7 @@ class SequenceClassifier(LightningModule):
         check_schedule(schedule, warmup_ratio)
         self.save_hyperparameters()
         self.model: nn.Module | None = None
+        self._new_head: NewHead | None = None
         self.val_metrics = metric_collection(metrics, num_labels, "val/")
         self.test_metrics = metric_collection(metrics, num_labels, "test/")
 
@@ -126,6 +130,7 @@ class SequenceClassifier(LightningModule):
             start_bias(model, told["missing_keys"], mean)
         if self.hparams["gradient_checkpointing"]:
             checkpoint_activations(model)
+        self._new_head = NewHead(model, told["missing_keys"])
         # from_pretrained returns it in eval mode. Without train(), dropout would be off for some methods only.
         self.model = model.train()
 
@@ -144,6 +149,14 @@ class SequenceClassifier(LightningModule):
         output = self(batch)
         self.log("val/loss", output.loss, batch_size=len(batch["labels"]), sync_dist=True)
         self._measure(self.val_metrics, output.logits, batch["labels"])
+
+    def on_test_start(self) -> None:
+        """Refuses a head that nothing has trained (:class:`NewHead`)."""
+        self._check_head("test")
+
+    def on_predict_start(self) -> None:
+        """Refuses a head that nothing has trained (:class:`NewHead`)."""
+        self._check_head("predict")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Logs the metrics on the test split, which gives the score."""
@@ -173,6 +186,10 @@ class SequenceClassifier(LightningModule):
             return None
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by its data connector
         return data.label_mean() if isinstance(data, LabelMean) else None
+
+    def _check_head(self, stage: str) -> None:
+        if self._new_head is not None:
+            self._new_head.check(self._network(), stage, self.hparams["allow_untrained_head"])
 
     def _network(self) -> nn.Module:
         if self.model is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -17,8 +16,10 @@ from gpart.errors import GPartError
 from gpart.heads import names_of_head
 from gpart.lightning_modules.common.activations import checkpoint_activations
 from gpart.lightning_modules.common.metrics import accuracies
+from gpart.lightning_modules.common.new_head import NewHead
 from gpart.lightning_modules.common.optimizers import Schedule, adamw_by_steps, check_schedule
 from gpart.lightning_modules.vision import figures, networks
+from gpart.lightning_modules.vision.batches import check_labels, mixing_share, names_of
 
 # With more classes, a chart for each class would hide the scores among a logger's charts. The confusion matrix shows
 # them anyway.
@@ -60,6 +61,7 @@ class ImageClassifier(LightningModule):
             distribution that the share of each is drawn from; 0 turns it off. A share depends only on the seed, the
             epoch and the batch's number, so that a resumed run draws the same. Source: Zhang et al., "mixup", 2018.
         channels_last: use the memory format channels-last, which is faster for convolutions on a GPU.
+        allow_untrained_head: let ``test`` and ``predict`` use a head that is new and random, and that nothing has trained.
 
     Raises:
         GPartError: if a setting is out of its range.
@@ -81,6 +83,7 @@ class ImageClassifier(LightningModule):
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         channels_last: bool = False,
+        allow_untrained_head: bool = False,
     ) -> None:
         super().__init__()
         if num_labels < 2:
@@ -97,6 +100,7 @@ class ImageClassifier(LightningModule):
         check_schedule(schedule, warmup_ratio)
         self.save_hyperparameters()
         self.model: nn.Module | None = None
+        self._new_head: NewHead | None = None
         # All scores are computed from one table of counts, with a row for each true class.
         self.val_table = MulticlassConfusionMatrix(num_labels)
         self.test_table = MulticlassConfusionMatrix(num_labels)
@@ -116,6 +120,7 @@ class ImageClassifier(LightningModule):
             checkpoint_activations(network)
         if self.hparams["channels_last"]:
             network = network.to(memory_format=torch.channels_last)
+        self._new_head = NewHead(network, networks.new_parameters(network))
         self.model = network
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -131,7 +136,7 @@ class ImageClassifier(LightningModule):
             GPartError: if a label is not one of the head's classes.
         """
         if "labels" in batch and not self.trainer.predicting:
-            check_labels(batch["labels"], self.hparams["num_labels"], _names(batch))
+            check_labels(batch["labels"], self.hparams["num_labels"], names_of(batch))
         return batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -151,6 +156,14 @@ class ImageClassifier(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measures the loss and the scores on the validation split, which selects the checkpoint."""
         self._measure("val", self.val_table, batch)
+
+    def on_test_start(self) -> None:
+        """Refuses a head that nothing has trained (:class:`NewHead`)."""
+        self._check_head("test")
+
+    def on_predict_start(self) -> None:
+        """Refuses a head that nothing has trained (:class:`NewHead`)."""
+        self._check_head("predict")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Measures the loss and the scores on the test split."""
@@ -194,6 +207,10 @@ class ImageClassifier(LightningModule):
             )
         return made
 
+    def _check_head(self, stage: str) -> None:
+        if self._new_head is not None:
+            self._new_head.check(self._network(), stage, self.hparams["allow_untrained_head"])
+
     def _network(self) -> nn.Module:
         if self.model is None:
             raise GPartError("the network is not built yet: call configure_model() first")
@@ -205,7 +222,7 @@ class ImageClassifier(LightningModule):
         self.log(f"{stage}/loss", cross_entropy(logits, labels), batch_size=len(labels), sync_dist=True)
         table.update(logits, labels)
         if self._boards():
-            files = _names(batch)
+            files = names_of(batch)
             self._mistakes = figures.worst_mistakes(self._mistakes, batch["pixel_values"], logits, labels, files)
 
     def _finish(self, stage: str, table: MulticlassConfusionMatrix) -> dict[str, Tensor]:
@@ -232,30 +249,3 @@ class ImageClassifier(LightningModule):
         if self.trainer.sanity_checking or not self.trainer.is_global_zero:
             return []
         return [logger for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
-
-
-def check_labels(labels: Tensor, num_labels: int, files: list[str]) -> None:
-    """Checks that every label is a class.
-
-    Raises:
-        GPartError: if one is not. The message names the first such label, its picture, and the number of classes.
-    """
-    outside = ((labels < 0) | (labels >= num_labels)).nonzero().flatten().tolist()
-    if outside:
-        first = outside[0]
-        raise GPartError(
-            f"{files[first]} has label {int(labels[first])}, but num_labels={num_labels}: labels are 0 to"
-            f" {num_labels - 1}; {len(outside)} of this batch's {len(labels)} are outside"
-        )
-
-
-def mixing_share(alpha: float, *seed: int) -> float:
-    """Draws a share from Beta(alpha, alpha). It depends only on the numbers given, not on what was drawn before."""
-    return float(np.random.default_rng(seed).beta(alpha, alpha))
-
-
-def _names(batch: Batch) -> list[str]:
-    """Returns names of a batch's pictures, for messages: their files, else their numbers, else their places."""
-    if "file" in batch:
-        return list(batch["file"])
-    return [f"picture {i}" for i in batch.get("idx", range(len(batch["pixel_values"])))]

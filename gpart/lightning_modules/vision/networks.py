@@ -17,6 +17,9 @@ from transformers import AutoModelForImageClassification
 
 from gpart.assets.fetching import loading
 from gpart.errors import GPartError, GPartFileError
+from gpart.heads import head_modules
+from gpart.injection.forgotten import randomly_initialised
+from gpart.injection.names import named_parameters
 
 TIMM = "timm:"
 
@@ -53,6 +56,14 @@ def timm_head_is_new(network: nn.Module) -> bool:
     """Returns whether timm has replaced the checkpoint's head by a random one, for another number of classes."""
     pretrained: Any = getattr(network, "pretrained_cfg", None)
     return isinstance(pretrained, dict) and pretrained.get("num_classes") != getattr(network, "num_classes", None)
+
+
+def new_parameters(network: nn.Module) -> list[str]:
+    """The names of the parameters that are random, since the checkpoint has none that fit."""
+    names = named_parameters(network)
+    if not timm_head_is_new(network):
+        return randomly_initialised(network, names)
+    return [name for name in names if any(name.startswith(f"{head}.") for head in head_modules(network))]
 
 
 def logits_of(output: Any) -> Tensor:

@@ -22,7 +22,7 @@ from gpart.callbacks import GPartCallback, LinearProbe, PredictionWriter
 from gpart.errors import GPartError, GPartFileError
 from gpart.lightning_modules import ImageClassifier
 from gpart.lightning_modules.common.activations import checkpoint_activations
-from gpart.lightning_modules.vision.image_classifier import check_labels, mixing_share
+from gpart.lightning_modules.vision.batches import check_labels, mixing_share
 
 CLASSES = 3
 KINDS = ["vit", "dinov2", "timm"]
@@ -367,7 +367,7 @@ def test_predictions_name_class_probability_and_file_and_need_no_labels(module: 
     rows = pictures(5)
     for row in rows:
         row["labels"] = -1  # unknown
-    own, path = module(labels=["cat", "dog", "hen"]), tmp_path / "answers.jsonl"
+    own, path = module(labels=["cat", "dog", "hen"], allow_untrained_head=True), tmp_path / "answers.jsonl"
     trainer(PredictionWriter(str(path))).predict(own, loader(rows, 2))
     written = [json.loads(line) for line in path.read_text().splitlines()]
     with torch.no_grad():
@@ -386,7 +386,7 @@ def test_a_label_that_is_no_class_is_named_with_its_file(stage: str, module: Any
     rows = pictures(9, classes=9)
     said = r"shelf/003.png has label 3, but num_labels=3: labels are 0 to 2; 5 of this batch's 8 are outside"
     with pytest.raises(GPartError, match=said):
-        getattr(trainer(num_sanity_val_steps=0), stage)(module(), loader(rows))
+        getattr(trainer(num_sanity_val_steps=0), stage)(module(allow_untrained_head=True), loader(rows))
 
 
 def test_labels_below_0_and_batches_without_files() -> None:
