@@ -18,6 +18,7 @@ import gpart.callbacks
 import gpart.datamodules
 import gpart.lightning_modules
 from gpart.callbacks.method import MethodCallback
+from gpart.cli.checkpoints import NAMES, find_checkpoint
 from gpart.cli.commands import TRAINING
 from gpart.cli.configs import with_recipes
 from gpart.cli.message import causes, told
@@ -82,10 +83,15 @@ class GPartCLI(LightningCLI):
     """LightningCLI whose fine-tuning method has a key of its own, so that an overlay changes it and nothing else."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds ``method:``, any Callback; without it everything is trained. ``fit`` also takes ``test_best``."""
+        """Adds ``method:``, any Callback; without it everything is trained. ``fit`` also has ``test_best`` and ``resume``."""
         parser.add_lightning_class_args(Callback, "method", subclass_mode=True, required=False)
         parser.add_argument(
             "--test_best", type=bool, default=False, help="After fit, score the best checkpoint by the test set."
+        )
+        parser.add_argument(
+            "--resume",
+            action="store_true",
+            help="Go on from the newest checkpoint in the run's folder: --ckpt_path last.",
         )
         parser.add_optimizer_args()
         parser.add_lr_scheduler_args()
@@ -107,12 +113,23 @@ class GPartCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """As Lightning's, but words of the command line go over the checkpoint's hyperparameters, and so does the class.
 
+        ``last`` and ``best`` are looked for in the folders of earlier runs, not of the new one.
+
         Raises:
-            GPartError: if the checkpoint cannot be read: a damaged file is named, not traced.
+            GPartError: if there is no such checkpoint, or it cannot be read: a damaged file is named, not traced.
         """
         command = self.config["subcommand"]
-        path, model = self.config[command].get("ckpt_path"), self.config[command]["model"]
-        if not path or path in ("best", "last", "hpc", "registry"):
+        config = self.config[command]
+        if config.get("resume"):
+            if config.get("ckpt_path"):
+                raise GPartError(
+                    f"--resume goes on from the newest checkpoint, and --ckpt_path is {config['ckpt_path']}"
+                )
+            config["ckpt_path"] = "last"
+        if config.get("ckpt_path") in NAMES:
+            config["ckpt_path"] = find_checkpoint(config["ckpt_path"], config["trainer"])
+        path, model = config.get("ckpt_path"), config["model"]
+        if not path or path in ("hpc", "registry"):
             return
         saved = load_checkpoint_file(path).get("hyper_parameters") or {}
         theirs = {name: value for name, value in saved.items() if name not in ("_class_path", "_instantiator")}

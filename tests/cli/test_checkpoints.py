@@ -1,0 +1,151 @@
+"""``--ckpt_path last`` and ``best``, and ``--resume``: each command finds the file of the run before it, or says that there is none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from gpart.cli import main
+
+PROJECT = """
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Own(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+
+    def training_step(self, batch, index):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, index):  # the first epoch is the best
+        self.log("val/score", -float(self.current_epoch))
+
+    def test_step(self, batch, index):
+        print("tested after step", self.trainer.ckpt_path)
+
+    predict_step = test_step
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.05)
+
+
+class Data(LightningDataModule):
+    def train_dataloader(self):
+        inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+        return DataLoader(TensorDataset(inputs, (inputs[:, 0] > 0).long()), batch_size=4)
+
+    val_dataloader = test_dataloader = predict_dataloader = train_dataloader
+"""
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("GPART_TRACEBACK", raising=False)
+    Path("checkpoints_project.py").write_text(PROJECT)
+    keeper = {"monitor": "val/score", "mode": "max", "save_top_k": -1}
+    recipe = {
+        "trainer": {
+            "accelerator": "cpu",
+            "max_epochs": 2,
+            "default_root_dir": "runs",
+            "callbacks": [{"class_path": "ModelCheckpoint", "init_args": keeper}],
+        },
+        "model": {"class_path": "checkpoints_project.Own"},
+        "data": {"class_path": "checkpoints_project.Data"},
+        "method": {
+            "class_path": "GPartCallback",
+            "init_args": {"d": 5, "target_modules": ["0"], "modules_to_save": ["2"]},
+        },
+    }
+    recipe["trainer"] |= {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    Path("own.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def gpart(command: str, *more: str) -> int:
+    return main([command, "--config=own.yaml", *more])
+
+
+def of_epoch(epoch: int) -> Path:
+    return next(Path("runs").rglob(f"epoch={epoch}-*.ckpt"))
+
+
+@pytest.mark.parametrize("word", ["--ckpt_path=last", "--resume"])
+def test_fit_goes_on_from_the_newest_to_the_bit(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpart("fit", "--trainer.max_epochs=3", "--trainer.default_root_dir=whole") == 0
+    assert gpart("fit") == 0
+    # A later file of an older epoch, as a copy makes it, would be another run.
+    assert gpart("fit", word, "--trainer.max_epochs=3") == 0
+    whole = torch.load(next(Path("whole").rglob("epoch=2-*.ckpt")), weights_only=True)
+    resumed = torch.load(of_epoch(2), weights_only=True)
+    assert (resumed["epoch"], resumed["global_step"]) == (2, 6)
+    assert of_epoch(2).parts[2] == "version_1"
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
+
+
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_the_other_commands_take_both(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpart("fit") == 0
+    for word, epoch in (("last", 1), ("best", 0)):
+        capsys.readouterr()
+        assert gpart(command, f"--ckpt_path={word}") == 0
+        assert f"tested after step {of_epoch(epoch)}" in capsys.readouterr().out
+
+
+def test_the_newest_is_told_by_its_time_not_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpart("fit") == 0
+    os.utime(of_epoch(0), (2_000_000_000, 2_000_000_000))
+    assert gpart("test", "--ckpt_path=last") == 0
+    assert f"tested after step {of_epoch(0)}" in capsys.readouterr().out
+
+
+def test_the_best_of_a_folder_that_was_moved(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpart("fit") == 0
+    Path("runs").rename("moved")
+    assert gpart("test", "--ckpt_path=best", "--trainer.default_root_dir=moved") == 0
+    assert "tested after step moved" in capsys.readouterr().out
+
+
+def test_a_folder_of_the_checkpoints_own_is_looked_in(capsys: pytest.CaptureFixture[str]) -> None:
+    own = "--trainer.callbacks.init_args.dirpath=mine"
+    assert gpart("fit", own) == 0
+    assert gpart("test", own, "--ckpt_path=last") == 0
+    assert "tested after step mine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["fit", "--ckpt_path=last"], "--ckpt_path last: there is no checkpoint in runs: give a path, or"),
+        (["fit", "--resume"], "--ckpt_path last: there is no checkpoint in runs: give a path, or"),
+        (["test", "--ckpt_path=best"], "--ckpt_path best: there is no checkpoint in runs: give a path, or"),
+        (
+            ["fit", "--resume", "--ckpt_path=a.ckpt"],
+            "--resume goes on from the newest checkpoint, and --ckpt_path is a.ckpt",
+        ),
+    ],
+)
+def test_what_is_not_there_is_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpart(*words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"gpart: error: {said}")
+    assert error.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_a_newest_that_knows_no_best_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpart("fit") == 0
+    of_epoch(0).unlink()
+    assert gpart("test", "--ckpt_path=best") == 2
+    assert "knows no best one that is there" in capsys.readouterr().err
