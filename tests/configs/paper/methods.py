@@ -14,7 +14,25 @@ PEFT = [
 ]
 _DECAY = "an overlay does not know the recipe's decay of the head; the studies set both (G7)"
 
+_DEFAULT = "the code's default for all methods, which suits no large number of weights (G10)"
+
 RECIPES = {
+    "methods/full-fine-tuning": [
+        Value("method.class_path", "FullFineTuning", "Table 1: FF"),
+        Value("model.lr", 2e-5, "Liu et al. 2019", "1e-3", _DEFAULT),
+        Value("model.head_lr", 2e-5, "Liu et al. 2019", "1e-3", _DEFAULT),
+    ],
+    "methods/linear-probe": [
+        Value("method.class_path", "LinearProbe", "Table 1: LP"),
+        Value("method.modules_to_save", "head", "the head is trained with every method"),
+        Value("model.head_lr", 1e-3, "code: its default (G10)"),
+    ],
+    "methods/bitfit": [
+        Value("method.class_path", "BitFit", "Table 1"),
+        Value("method.modules_to_save", "head", "the head is trained with every method"),
+        Value("model.lr", 1e-3, "code: its default (G10); within Ben Zaken et al. 2022"),
+        Value("model.head_lr", 1e-3, "code: its default (G10)"),
+    ],
     "methods/lora": [
         *PEFT,
         Value("method.peft_type", "LORA", "Table 1"),
@@ -57,6 +75,9 @@ RECIPES = {
     ],
 }  # fmt: skip
 SAID: dict[str, list[str]] = {
+    "methods/full-fine-tuning": ["Liu et al. 2019"],
+    "methods/linear-probe": [],
+    "methods/bitfit": ["Ben Zaken et al. 2022"],
     "methods/lora": ["--method.settings.lora_dropout 0.0"],
     "methods/vera": ["--method.settings.vera_dropout 0.0", "--model.weight_decay 0 --model.head_weight_decay 0.1"],
     "methods/uni-lora": [
