@@ -36,7 +36,8 @@ EPILOG = """a study's file:
   every:                       # words of every run
     config: []                 # recipes or files
     set: {trainer.max_epochs: 2}
-  axes:                        # axis -> label -> {config, set, tune}, each optional
+    seeded: [data.seed]        # settings that take the run's seed; a label may have its own: GPart: {seeded: [method.seed]}
+  axes:                        # axis -> label -> {config, set, tune, seeded}, each optional
     task:
       RTE: {config: glue/rte, metric: accuracy}
       CoLA: {config: glue/cola, metric: matthews}

@@ -24,18 +24,12 @@ from gpart.studies.experiments.schema import read_study
 NLU = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("glue*/**/*.yaml"))
 OVERLAYS = sorted(path.stem for path in (CONFIGS / "methods").glob("*.yaml"))
 
-# ../shared/experiments.md, the paper's Table 6: epochs and the head's learning rate.
-PAPER = {
-    "glue/sst2": (60, 5e-4), "glue/mrpc": (30, 1e-3), "glue/cola": (80, 2e-4),
-    "glue/qnli": (25, 1e-3), "glue/rte": (160, 1e-2), "glue/stsb": (80, 2e-4),
-    "glue-large/sst2": (30, 2e-4), "glue-large/mrpc": (30, 1e-3), "glue-large/cola": (60, 2e-3),
-    "glue-large/qnli": (25, 1e-3), "glue-large/rte": (120, 1e-2), "glue-large/stsb": (80, 2e-4),
-}  # fmt: skip
+TASKS = ("cola", "mrpc", "qnli", "rte", "sst2", "stsb")
 SCORE = {"cola": "matthews", "stsb": "pearson"}
 
 
 def test_the_recipes_are_found() -> None:
-    assert sorted(PAPER) == NLU
+    assert sorted(f"{folder}/{task}" for folder in ("glue", "glue-large") for task in TASKS) == NLU
     assert OVERLAYS == [
         "bitfit", "fourierft", "full-fine-tuning", "gpart-fastfood", "gpart-hash", "gpart-non-isometric", "linear-probe",
         "lora", "partial-fine-tuning", "uni-lora", "vera",
@@ -85,34 +79,20 @@ def test_a_recipe_runs_fit_test_and_predict(recipe: str, run: Any, capsys: pytes
 
 
 @pytest.mark.parametrize("recipe", NLU)
-def test_a_recipe_has_the_papers_settings(recipe: str) -> None:
+def test_a_recipes_head_and_labels_are_the_tasks(recipe: str) -> None:
+    """Its values are held to the paper's by test_paper_values.py."""
+    from gpart.datamodules.language import glue
+
     text = (CONFIGS / f"{recipe}.yaml").read_text()
-    settings, (epochs, head_lr) = yaml.safe_load(text), PAPER[recipe]
-    size, task = ("large" if "large" in recipe else "base"), recipe.split("/")[1]
+    settings = yaml.safe_load(text)
     model, data, method = (settings[key]["init_args"] for key in ("model", "data", "method"))
-    assert settings["trainer"]["max_epochs"] == epochs
-    assert (model["lr"], model["head_lr"], model["weight_decay"], model["warmup_ratio"]) == (5e-3, head_lr, 0.1, 0.06)
-    assert model["schedule"] == "linear"
-    assert model["model"] == data["model"] == f"FacebookAI/roberta-{size}"
-    assert model["num_labels"] == (1 if task == "stsb" else 2)
-    assert model["metrics"][0] == SCORE.get(task, "accuracy")
-    keeper = settings["trainer"]["callbacks"][0]["init_args"]
-    assert (keeper["monitor"], keeper["mode"]) == (f"val/{model['metrics'][0]}", "max")
-    assert (data["task"], data["batch_size"], data["max_length"]) == (task, 32, 512 if size == "base" else 128)
-    assert method == {
-        "d": 23040, "target_modules": ["query", "value"], "modules_to_save": "head", "dropout": 0.1,
-    }  # fmt: skip
     base = AutoModelForSequenceClassification.from_config(
         RobertaConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2, intermediate_size=8, vocab_size=20)
     )
     assert saved_parameters(base, method["modules_to_save"])[0] == ["classifier"]  # what the paper trains
-    header = "\n".join(line for line in text.splitlines() if line.startswith("#"))
-    assert f"gpart fit --config {recipe} --test_best true" in header
-    for said in ("Table 1", "Table 6", "83.7" if size == "base" else "86.3", "H100", "minutes", "GiB"):
-        assert said in header
-    from gpart.datamodules.language.glue import TASKS
-
-    assert tuple(model.get("labels", ())) == TASKS[task].labels
+    assert f"gpart fit --config {recipe} --test_best true" in text
+    assert tuple(model.get("labels", ())) == glue.TASKS[data["task"]].labels
+    assert model["metrics"][0] == SCORE.get(data["task"], "accuracy")
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -229,6 +209,31 @@ def test_the_studies_are_the_papers_tables() -> None:
             assert cell.candidates[0].runs[0].metric == score
 
 
+SEEDED = {
+    "GPart": "seed", "GPart non-isometric": "seed", "Uni-LoRA": "settings.proj_seed",
+    "VeRA": "settings.projection_prng_key", "FourierFT": "settings.random_loc_seed",
+}  # fmt: skip
+
+
+def own_seed(method: str) -> str | None:
+    """The setting of a method's random map."""
+    return SEEDED.get(method.split(" (", maxsplit=1)[0])
+
+
+@pytest.mark.parametrize(
+    "name", ["studies/glue-base", "studies/glue-large", "studies/vision-base", "studies/vision-large"]
+)
+def test_the_runs_seed_is_that_of_the_split_and_of_the_random_map(name: str) -> None:
+    """A deviation over seeds of one partition leaves the partition's own part out."""
+    for cell in plan(read_study(CONFIGS / f"{name}.yaml")):
+        setting = own_seed(cell.labels["method"])
+        for candidate in cell.candidates:
+            for run in candidate.runs:
+                seeds = [word for word in run.words if "seed" in word.split("=")[0] or "prng" in word]
+                own = [f"--method.{setting}={run.seed}"] if setting else []
+                assert seeds == [f"--data.seed={run.seed}", *own, f"--seed_everything={run.seed}"]
+
+
 @pytest.mark.parametrize("method", [*AVERAGES["studies/glue-base"], "FourierFT (n = 1000)"])
 def test_the_studys_words_are_understood(method: str, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Each method's run of the study is parsed by the real command, whose settings then hold what the study sets."""
@@ -240,7 +245,19 @@ def test_the_studys_words_are_understood(method: str, run: Any, capsys: pytest.C
                     main([*cell.candidates[-1].runs[-1].words, "--print_config"])
                 assert stop.value.code == 0
                 printed = yaml.safe_load(capsys.readouterr().out)
-                assert printed["seed_everything"] == 2
+                assert printed["seed_everything"] == printed["data"]["init_args"]["seed"] == 2
+                of_method = printed["method"]["init_args"]
+                if setting := own_seed(method):
+                    *inner, last = setting.split(".")
+                    assert (of_method["settings"] if inner else of_method)[last] == 2
+                if dropout := {"LoRA": "lora_dropout", "VeRA": "vera_dropout", "Uni-LoRA": "unilora_dropout"}.get(
+                    method.split(" (", maxsplit=1)[0]
+                ):
+                    assert of_method["settings"][dropout] == 0.1
+                # Vectors are not decayed but for GPart's (G7); the head's weights are, with every method.
+                vectors = method.startswith(("VeRA", "FourierFT", "Uni-LoRA"))
+                decay = printed["model"]["init_args"]
+                assert (decay["weight_decay"], decay["head_weight_decay"]) == ((0.0, 0.1) if vectors else (0.1, None))
                 assert printed["trainer"]["callbacks"][-1]["class_path"].endswith("MetricsWriter")
                 for key, value in cell.candidates[-1].tuned.items():
                     assert printed["model"]["init_args"][key.removeprefix("model.")] == value

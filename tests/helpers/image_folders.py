@@ -104,7 +104,8 @@ def fgvc_aircraft(root: Path, monkeypatch: Any = None) -> None:
     variants = ["707-320", "A340-200", "DC-9 30"]
     folder.mkdir(parents=True)
     (folder / "variants.txt").write_text("".join(f"{name}\n" for name in variants))
-    for split, first, count in (("trainval", 0, TRAIN), ("test", 100, TEST)):
+    half = TRAIN // 2
+    for split, first, count in (("train", 0, half), ("val", half, half), ("trainval", 0, TRAIN), ("test", 100, TEST)):
         lines = []
         for label, variant in enumerate(variants):
             for number in range(first, first + count):
@@ -112,10 +113,6 @@ def fgvc_aircraft(root: Path, monkeypatch: Any = None) -> None:
                 save(folder / "images" / f"{name}.jpg")
                 lines.append(f"{name} {variant}\n")
         (folder / f"images_variant_{split}.txt").write_text("".join(lines))
-
-
-def eurosat(root: Path, monkeypatch: Any = None) -> None:
-    class_folders(root / "eurosat" / "2750", ["AnnualCrop", "Forest", "River"], TRAIN + TEST, suffix="jpg")
 
 
 def _parquet(folder: Path, split: str, classes: list[str], count: int, shards: int = 1) -> None:
@@ -162,7 +159,15 @@ def stanford_cars(folder: Path, monkeypatch: Any = None) -> None:
 
 def resisc45(folder: Path, monkeypatch: Any = None) -> None:
     """As timm/resisc45: a validation split too."""
-    classes = ["airplane", "airport", "beach"]
+    _three_splits(folder, ["airplane", "airport", "beach"])
+
+
+def eurosat(folder: Path, monkeypatch: Any = None) -> None:
+    """As blanchon/EuroSAT_RGB."""
+    _three_splits(folder, ["Annual Crop", "Forest", "River"])
+
+
+def _three_splits(folder: Path, classes: list[str]) -> None:
     for split, count in (("train", TRAIN - 2), ("validation", 2), ("test", TEST)):
         _parquet(folder, split, classes, count)
     _card(folder, {"train": 18, "validation": 6, "test": 12}, classes)
@@ -190,7 +195,7 @@ WRITERS: dict[str, Callable[[Path, Any], None]] = {
     "imagefolder": imagefolder,
     "hub": hub,
 }
-BY_PATH = ("stanford-cars", "resisc45", "imagefolder", "hub")
+BY_PATH = ("stanford-cars", "eurosat", "resisc45", "imagefolder", "hub")
 """Those that ``path`` leads to; the others lie below ``root``."""
 
 

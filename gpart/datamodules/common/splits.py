@@ -79,32 +79,31 @@ def _rank(identity: int | str, seed: int) -> str:
     return hashlib.sha256(f"{seed}:{identity}".encode()).hexdigest()
 
 
-def split_names(found: Sequence[str], place: str) -> dict[str, list[str] | None]:
-    """Says which of a data set's own splits are trained on, and which one is the test split.
+def split_names(found: Sequence[str], place: str) -> dict[str, list[str]]:
+    """Says which of a data set's own splits is trained on, which one selects the checkpoint, and which one is scored.
 
-    If there is a ``test`` split, it is the test split, and a validation split is trained on too: the rows that select
-    the checkpoint are held out from the training rows by our own rule. Without ``test``, the validation split is the
-    test split. Without either, there is no test split.
+    If there is a ``test`` split, it is the test split, and a validation split selects the checkpoint. Without ``test``,
+    the validation split is the test split. Without either, there is no test split.
 
     Args:
         found: the names of the data set's splits.
         place: the data set's name, for messages.
 
     Returns:
-        Lists of split names under ``train`` and ``test``; None where there is no test split.
+        Lists of split names under ``train``, ``validation`` and ``test``; empty where there is no such split.
 
     Raises:
         GPartError: if there is no ``train`` split.
 
     Example:
         >>> split_names(["train", "validation", "test"], "a data set")
-        {'train': ['train', 'validation'], 'test': ['test']}
-        >>> split_names(["train"], "a data set")
-        {'train': ['train'], 'test': None}
+        {'train': ['train'], 'validation': ['validation'], 'test': ['test']}
+        >>> split_names(["train", "val"], "a data set")
+        {'train': ['train'], 'validation': [], 'test': ['val']}
     """
     if "train" not in found:
         raise GPartError(f"{place} has no split 'train'; it has {list(found)}")
     validation = [name for name in ("validation", "val") if name in found]
     if "test" in found:
-        return {"train": ["train", *validation], "test": ["test"]}
-    return {"train": ["train"], "test": validation[:1] or None}
+        return {"train": ["train"], "validation": validation, "test": ["test"]}
+    return {"train": ["train"], "validation": [], "test": validation[:1]}

@@ -23,7 +23,7 @@ def read_folders(path: Path, part: str) -> tuple[Pictures, bool]:
 
     Args:
         path: the folder.
-        part: the split, ``train`` or ``test``.
+        part: ``train``, which is followed by a validation split if there is one beside a test split, or ``test``.
 
     Returns:
         The pictures, and whether the folder has no test split, so that one is still to be cut from them.
@@ -37,21 +37,24 @@ def read_folders(path: Path, part: str) -> tuple[Pictures, bool]:
     # A class may be called "train" too. The folder of a split holds folders, that of a class holds pictures.
     inner = [folder for folder in _folders(path) if folder.name in ("train", "test", "val", "validation")]
     split = any(folder.name == "train" and _folders(folder) for folder in inner)
-    names = split_names([folder.name for folder in inner], str(path)) if split else {"train": [""], "test": None}
-    classes = [folder.name for folder in _folders(path / names["train"][0])] if names["train"] else []
+    whole: dict[str, list[str]] = {"train": [""], "validation": [], "test": []}
+    names = split_names([folder.name for folder in inner], str(path)) if split else whole
+    classes = [folder.name for folder in _folders(path / names["train"][0])]
     if not classes:
         raise GPartError(f"{path / 'train' if split else path} holds 0 folders of classes")
-    paths, labels = [], []
-    for name in names[part] or names["train"] or []:
+    paths, labels, validation = [], [], 0
+    used = (names["test"] if part == "test" else []) or [*names["train"], *names["validation"]]
+    for name in used:
         for folder in _folders(path / name):
             if folder.name not in classes:
                 raise GPartError(f"the class {folder} is none of the {len(classes)} training classes: {classes[:20]}")
             own = _pictures(folder)
             paths += own
             labels += [classes.index(folder.name)] * len(own)
+            validation += len(own) if name in names["validation"] else 0
     files = [str(file) for file in paths]
-    pictures = Pictures(FromFiles(files), labels, [path_name(file, path) for file in files], tuple(classes), str(path))
-    return pictures, names["test"] is None
+    rows = [path_name(file, path) for file in files]
+    return Pictures(FromFiles(files), labels, rows, tuple(classes), str(path), validation), not names["test"]
 
 
 def _folders(path: Path) -> list[Path]:

@@ -1,8 +1,8 @@
 """Image classification: the paper's eight tasks, your own folders, or any image data set on the hub.
 
-Invariant: a training row is either trained on or held out to select the checkpoint. Only its name and the seed decide
-which. The test split is used for nothing but the final score. The random crop of a training picture depends only on
-(seed, epoch, row).
+Invariant: a training row is either trained on or held out to select the checkpoint. Only its name, its split and the
+seed decide which. The test split is used for nothing but the final score. The random crop of a training picture depends
+only on (seed, epoch, row).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gpart.datamodules.common.splits import check_held_out, chosen, hold_out
 from gpart.datamodules.vision.pictures import Collate, Images
 from gpart.datamodules.vision.reading import evaluation_transform, training_transform
 from gpart.datamodules.vision.settings import Normalisation, load_settings
-from gpart.datamodules.vision.sources import DatasetName, Source
+from gpart.datamodules.vision.sources import DRAWN, HELD_OUT, DatasetName, Source
 from gpart.errors import GPartError
 
 
@@ -37,34 +37,36 @@ class ImageDataModule(SeededDataModule):
     numbers in their source, and ``file``, their files, such as ``cat/1.jpg``, or their splits and numbers, such as
     ``train[17]``.
 
-    These are the data sets, with the splits that are used for training and for the score:
+    These are the data sets, with the splits of the paper's protocol:
 
-    - ``oxford-pets`` and ``fgvc-aircraft`` (by variant): trained on trainval, scored on test.
-    - ``cifar10`` and ``cifar100``: trained on train, scored on test.
-    - ``dtd``: trained on train and val of partition 1, scored on its test.
-    - ``eurosat``: a fifth of each class is the test split, since torchvision's data set has no splits. It is chosen by
-      a hash of the files' names, and the same for every ``seed``.
-    - ``stanford-cars``: trained on train of ``tanganke/stanford_cars``, scored on its test.
-    - ``resisc45``: trained on train and validation of ``timm/resisc45``, scored on its test.
+    - ``oxford-pets``: trained on nine tenths of trainval, scored on test.
+    - ``cifar10`` and ``cifar100``: trained on nine tenths of train, scored on test.
+    - ``stanford-cars``: trained on nine tenths of train of ``tanganke/stanford_cars``, scored on its test.
+    - ``fgvc-aircraft`` (by variant): trained on train, val selects the checkpoint, scored on test.
+    - ``eurosat`` and ``resisc45``: trained on train of ``blanchon/EuroSAT_RGB`` and ``timm/resisc45``, their validation
+      selects the checkpoint, scored on their test.
+    - ``dtd``: all 5,640 pictures are split by ``seed``: 4,060 are trained on, 452 select the checkpoint, 1,128 are the
+      test split. Here the classes keep their proportions, which a split at random does roughly.
     - ``imagefolder``: your own pictures in ``path/train/CLASS/*`` and ``path/test/CLASS/*``; or in ``path/CLASS/*``,
-      from which a fifth is cut as for EuroSAT.
+      from which a fifth is cut as the test split, by a hash of the files' names, the same for every ``seed``.
     - ``hub``: any data set on the hub, or folder with the same layout, with an image column and a column of classes.
 
-    torchvision downloads and verifies all of these but the last four, which are read with ``datasets`` or from folders.
-    Data sets of the last two kinds may have a ``validation`` split. It is trained on if there is a test split; else it
-    is the test split.
+    torchvision downloads and verifies pets, CIFAR, FGVC-Aircraft and DTD. The others are read with ``datasets`` or from
+    folders. Data sets of the last two kinds may have a ``validation`` split. It selects the checkpoint if there is a
+    test split; else it is the test split.
 
     Args:
         dataset: the data set's name.
         model: the model that gets the pictures: a name on the hub, a folder, ``packaged:NAME``, or ``timm:NAME``.
         root: the folder for torchvision's downloads.
-        path: the data of ``imagefolder`` (also ``packaged:NAME``) or ``hub``, or a copy of ``stanford-cars`` or
-            ``resisc45``.
+        path: the data of ``imagefolder`` (also ``packaged:NAME``) or ``hub``, or a copy of ``stanford-cars``,
+            ``eurosat`` or ``resisc45``.
         batch_size: pictures per step and device.
-        held_out: the fraction of the training split that is held out, stratified by class.
+        held_out: the fraction of all that is no test split that is held out, stratified by class. By default, the data
+            set's own validation split is held out, or a tenth if it has none.
         train_size: train on this many of the remaining rows only, stratified. A smaller number takes a subset of what a
             larger one takes.
-        seed: the seed of both choices. Together with the seed of ``seed_everything``, if it is called, it also gives
+        seed: the seed of both choices, and of DTD's test split. Together with the seed of ``seed_everything``, if it is called, it also gives
             the order of the training rows and the random crops.
         num_workers: the number of worker processes of each data loader.
         crop_scale: the smallest and the largest share of a picture's area that a training crop takes. If a class shows
@@ -85,7 +87,7 @@ class ImageDataModule(SeededDataModule):
         root: str = "data",
         path: str | None = None,
         batch_size: int = 64,
-        held_out: float = 0.1,
+        held_out: float | None = None,
         train_size: int | None = None,
         seed: int = 0,
         num_workers: int = 0,
@@ -95,7 +97,8 @@ class ImageDataModule(SeededDataModule):
         label_column: str | None = None,
     ) -> None:
         super().__init__()
-        check_held_out(held_out)
+        if held_out is not None:
+            check_held_out(held_out)
         check_loading(num_workers, batch_size=batch_size)
         if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
             raise GPartError(f"crop_scale is two shares, above 0, rising, up to 1, got {tuple(crop_scale)}")
@@ -168,27 +171,45 @@ class ImageDataModule(SeededDataModule):
         return self._loader(self._split("test"), labels=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over the run's seed from a checkpoint, also for the random crops."""
+        """Takes over the run's seed from a checkpoint, also for the random crops.
+
+        Raises:
+            GPartError: if the data set's test split is drawn by another seed than the checkpoint's, so that pictures of
+                the one split were trained on in the other.
+        """
+        trained, seed = state_dict["run"].rpartition(":")[2], self.hparams["seed"]
+        if self.source.dataset in DRAWN and trained != str(seed):
+            raise GPartError(
+                f"the checkpoint was trained on the split of {self.source.dataset} by seed={trained}, and this is the one"
+                f" by seed={seed}, whose test pictures it may have seen: use --data.seed {trained}"
+            )
         super().load_state_dict(state_dict)
         if "train" in self.parts:  # setup() ran before
             self.parts["train"] = replace(self.parts["train"], seed=self.run_seed)
 
     def _read(self, part: str, settings: Normalisation) -> None:
-        pictures, rows = self.source.load(part)
+        seed, size, fraction = (self.hparams[name] for name in ("seed", "train_size", "held_out"))
+        source = self.source.load(part, seed)
+        pictures, rows, held = source.pictures, source.rows, source.validation
         self.classes = pictures.classes
         if part == "test":
             self.parts["test"] = Images(pictures, rows, evaluation_transform(settings))
             return
-        ids, seed, size = pictures.rows(), self.hparams["seed"], self.hparams["train_size"]
-        places, held = hold_out([ids[row] for row in rows], self.hparams["held_out"], seed)
-        rest = [rows[at] for at in places]
+        ids = pictures.rows()
+        if fraction is not None or not held:
+            _, places = hold_out([ids[row] for row in rows], HELD_OUT if fraction is None else fraction, seed)
+            held = [rows[at] for at in places]
+        out = set(held)
+        rest = [row for row in rows if row not in out]
+        if not rest:
+            raise GPartError(f"{pictures.place} has 0 pictures to train on beside {len(held)} for validation")
         if size is not None:
             if not 1 <= size <= len(rest):
                 raise GPartError(f"train_size must be from 1 to the {len(rest)} rows not held out, got {size}")
             rest = chosen(ids, rest, size, seed)
         transform = training_transform(settings, self.hparams["crop_scale"], self.hparams["hflip"])
         self.parts["train"] = Images(pictures, rest, transform, self.run_seed)
-        self.parts["val"] = Images(pictures, [rows[at] for at in held], evaluation_transform(settings))
+        self.parts["val"] = Images(pictures, held, evaluation_transform(settings))
 
     def _check_head(self) -> None:
         module = None if self.trainer is None else self.trainer.lightning_module

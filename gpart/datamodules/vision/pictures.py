@@ -36,6 +36,8 @@ class Pictures:
     """The classes' names, in the order of their numbers."""
     place: str
     """The folder, or the data set's name."""
+    validation: int = 0
+    """How many rows, the last ones, are those of the data set's own validation split."""
 
     def rows(self) -> list[Row]:
         """The class and the name of each row."""

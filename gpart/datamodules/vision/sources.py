@@ -1,16 +1,17 @@
 """Loads pictures, their classes and their splits, from torchvision, the hub or folders.
 
 Invariant: if a data set has a test split, that one is used. Else a test split is cut by the names of the pictures
-alone; it is the same in every run, whatever the seed. A folder that torchvision has downloaded is complete: it is
-filled elsewhere and then moved to its place.
+alone; it is the same in every run, whatever the seed. Only DTD's parts are all drawn by the seed, as in the paper's
+protocol. A folder that torchvision has downloaded is complete: it is filled elsewhere and then moved to its place.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,7 +19,7 @@ from filelock import FileLock
 from torchvision import datasets
 
 from gpart.assets.fetching import PREFIX, resolve
-from gpart.datamodules.common.splits import hold_out
+from gpart.datamodules.common.splits import chosen, hold_out
 from gpart.datamodules.vision.folders import read_folders
 from gpart.datamodules.vision.pictures import Pictures
 from gpart.datamodules.vision.reading import FromArray, FromFiles, path_name
@@ -27,9 +28,12 @@ from gpart.errors import GPartError, GPartFileError
 
 TEST_FRACTION = 0.2
 """The fraction of the pictures that becomes the test split, if a data set has none."""
+HELD_OUT = 0.1
+"""The fraction of the training pictures that selects the checkpoint, if a data set has no validation split."""
 
 Loader = Callable[[str, str, bool], Pictures]
-"""Loads pictures, given a root folder, the split (``train`` or ``test``), and whether to download."""
+"""Loads pictures, given a root folder, the split, and whether to download. The split is ``test`` or ``train``; the latter
+is followed by the data set's own validation split, if it has one."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,20 @@ class Torchvision:
     """Loads its pictures."""
 
 
-def _files(data: Any, paths: Sequence[str | Path], labels: list[int], base: str | Path) -> Pictures:
+@dataclass(frozen=True)
+class Part:
+    """The rows of a source that training, or the test, uses."""
+
+    pictures: Pictures
+    rows: list[int]
+    """The rows to train on and to hold out from, or those of the test split."""
+    validation: list[int]
+    """Those of ``rows`` that select the checkpoint by the data set's own protocol; empty if it has none."""
+
+
+def _files(paths: Sequence[str | Path], labels: list[int], classes: Sequence[str], base: str | Path) -> Pictures:
     files = [str(path) for path in paths]
-    return Pictures(FromFiles(files), labels, [path_name(path, base) for path in files], tuple(data.classes), str(base))
+    return Pictures(FromFiles(files), labels, [path_name(path, base) for path in files], tuple(classes), str(base))
 
 
 # The functions below read attributes of torchvision's data sets, some of which are not public. torchvision has no other
@@ -53,25 +68,24 @@ def _files(data: Any, paths: Sequence[str | Path], labels: list[int], base: str 
 
 def _pets(root: str, part: str, download: bool) -> Pictures:
     data = datasets.OxfordIIITPet(root, "trainval" if part == "train" else "test", download=download)
-    return _files(data, data._images, data._labels, data.root)
+    return _files(data._images, data._labels, data.classes, data.root)
 
 
 def _aircraft(root: str, part: str, download: bool) -> Pictures:
-    data = datasets.FGVCAircraft(root, "trainval" if part == "train" else "test", download=download)
-    return _files(data, data._image_files, data._labels, data.root)
-
-
-def _textures(root: str, part: str, download: bool) -> Pictures:
     names = ["train", "val"] if part == "train" else ["test"]
-    parts = [datasets.DTD(root, name, partition=1, download=download) for name in names]
+    parts = [datasets.FGVCAircraft(root, name, download=download) for name in names]
+    validation = sum(len(data._labels) for data in parts[1:])
+    return replace(_joined(parts), validation=validation)
+
+
+def _textures(root: str, part: str, download: bool) -> Pictures:  # noqa: ARG001  # the protocol draws its own splits
+    # Together, the splits of any partition are all pictures.
+    return _joined([datasets.DTD(root, name, partition=1, download=download) for name in ("train", "val", "test")])
+
+
+def _joined(parts: Sequence[Any]) -> Pictures:
     paths = [path for data in parts for path in data._image_files]
-    return _files(parts[0], paths, [label for data in parts for label in data._labels], parts[0].root)
-
-
-def _eurosat(root: str, part: str, download: bool) -> Pictures:  # noqa: ARG001  # it has no splits
-    data = datasets.EuroSAT(root, download=download)
-    paths, labels = zip(*data.samples, strict=True)
-    return _files(data, paths, list(labels), data._data_folder)
+    return _files(paths, [label for data in parts for label in data._labels], parts[0].classes, parts[0].root)
 
 
 def _cifar(kind: Any) -> Loader:
@@ -101,16 +115,15 @@ TORCHVISION = {
     "cifar10": Torchvision("cifar-10-batches-py", _cifar(datasets.CIFAR10)),
     "cifar100": Torchvision("cifar-100-python", _cifar(datasets.CIFAR100)),
     "dtd": Torchvision("dtd", _textures),
-    "eurosat": Torchvision("eurosat", _eurosat),
     "fgvc-aircraft": Torchvision("fgvc-aircraft-2013b", _aircraft),
 }
-HUB = {"stanford-cars": "tanganke/stanford_cars", "resisc45": "timm/resisc45"}
+HUB = {"eurosat": "blanchon/EuroSAT_RGB", "stanford-cars": "tanganke/stanford_cars", "resisc45": "timm/resisc45"}
 OWN = ("imagefolder", "hub")
 
 # This repository also holds seven corrupted copies of the test set, which nobody should have to download.
 _ONLY = {"stanford-cars": {"train": "data/train-*.parquet", "test": "data/test-*.parquet"}}
-# torchvision's data sets without a test split.
-_WHOLE = ("eurosat",)
+DRAWN = ("dtd",)
+"""The data sets whose training, validation and test parts are all drawn by the seed."""
 
 
 @dataclass(frozen=True)
@@ -146,25 +159,23 @@ class Source:
         if self.dataset in TORCHVISION:
             _download(self.dataset, Path(self.root).expanduser())
         elif self.dataset != "imagefolder":
-            self.load("train")
+            self.load("train", seed=0)
         elif self.path is not None:
             resolve(self.path)
 
-    def load(self, part: str) -> tuple[Pictures, list[int]]:
-        """Loads one split.
+    def load(self, part: str, seed: int) -> Part:
+        """Loads one part.
 
         Args:
-            part: the split, ``train`` or ``test``.
-
-        Returns:
-            Pictures, and the numbers of those rows that belong to the split.
+            part: ``train``, which holds what selects the checkpoint too, or ``test``.
+            seed: the seed that draws the parts of DTD.
 
         Raises:
             GPartFileError: if the data is not there.
             GPartError: if it is damaged, or lacks what is needed.
         """
         if self.dataset in TORCHVISION:
-            pictures, whole = self._torchvision(part), self.dataset in _WHOLE
+            pictures, whole = self._torchvision(part), self.dataset in DRAWN
         elif self.dataset == "imagefolder":
             pictures, whole = read_folders(Path(resolve(str(self.path))).expanduser(), part)
         else:
@@ -172,10 +183,16 @@ class Source:
             if place.startswith(PREFIX):
                 place = resolve(place)
             pictures, whole = read_tables(place, part, _ONLY.get(self.dataset), self.label_column)
+        count = len(pictures.labels)
         if not whole:
-            return pictures, list(range(len(pictures.labels)))
-        train, test = hold_out(pictures.rows(), TEST_FRACTION, seed=0)
-        return pictures, train if part == "train" else test
+            return Part(pictures, list(range(count)), list(range(count - pictures.validation, count)))
+        drawn = self.dataset in DRAWN
+        train, test = hold_out(pictures.rows(), TEST_FRACTION, seed if drawn else 0)
+        if part == "test":
+            return Part(pictures, test, [])
+        # Rounded up, as by the split function of the paper's code: 4,060 of DTD's pictures are trained on.
+        size = math.ceil(HELD_OUT * len(train)) if drawn else 0
+        return Part(pictures, train, chosen(pictures.rows(), train, size, seed))
 
     def _torchvision(self, part: str) -> Pictures:
         entry, root = TORCHVISION[self.dataset], Path(self.root).expanduser()

@@ -23,7 +23,7 @@ def read_tables(
 
     Args:
         place: a name on the hub, or a folder with the same layout.
-        part: the split, ``train`` or ``test``.
+        part: ``train``, which is followed by a validation split if there is one beside a test split, or ``test``.
         files: the only files to read, by split; None reads all.
         label_column: the column of classes, if there are several.
 
@@ -48,7 +48,8 @@ def read_tables(
     image, label = _columns(splits["train"], place, label_column)
     classes = splits["train"].features[label].names
     tables, labels, rows = [], [], []
-    for name in names[part] or names["train"] or []:
+    used = (names["test"] if part == "test" else []) or [*names["train"], *names["validation"]]
+    for name in used:
         own = splits[name]
         feature = own.features.get(label)
         if not isinstance(feature, ClassLabel) or feature.names != classes:
@@ -56,9 +57,9 @@ def read_tables(
         tables.append(own.cast_column(image, Image(decode=False)).select_columns([image]))
         labels += [_class(value, f"{place}: row {row} of split {name!r}") for row, value in enumerate(own[label][:])]
         rows += [f"{name}[{row}]" for row in range(len(own))]
-    return Pictures(FromTable(concatenate_datasets(tables), image), labels, rows, tuple(classes), place), (
-        names["test"] is None
-    )
+    validation = sum(len(splits[name]) for name in used if name in names["validation"])
+    pictures = Pictures(FromTable(concatenate_datasets(tables), image), labels, rows, tuple(classes), place, validation)
+    return pictures, not names["test"]
 
 
 def _class(value: int | None, row: str) -> int:

@@ -70,7 +70,8 @@ def plan(study: Study) -> list[Cell]:
     """Makes all cells of a study, in the order of its file. The value of the last axis changes fastest.
 
     Raises:
-        GPartError: if two runs would have the same folder, or two axes tune the same setting.
+        GPartError: if two runs would have the same folder, two axes tune the same setting, or a setting that takes the
+            run's seed has another value as well.
     """
     for axis in study.axes:
         _distinct((value.label for value in axis.values), f"axes.{axis.name}")
@@ -122,6 +123,9 @@ def _cell(study: Study, values: Sequence[AxisValue]) -> Cell:
         if both := tune.keys() & value.tune.keys():
             raise GPartError(f"cell {name}: {sorted(both)} is tuned on two axes")
         tune |= value.tune
+    seeded = list(dict.fromkeys([*study.seeded, *(key for value in values for key in value.seeded)]))
+    if both := set(seeded) & {*tune, *(key for key, _ in settings)}:
+        raise GPartError(f"cell {name}: {sorted(both)} would take the run's seed, and is set or tuned as well")
     candidates = []
     for chosen in product(*tune.values()):
         tuned = dict(zip(tune, chosen, strict=True))
@@ -135,7 +139,12 @@ def _cell(study: Study, values: Sequence[AxisValue]) -> Cell:
                 seed=seed,
                 metric=metric,
                 folder=inner / f"seed-{seed}",
-                words=(*words, *map(_setting, tuned.items()), *_own_words(seed, inner / f"seed-{seed}")),
+                words=(
+                    *words,
+                    *map(_setting, tuned.items()),
+                    *(_setting((key, seed)) for key in seeded),
+                    *_own_words(seed, inner / f"seed-{seed}"),
+                ),
             )
             for seed in study.seeds
         )

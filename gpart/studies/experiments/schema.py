@@ -59,7 +59,7 @@ def read_study(path: str | Path) -> Study:
 def _study(data: Any, name: str) -> Study:
     keys = ("folder", "every", "axes", "columns", "seeds", "tune_seeds", "statistic", "scale", "baseline", "paper")
     file = _mapping(data, "the study", keys)
-    every = _mapping(file.get("every"), "every", ("config", "set"))
+    every = _mapping(file.get("every"), "every", ("config", "set", "seeded"))
     columns = file.get("columns")
     named = _mapping(file.get("axes"), "axes")
     if not named:
@@ -84,6 +84,7 @@ def _study(data: Any, name: str) -> Study:
         folder=Path(folder),
         config=_configs(every.get("config"), "every.config"),
         settings=_settings(every.get("set"), "every.set"),
+        seeded=_seeded(every.get("seeded"), "every.seeded"),
         axes=axes,
         columns=str(columns),
         seeds=seeds,
@@ -110,7 +111,7 @@ def _axis(name: Any, values: Any, is_column: bool) -> Axis:
     result = []
     for label, value in given.items():
         place = f"{where}.{label}"
-        asked = _mapping(value, place, ("config", "set", "tune", "metric"))
+        asked = _mapping(value, place, ("config", "set", "tune", "seeded", "metric"))
         metric = asked.get("metric")
         if is_column and not (isinstance(metric, str) and metric):
             raise GPartError(f"{place}: metric={metric!r}; each value of the columns' axis needs one, such as accuracy")
@@ -124,6 +125,7 @@ def _axis(name: Any, values: Any, is_column: bool) -> Axis:
                 config=_configs(asked.get("config"), f"{place}.config"),
                 settings=_settings(asked.get("set"), f"{place}.set"),
                 tune=_tune(asked.get("tune"), f"{place}.tune"),
+                seeded=_seeded(asked.get("seeded"), f"{place}.seeded"),
                 metric=metric.removeprefix("test/") if isinstance(metric, str) else None,
             )
         )
@@ -196,6 +198,12 @@ def _tune(value: Any, where: str) -> dict[str, tuple[Any, ...]]:
         if not isinstance(values, list) or not values:
             raise GPartError(f"{where}.{key}: {values!r} is no list of values to choose from")
     return {key: tuple(values) for key, values in given.items()}
+
+
+def _seeded(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list | None) or not all(isinstance(key, str) for key in value or ()):
+        raise GPartError(f"{where}: {value!r} is no list of settings that take the run's seed, such as [data.seed]")
+    return tuple(_settings(dict.fromkeys(value or []), where))
 
 
 def _seeds(value: Any) -> tuple[int, ...]:

@@ -58,6 +58,8 @@ class AxisValue:
     """Settings by their dotted names, such as ``model.lr``."""
     tune: Mapping[str, tuple[Any, ...]]
     """Settings that are tuned by the validation score: the values to try, by their dotted names."""
+    seeded: tuple[str, ...]
+    """Settings that take the run's seed, by their dotted names, such as ``method.seed``."""
     metric: str | None
     """The name of the score, without ``test/``. Only values on the axis of the columns have one."""
 
@@ -79,6 +81,8 @@ class Study:
     folder: Path
     config: tuple[str, ...]
     settings: Mapping[str, Any]
+    seeded: tuple[str, ...]
+    """Settings of every run that take its seed."""
     axes: tuple[Axis, ...]
     columns: str
     """The name of the axis whose values are the table's columns."""

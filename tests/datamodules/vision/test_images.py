@@ -110,7 +110,7 @@ def test_the_held_out_part_is_not_trained_on_and_the_test_split_chooses_nothing(
     assert (fitted["test"], fitted["predict"]) == (set(), set())
     assert not fitted["train"] & fitted["val"]
     assert Counter(file for file, _ in module.seen["train"]) == dict.fromkeys(fitted["train"], 2)  # once an epoch
-    cut = dataset in ("eurosat", "hub")  # these have no split of their own
+    cut = dataset in ("dtd", "hub")  # these have no split of their own, or none that is used
     classes, each = len(own.classes), image_folders.TRAIN + image_folders.TEST
     train = classes * each - round(0.2 * classes * each) if cut else classes * image_folders.TRAIN
     assert len(fitted["train"] | fitted["val"]) == train
@@ -135,12 +135,6 @@ def test_the_held_out_part_is_not_trained_on_and_the_test_split_chooses_nothing(
             ("Abyssinian", "American Bulldog", "Bombay"),
         ),
         (
-            "dtd",
-            [f"dtd/dtd/images/{n}/{n}_{i:04}.jpg" for n in ("banded", "dotted") for i in (1, 2, 3, 4, 50, 51, 52, 53)],
-            [f"dtd/dtd/images/{n}/{n}_{i:04}.jpg" for n in ("banded", "dotted") for i in range(100, 104)],
-            ("banded", "dotted"),
-        ),
-        (
             "fgvc-aircraft",
             [f"fgvc-aircraft-2013b/data/images/{1000 * c + i:07}.jpg" for c in range(3) for i in range(8)],
             [f"fgvc-aircraft-2013b/data/images/{1000 * c + i:07}.jpg" for c in range(3) for i in range(100, 104)],
@@ -158,11 +152,17 @@ def test_the_held_out_part_is_not_trained_on_and_the_test_split_chooses_nothing(
             [f"test[{i}]" for i in range(8)],
             ("AM General Hummer SUV 2000", "Acura RL Sedan 2012"),
         ),
-        (
-            "resisc45",
-            [*(f"train[{i}]" for i in range(18)), *(f"validation[{i}]" for i in range(6))],
-            [f"test[{i}]" for i in range(12)],
-            ("airplane", "airport", "beach"),
+        *(
+            (
+                dataset,
+                [*(f"train[{i}]" for i in range(18)), *(f"validation[{i}]" for i in range(6))],
+                [f"test[{i}]" for i in range(12)],
+                classes,
+            )
+            for dataset, classes in (
+                ("resisc45", ("airplane", "airport", "beach")),
+                ("eurosat", ("Annual Crop", "Forest", "River")),
+            )
         ),
         ("cifar10", [f"train[{i}]" for i in range(24)], [f"test[{i}]" for i in range(12)], ("airplane", "automobile", "bird")),
         ("cifar100", [f"train[{i}]" for i in range(24)], [f"test[{i}]" for i in range(12)], ("apple", "aquarium_fish", "baby")),
@@ -183,7 +183,7 @@ def test_the_parts_are_the_data_sets_own(
     assert sorted(rows) == list(range(len(train)))  # the numbers are the rows', in the split's order
 
 
-@pytest.mark.parametrize("dataset", ["oxford-pets", "dtd", "eurosat", "imagefolder"])
+@pytest.mark.parametrize("dataset", ["oxford-pets", "dtd", "imagefolder"])
 def test_each_picture_has_its_own_class_and_pixels(dataset: str, data: Any, image_folders: Any, tmp_path: Path) -> None:
     """The class is in the file's name, and the pixels are noise from it."""
     own = data(dataset)
@@ -193,8 +193,7 @@ def test_each_picture_has_its_own_class_and_pixels(dataset: str, data: Any, imag
     for batch in own.test_dataloader():
         for file, label, pixels in zip(batch["file"], batch["labels"].tolist(), batch["pixel_values"], strict=True):
             assert Path(file).stem.rpartition("_")[0].replace("_", " ").casefold() == names[label]
-            folder = tmp_path / dataset / ("eurosat/2750" if dataset == "eurosat" else "")
-            assert close(pixels, centre(Image.open(folder / file)))
+            assert close(pixels, centre(Image.open(tmp_path / dataset / file)))
             seen += 1
     assert seen == len(own.parts["test"])
 
@@ -228,7 +227,7 @@ def test_cifars_rows_have_their_class_and_pixels(dataset: str, data: Any, tmp_pa
     assert np.array_equal(np.asarray(image).transpose(2, 0, 1).ravel(), stored["data"][5])
 
 
-@pytest.mark.parametrize("dataset", ["stanford-cars", "resisc45"])
+@pytest.mark.parametrize("dataset", ["stanford-cars", "eurosat", "resisc45"])
 def test_a_tables_rows_have_their_class_and_pixels(dataset: str, data: Any, image_folders: Any) -> None:
     own = data(dataset)
     own.setup("test")
@@ -288,9 +287,13 @@ def test_a_smaller_training_set_is_stratified_and_part_of_a_larger(data: Any) ->
     assert files(small, "val") == files(large, "val")
 
 
-def test_the_test_part_of_a_data_set_without_a_split_is_the_same_for_every_seed(data: Any) -> None:
+def test_the_test_part_of_a_data_set_without_a_split_is_the_same_for_every_seed(
+    data: Any, image_folders: Any, tmp_path: Path
+) -> None:
+    image_folders.class_folders(tmp_path / "2750", ["AnnualCrop", "Forest", "River"], 12, suffix="jpg")
+
     def test_part(seed: int) -> list[str]:
-        own = data("eurosat", seed=seed)
+        own = data(path=str(tmp_path / "2750"), seed=seed)
         own.setup("test")
         return files(own, "test")
 
@@ -308,6 +311,97 @@ def test_the_test_part_of_a_data_set_without_a_split_is_the_same_for_every_seed(
     ]
 
 
+@pytest.mark.parametrize(
+    ("dataset", "validation"),
+    [
+        ("fgvc-aircraft", [f"fgvc-aircraft-2013b/data/images/{1000 * c + i:07}.jpg" for c in range(3) for i in (4, 5, 6, 7)]),
+        ("eurosat", [f"validation[{i}]" for i in range(6)]),
+        ("resisc45", [f"validation[{i}]" for i in range(6)]),
+    ],
+)  # fmt: skip
+def test_the_data_sets_own_validation_split_selects_the_checkpoint(
+    dataset: str, validation: list[str], data: Any
+) -> None:
+    own = data(dataset)
+    own.setup("fit")
+    assert files(own, "val") == validation
+    assert len(files(own, "train")) == 24 - len(validation)
+    again = data(dataset, seed=5)
+    again.setup("fit")
+    assert files(again, "val") == validation
+    tenth = data(dataset, held_out=0.1)  # of both, on request
+    tenth.setup("fit")
+    assert len(files(tenth, "val")) == 2
+    assert sorted(files(tenth, "val") + files(tenth, "train")) == sorted(validation + files(own, "train"))
+
+
+@pytest.mark.parametrize("dataset", ["oxford-pets", "stanford-cars", "cifar10", "cifar100"])
+def test_a_tenth_selects_the_checkpoint_where_there_is_no_validation_split(dataset: str, data: Any) -> None:
+    own = data(dataset)
+    own.setup("fit")
+    assert len(files(own, "val")) == 2
+    given = data(dataset, held_out=0.1)
+    given.setup("fit")
+    assert files(own, "val") == files(given, "val")
+
+
+# DTD, whose parts are drawn
+
+
+def drawn(own: ImageDataModule) -> dict[str, list[str]]:
+    own.setup("fit")
+    own.setup("test")
+    return {part: files(own, part) for part in ("train", "val", "test")}
+
+
+def test_dtds_parts_are_all_drawn_by_the_seed(data: Any) -> None:
+    first, again, other = (drawn(data("dtd", seed=seed)) for seed in (0, 0, 1))
+    assert first == again
+    assert all(first[part] != other[part] for part in first)
+    for parts in (first, other):
+        assert {part: len(names) for part, names in parts.items()} == {"train": 17, "val": 2, "test": 5}
+        assert {Path(name).parts[-2] for name in parts["val"]} == {"banded", "dotted"}
+        whole = [f"dtd/dtd/images/{n}/{n}_{i:04}.jpg" for n in ("banded", "dotted") for i in (*range(1, 5), *range(50, 54), *range(100, 104))]  # fmt: skip
+        assert sorted(name for names in parts.values() for name in names) == sorted(whole)
+    half = drawn(data("dtd", held_out=0.5))
+    assert half["test"] == first["test"]
+    assert len(half["val"]) == 10
+
+
+def test_dtds_parts_have_the_sizes_of_the_papers_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """120 pictures of each of 47 textures."""
+    from gpart.datamodules.vision import sources
+    from gpart.datamodules.vision.pictures import Pictures
+
+    names = [f"{label}/{number}.jpg" for label in range(47) for number in range(120)]
+    labels = [at // 120 for at in range(5640)]
+    whole = Pictures(lambda row: None, labels, names, tuple(map(str, range(47))), "dtd")
+    monkeypatch.setattr(sources.Source, "_torchvision", lambda self, part: whole)
+    source = sources.Source("dtd", "root")
+    train, test = source.load("train", 3), source.load("test", 3)
+    assert (len(train.rows) - len(train.validation), len(train.validation), len(test.rows)) == (4060, 452, 1128)
+    assert set(train.validation) < set(train.rows)
+    assert sorted(train.rows + test.rows) == list(range(5640))
+    assert test.validation == []
+    assert set(Counter(labels[row] for row in test.rows).values()) == {24}
+
+
+def test_a_checkpoint_is_not_tested_on_another_draw_of_dtd(data: Any, tmp_path: Path) -> None:
+    """It would have seen most of that test split."""
+    trainer = quiet(tmp_path, max_epochs=1)
+    trainer.fit(Recorder(), datamodule=data("dtd", seed=3))
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    words = {"ckpt_path": str(tmp_path / "one.ckpt"), "weights_only": False}
+    for stage in ("test", "predict", "fit"):
+        with pytest.raises(GPartError, match=r"the split of dtd by seed=3, .*by seed=0, .*use --data.seed 3"):
+            getattr(quiet(tmp_path), stage)(Recorder(), datamodule=data("dtd"), **words)
+    quiet(tmp_path).test(Recorder(), datamodule=data("dtd", seed=3), verbose=False, **words)
+    # The other data sets' test splits are the same for every seed.
+    trainer.fit(Recorder(), datamodule=data("cifar10", seed=3))
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    quiet(tmp_path).test(Recorder(), datamodule=data("cifar10"), verbose=False, **words)
+
+
 def test_pictures_in_class_folders_alone_are_cut_by_the_same_rule(
     data: Any, image_folders: Any, tmp_path: Path
 ) -> None:
@@ -322,23 +416,25 @@ def test_pictures_in_class_folders_alone_are_cut_by_the_same_rule(
 
 
 @pytest.mark.parametrize(
-    ("splits", "train", "test"),
+    ("splits", "val", "test"),
     [
-        (["train", "validation", "test"], {"train", "validation"}, {"test"}),
+        (["train", "validation", "test"], {"validation"}, {"test"}),
+        (["train", "val", "test"], {"val"}, {"test"}),
         (["train", "val"], {"train"}, {"val"}),
         (["train"], {"train"}, {"train"}),
     ],
 )
-def test_a_validation_folder_is_trained_on_or_scored(
-    splits: list[str], train: set[str], test: set[str], data: Any, image_folders: Any, tmp_path: Path
+def test_a_validation_folder_selects_the_checkpoint_or_is_scored(
+    splits: list[str], val: set[str], test: set[str], data: Any, image_folders: Any, tmp_path: Path
 ) -> None:
     for split in splits:
         image_folders.class_folders(tmp_path / "own" / split, ["cat", "dog"], 5)
     own = data(path=str(tmp_path / "own"))
     own.setup("fit")
     own.setup("test")
+    assert {file.partition("/")[0] for file in files(own, "train")} == {"train"}
+    assert {file.partition("/")[0] for file in files(own, "val")} == val
     fitted = files(own, "train") + files(own, "val")
-    assert {file.partition("/")[0] for file in fitted} == train
     assert {file.partition("/")[0] for file in files(own, "test")} == test
     assert not set(fitted) & set(files(own, "test"))
     assert len(set(fitted)) + len(set(files(own, "test"))) == 10 * len(splits)

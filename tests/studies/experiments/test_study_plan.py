@@ -83,6 +83,54 @@ def test_words_of_every_run_in_order(tmp_path: Path) -> None:
     assert len({run.folder for cell in cells for one in cell.candidates for run in one.runs}) == 2 * 2 * (1 + 4 + 1)
 
 
+def test_seeded_settings_take_the_runs_seed_after_all_that_is_set_and_tuned(tmp_path: Path) -> None:
+    data = yaml.safe_load(TEXT)
+    before = [run.words for cell in plan(read_study(write(tmp_path))) for one in cell.candidates for run in one.runs]
+    data["every"]["seeded"] = ["data.seed"]
+    data["axes"]["method"]["GPart"]["seeded"] = ["method.seed", "data.seed"]
+    data["axes"]["method"]["LoRA"]["seeded"] = ["method.settings.proj_seed"]
+    runs = [run for cell in plan(read_study(write(tmp_path, **data))) for one in cell.candidates for run in one.runs]
+    own = {
+        "GPart": ["data.seed", "method.seed"],
+        "LoRA": ["data.seed", "method.settings.proj_seed"],
+        "probe": ["data.seed"],
+    }
+    assert len(before) == len(runs)
+    for words, run in zip(before, runs, strict=True):
+        at = words.index(f"--seed_everything={run.seed}")
+        added = tuple(f"--{key}={run.seed}" for key in own[run.labels["method"]])
+        assert run.words == (*words[:at], *added, *words[at:])  # without the key the words are as ever
+    assert {run.seed for run in runs} == {3, 1}
+
+
+@pytest.mark.parametrize(
+    "change", [{"set": {"method.seed": 4}}, {"tune": {"method.seed": [4, 5]}}, {"set": {"data.path": "/other"}}]
+)
+def test_a_seeded_setting_with_another_value_is_refused(change: dict[str, object], tmp_path: Path) -> None:
+    """One of the two would be silently overruled."""
+    axes = yaml.safe_load(TEXT)["axes"]
+    axes["method"]["GPart"] = {"seeded": ["method.seed"], **change}
+    seeded = "data.path" if "data.path" in str(change) else "method.seed"
+    every = {"seeded": ["data.path"]} if seeded == "data.path" else {}
+    with pytest.raises(GPartError, match=rf"cell RTE / GPart: \['{seeded}'\] would take the run's seed, and is set or"):
+        plan(read_study(write(tmp_path, axes=axes, every=every)))
+
+
+@pytest.mark.parametrize(
+    ("seeded", "said"),
+    [
+        ("data.seed", "every.seeded: 'data.seed' is no list of settings that take the run's seed"),
+        ({"data.seed": 1}, "every.seeded: {'data.seed': 1} is no list"),
+        ([["data.seed"]], r"every.seeded: \[\['data.seed'\]\] is no list"),
+        (["data seed"], "every.seeded: 'data seed' is no dotted setting"),
+        (["seed_everything"], "every.seeded: seed_everything=None, but the study sets seed_everything itself"),
+    ],
+)
+def test_what_is_wrong_with_seeded_is_named(seeded: object, said: str, tmp_path: Path) -> None:
+    with pytest.raises(GPartError, match=said):
+        read_study(write(tmp_path, every={"seeded": seeded}))
+
+
 def test_defaults(tmp_path: Path) -> None:
     study = read_study(write(tmp_path, folder=None, every=None, seeds=None, paper=None))
     assert (study.folder, study.seeds, study.statistic, study.scale) == (Path("runs/small"), (0,), "median", 100)
