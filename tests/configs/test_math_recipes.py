@@ -1,4 +1,4 @@
-"""Every shipped recipe of mathematics is run, with every overlay, and says what the paper says."""
+"""Every shipped recipe of mathematics is run, with every overlay."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from gpart.cli import main
 from gpart.cli.configs import CONFIGS, recipes
@@ -16,18 +15,11 @@ from gpart.cli.configs import CONFIGS, recipes
 RECIPES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("math/**/*.yaml"))
 OVERLAYS = sorted(path.stem for path in CONFIGS.rglob("methods/causal/**/*.yaml"))
 
-# ../shared/experiments.md, the paper's Tables 2 and 7: model, d, warm-up, GSM8K / MATH, GiB, hours.
-PAPER = {
-    "math/qwen2.5-0.5b": ("Qwen/Qwen2.5-0.5B", 131_072, 0.05, "46.70 / 21.16", 19, 4),
-    "math/qwen2.5-3b": ("Qwen/Qwen2.5-3B", 524_288, 0.02, "79.30 / 41.40", 31, 8),
-    "math/qwen2.5-7b": ("Qwen/Qwen2.5-7B", 524_288, 0.02, "81.43 / 50.42", 45, 15),
-    "math/gemma-7b": ("google/gemma-7b", 524_288, 0.02, "71.42 / 24.80", 66, 21),
-    "math/llama-3.1-8b": ("meta-llama/Llama-3.1-8B", 524_288, 0.02, "69.45 / 22.36", 53, 17),
-}
+PAPER = ["gemma-7b", "llama-3.1-8b", "qwen2.5-0.5b", "qwen2.5-3b", "qwen2.5-7b"]
 
 
 def test_the_recipes_are_found() -> None:
-    assert sorted([*PAPER, "math/peft-comparison"]) == RECIPES
+    assert sorted(f"math/{name}" for name in [*PAPER, "peft-comparison"]) == RECIPES
     assert OVERLAYS == ["full-fine-tuning", "lora", "uni-lora", "vera"]
     assert {*RECIPES, *(f"methods/causal/{name}" for name in OVERLAYS), "quickstart-math"} < set(recipes())
 
@@ -97,33 +89,6 @@ def test_a_recipe_runs_fit_test_and_predict(recipe: str, run: Any, capsys: pytes
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert [line["question"] for line in sorted(lines, key=lambda line: line["idx"])] == ["One and one?", "Two?"]
     assert set(lines[0]) == {"idx", "question", "output", "answer"}
-
-
-@pytest.mark.parametrize("recipe", sorted(PAPER))
-def test_a_recipe_has_the_papers_settings(recipe: str) -> None:
-    text = (CONFIGS / f"{recipe}.yaml").read_text()
-    settings, (name, d, warmup, scores, memory, hours) = yaml.safe_load(text), PAPER[recipe]
-    trainer = settings["trainer"]
-    model, data, method = (settings[key]["init_args"] for key in ("model", "data", "method"))
-    assert (trainer["max_epochs"], trainer["accumulate_grad_batches"], data["batch_size"]) == (2, 8, 2)
-    assert (model["lr"], model["weight_decay"], model["warmup_ratio"], model["schedule"]) == (
-        2e-4, 0.05, warmup, "cosine",
-    )  # fmt: skip
-    assert model["model"] == data["model"] == name
-    assert (data["max_length"], data["completion_only_loss"], trainer["gradient_clip_val"]) == (2048, False, 1.0)
-    assert (model["max_new_tokens"], model["stop"]) == ({"gsm8k": 1024, "math": 2048}, ["Question", "[Question"])
-    assert method == {"d": d, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "dropout": 0.05}
-    header = "\n".join(line for line in text.splitlines() if line.startswith("#"))
-    assert f"gpart fit --config {recipe} --test_best true" in header
-    for said in (
-        "Table 2",
-        "Table 7",
-        f"MATH {scores}",
-        "H100",
-        f"{memory} GiB, {hours} hours",
-        "The code has 0.05 for all",
-    ):
-        assert said in header
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
