@@ -29,7 +29,9 @@ _CHARACTERS = str.maketrans(
         **dict.fromkeys("\u00a0\u2009\u202f\n", " "),  # blanks that do not break, thin ones, and the end of a line
         **{
             one: f" {part} "
-            for one, part in zip("\u00bd\u2153\u2154\u00bc\u00be\u215b", ("1/2", "1/3", "2/3", "1/4", "3/4", "1/8"), strict=True)
+            for one, part in zip(
+                "\u00bd\u2153\u2154\u00bc\u00be\u215b", ("1/2", "1/3", "2/3", "1/4", "3/4", "1/8"), strict=True
+            )
         },
     }
 )
@@ -59,7 +61,9 @@ _REWRITES = [
 _NAMED_BASE = re.compile(rf"_\s*\{{?\s*(?:\\text\s*\{{)?\s*({'|'.join(_BASE)})\s*\}}?\s*\}}?(?=\s*\Z)")
 _ASSIGNED = re.compile(r"\s*[A-Za-z][A-Za-z0-9]?\s*=([^=]*)")
 # One number or one letter: (18) and (C), but neither the point (1,234) nor the product (x+1).
-_IN_BRACKETS = re.compile(r"\(\s*([-+]?[0-9]+(?:\.[0-9]+)?(?:/[0-9]+)?|[A-Za-z])\s*\)|\[\s*([-+]?[0-9]+(?:\.[0-9]+)?)\s*\]")
+_IN_BRACKETS = re.compile(
+    r"\(\s*([-+]?[0-9]+(?:\.[0-9]+)?(?:/[0-9]+)?|[A-Za-z])\s*\)|\[\s*([-+]?[0-9]+(?:\.[0-9]+)?)\s*\]"
+)
 
 
 def tidied(text: str) -> str:

@@ -32,7 +32,9 @@ week weekend fortnight month year decade dollar cent penny nickel dime buck euro
 franc krona percent degree radian watt kilowatt joule calorie kilocalorie newton volt ampere amp ohm hertz pascal byte
 kilobyte megabyte gigabyte terabyte bit megabit gigabit knot unit
 """)
-_ALONE = _words("inches feet century centuries pennies celsius fahrenheit kelvin each apiece left total altogether remaining")
+_ALONE = _words(
+    "inches feet century centuries pennies celsius fahrenheit kelvin each apiece left total altogether remaining"
+)
 _KNOWN = frozenset({*_NAMES, *(f"{name}s" for name in _NAMES), *_ALONE, *COUNTED})
 # They say of what, how large or how often, and need a unit beside them: 4 square is no 4.
 _BESIDE = BESIDE | _words("""
