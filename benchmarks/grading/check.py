@@ -11,7 +11,7 @@ the files whose names begin with the word given.
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import json
 import platform
 import re
@@ -123,7 +123,7 @@ def main() -> None:
                 for name, output, right in forms:
                     judge(kind, name, output, reference, right)
     result = {
-        "date": datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat(),
+        "date": dt.datetime.now(tz=dt.timezone.utc).date().isoformat(),
         "machine": f"{platform.machine()}, {platform.system()}, one core; Python {platform.python_version()}",
         "gpart": __version__,
         "references": len(rows),

@@ -31,7 +31,7 @@ thousand three tied total twin two wasted were what which whole winning work
 """
 NO_STUFF = """
 added all another any daily different driving drink each easter equal five four free her key lower new non note one other
-playing pitch power practice profit reading recess run runoff sailing saving swimming that the their them these this three
+playing pitch power practice profit reading recess root run runoff sailing saving swimming that the their them these this three
 time training two use walking working
 """
 NUMBER = r"(?<![\w.,/])\$?\d[\d,.]*"

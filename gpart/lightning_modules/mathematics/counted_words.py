@@ -140,10 +140,10 @@ garlic gasoline gingerbread gluten grain grassland gravel ground guacamole hair 
 honey imported ivy jade jam jerky jewelry jogging junk ketchup kibble kombucha koolaid laces lasagna laundries laundry
 lawn lemonade letter lime line lip liquid litter lobster lotion luggage lumber mail maize mashed masking material milk
 mint moods mozzarella music mustard notebook oil ore packing paint parmesan passion pasta peas pepperoni perfume pesto
-pickled pig piping plum popcorn protein pudding punch rain rainwater resistance ribbon rice rock root rope salmon salt
-sand sandwich shampoo silk silly silverware sliced soap sod soil soup sourdough soy sparkling sprinkles stationery
-stocks straw stuff stuffing sunscreen swords tape tea thread toast trail type velvet vinegar vodka wax wheat whipped
-wind wine winter wire wool wrap wrapping yarn yogurt zucchini
+pickled pig piping plum popcorn protein pudding punch rain rainwater resistance ribbon rice rock rope salmon salt sand
+sandwich shampoo silk silly silverware sliced soap sod soil soup sourdough soy sparkling sprinkles stationery stocks
+straw stuff stuffing sunscreen swords tape tea thread toast trail type velvet vinegar vodka wax wheat whipped wind wine
+winter wire wool wrap wrapping yarn yogurt zucchini
 """
 """What there are cups or bags of."""
 OF_MATH = """

@@ -40,6 +40,7 @@ _SENTENCE = re.compile(
 # An exclamation mark that is none of a factorial: after a plain number, a word or a closing sign.
 _EXCLAIMED = re.compile(r"(?:^\s*[-+]?\\?\$?[0-9][0-9,]*(?:\.[0-9]+)?|[A-Za-z]{2}|\*\*|__|[$\"`]|\\[)\]])!\s*\Z")
 _PAIRS = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019", "*": "*"}
+_DOLLAR = re.compile(r"(?<!\\)\$")
 _BOTH_SIDES = ("**", "__", r"\(", r"\[", "`")
 _AT_THE_END = ("**", "__", r"\)", r"\]", "`")
 _FORMULA = re.compile(r"[0-9$\\]")
@@ -47,14 +48,14 @@ _LONGER_WORD = re.compile(r"[A-Za-z]{2}")  # a single letter may be the answer t
 
 
 def own_part(text: str) -> str:
-    """Returns a solution without what a model wrote beyond it: from an end token or the next question on.
+    r"""Returns a solution without what a model wrote beyond it: from an end token or the next question on.
 
     A question ends it if it begins a line, but not the text: ``Question:``, ``[Question]``, ``Problem:``, ``Q:`` or
     ``Instruction:``.
 
     Example:
-        >>> own_part("It is 18.\\nQuestion: And twice as many?\\nThe answer is: 36")
-        'It is 18.\\n'
+        >>> own_part("It is 18.\nQuestion: And twice as many?\nThe answer is: 36")
+        'It is 18.\n'
     """
     text = text.lstrip()
     for end in (_END_TOKEN, _QUESTION):
@@ -76,9 +77,9 @@ def _box(text: str, start: int) -> str | None:
 
 
 def _paired(text: str, start: int, end: int) -> bool:
-    """Returns whether dollar signs stand around a text, or a pair of quotation marks with none of them between."""
+    """Returns whether a text stands between two dollar signs or quotation marks that belong together."""
     if text[start] == text[end - 1] == "$":
-        return text[end - 2] != "\\"
+        return text[end - 2] != "\\" and (text[start + 1] == "$" or not _DOLLAR.search(text, start + 1, end - 1))
     closing = _PAIRS.get(text[start], "")
     return closing == text[end - 1] and text.find(closing, start + 1, end - 1) < 0
 

@@ -3,7 +3,7 @@ r"""Words behind a number: units, which do not count, and words that change the 
 The rule: a word behind a number is a unit only if it is a known one. Known are the symbols and names of measures and
 money below, and what GSM8K and MATH count (``counted_words``). All words of a phrase must be known: *18 duck eggs a day*
 is 18. The words of ``_SCALES`` are read with the number: *2 thirds* is 2/3, and *5 million* is 5,000,000. Any other word
-stays, so that *20 fewer apples*, *12 AM* and *2 xy* are no numbers and equal none; nor does *18 wombats*, whose noun is
+stays, so that *20 fewer apples*, *12 AM* and *2 xy* are no numbers and equal none; nor does *18 quokkas*, whose noun is
 not in the list. GSM8K and MATH ignore units, and so does this rule: *10 cents* equals *10 dollars*.
 """
 

@@ -190,8 +190,8 @@ def test_a_models_own_part_of_a_text(text: str, own: str) -> None:
 
 LONG = [piece * (100_000 // len(piece)) for piece in (
     "\\boxed{", "{", "}", "\\{", "#", "#### ", "The answer is: ", "the ", "*", "$", "\\(", ".", " ", "\n", "\\", "1", "1,",
-    "a ", "\\frac{", "\\text{", "(", "9^", "!", "answer: ", "the final ", "18. A", ", because ", "Question: ", "\nQuestion: ",
-    "<eos>", "`", "_", "\"'", "; aa", " as", "a", "18! ", "####\n", "cm ", "\\overline{3}", "1 000 ", "½",
+    "a ", "\\frac{", "\\text{", "(", "9^", "!", "answer: ", "the final ", "17. A", ", because ", "Question: ", "\nQuestion: ",
+    "<eos>", "`", "_", "\"'", "; aa", " as", "a", "17! ", "####\n", "cm ", "\\overline{3}", "1 000 ", "½",
 )]  # fmt: skip
 
 
