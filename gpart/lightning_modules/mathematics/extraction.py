@@ -41,8 +41,8 @@ _SENTENCE = re.compile(
 _EXCLAIMED = re.compile(r"(?:^\s*[-+]?\\?\$?[0-9][0-9,]*(?:\.[0-9]+)?|[A-Za-z]{2}|\*\*|__|[$\"`]|\\[)\]])!\s*\Z")
 _PAIRS = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019", "*": "*"}
 _DOLLAR = re.compile(r"(?<!\\)\$")
-_BOTH_SIDES = ("**", "__", r"\(", r"\[", "`")
-_AT_THE_END = ("**", "__", r"\)", r"\]", "`")
+_OPENING = ("**", "__", r"\(", r"\[")
+_CLOSING = ("**", "__", r"\)", r"\]")
 _FORMULA = re.compile(r"[0-9$\\]")
 _LONGER_WORD = re.compile(r"[A-Za-z]{2}")  # a single letter may be the answer to a multiple choice
 
@@ -87,14 +87,15 @@ def _paired(text: str, start: int, end: int) -> bool:
 def _stripped(text: str) -> str:
     start, end = 0, len(text)
     while start < end:
-        if text[start].isspace():
+        first, last = text[start], text[end - 1]
+        if first.isspace() or first == "`":
             start += 1
-        elif text[end - 1].isspace() or (text[end - 1] in ".,;" and text[max(start, end - 2)] != "\\"):  # \, is a blank
+        elif last.isspace() or last == "`" or (last in ".,;" and text[max(start, end - 2)] != "\\"):  # \, is a blank
             end -= 1
-        elif opening := next((sign for sign in _BOTH_SIDES if text.startswith(sign, start, end)), ""):
-            start += len(opening)
-        elif closing := next((sign for sign in _AT_THE_END if text.endswith(sign, start, end)), ""):
-            end -= len(closing)
+        elif text.startswith(_OPENING, start, end):
+            start += 2
+        elif text.endswith(_CLOSING, start, end):
+            end -= 2
         elif end - start > 1 and _paired(text, start, end):
             start, end = start + 1, end - 1
         else:
