@@ -6,15 +6,12 @@ references are the data sets' own. Where math-verify judges otherwise, DIFFERENT
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
+import random
 
 import pytest
 
 from gpart.errors import GPartError
-from gpart.lightning_modules.mathematics.answers import check_verifier, exact_match, extract_answer, verified_match
-from gpart.lightning_modules.mathematics.latex_strings import number
+from gpart.lightning_modules.mathematics.answers import exact_match, extract_answer, verified_match
 
 # written by a model | the reference | a near miss
 GSM8K = r"""
@@ -135,9 +132,7 @@ TABLE = [
 
 # Rows of which exact_match holds answer and reference for equal and math-verify does not: it takes the words or signs
 # for products of letters, or does not know them.
-UNREAD = {"6 - 5 i", "[0,∞)", "June 20", "6 and 8", "5 million", r"\text{Evelyn.}"}
-# Near misses that math-verify takes for equal: it drops what follows the number.
-TAKEN = {("5", r"5\text{ million}")}
+UNREAD = {"6 - 5 i", "[0,∞)", "June 20", "6 and 8", r"\text{Evelyn.}", r"5\,600"}
 
 # More pairs: answer, reference, what exact_match says, what math-verify says.
 PAIRS = [
@@ -163,7 +158,60 @@ PAIRS = [
     ("18 because 2 * 9 = 18", "18", False, True),  # the last equation's value
     ("evelyn", r"\text{Evelyn}", False, True),  # letters are compared without case
     ("", "18", False, False),
+    # The audit's table of conventions; what it calls a fault is elsewhere.
+    ("50%", "0.5", False, True),
+    ("50%", "50", True, True),
+    ("50 %", "50", True, True),
+    (r"5\text{ cm}^2", "5", True, True),
+    ("10 cents", "10 dollars", True, True),
+    ("(C)", "C", True, True),
+    (r"\textbf{(A)}", "A", True, True),
+    ("(C)", "D", False, False),
+    ("1, 2", "2, 1", False, True),
+    ("(1,2)", "[1,2]", False, False),
+    ("(1,2]", "(1,2)", False, False),
+    (r"\{1,2\}", "(1,2)", False, True),
+    (r"\sqrt{12}", r"2\sqrt3", False, True),
+    ("(x+1)(x-1)", "x^2-1", False, True),
+    ("11_2", "11_3", False, True),
+    ("3.14159265", r"\pi", False, True),
+    ("3:4", r"\frac34", False, True),
+    ("0.3333333", r"\frac13", False, True),
+    ("18.0", "18", True, True),
+    ("018", "18", True, True),
+    (r"1\frac45", r"\frac95", True, True),
+    ("1,234,567", "1234567", True, True),
 ]
+# Spellings that exact_match knows. math-verify does not read them, and it gets no other rule than that of units.
+SPELLINGS = [
+    (r"0.\overline{3}", r"\frac13", r"\frac{3}{10}"),
+    (r"0.1\overline{6}", r"\frac16", "0.16"),
+    (r"12.\bar{45}", r"\frac{137}{11}", "12.45"),
+    (r".\overline{142857}", r"\frac{1}{7}", "0.142857"),
+    (r"-0.\overline{9}", "-1", "1"),
+    ("3e5", "300000", "3e4"),
+    ("2.5e-3", "0.0025", "2.5"),
+    ("1½", r"\frac32", r"\frac12"),
+    ("¾", "0.75", "0.34"),
+    ("3\u20444", "0.75", "34"),
+    ("10{:}30", "10:30", "10:31"),
+    ("9{:}05", "9:05", "9:5"),
+    (r"\emptyset", r"\varnothing", "0"),
+    ("∅", r"\{ \}", r"\{0\}"),
+    (r"\infty", r"\text{infinity}", r"-\infty"),
+    ("Infinity", r"\infty", "finity"),
+    (r"101_{\text{two}}", "101_2", "101_3"),
+    (r"1A_\text{sixteen}", "1A_{16}", "1A_6"),
+    ("1 234 567", "1234567", "1 234 56"),
+    (r"12\ 500", "12,500", "12 50"),
+]
+MATRICES = [
+    (r"\begin{pmatrix}0.5\\-1\end{pmatrix}", r"\begin{pmatrix}\frac12\\-1\end{pmatrix}"),
+    (r"\begin{pmatrix}1/2&3\end{pmatrix}", r"\begin{pmatrix} \frac{1}{2} & 3 \end{pmatrix}"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix}1&2\\3&4\end{bmatrix}"),
+    (r"\begin{bmatrix} 0.25 \\ x \end{bmatrix}", r"\begin{pmatrix} \tfrac14 \\ x \end{pmatrix}"),
+]
+LETTER_UNITS = [("2 m", "2m"), ("7 g", "7g"), ("4 s", r"4\text{s}")]
 
 
 def boxed(answer: str) -> str:
@@ -193,13 +241,105 @@ def test_math_verify_agrees_but_where_it_is_said(answer: str, reference: str, mi
     for output in (boxed(answer), f"The answer is: {answer}"):
         assert verified_match(output, truth) == (answer not in UNREAD)
     for output in (boxed(miss), f"The answer is: {miss}"):
-        assert verified_match(output, truth) == ((miss, reference) in TAKEN)
+        assert not verified_match(output, truth)
 
 
 @pytest.mark.parametrize(("answer", "reference", "exact", "verified"), PAIRS)
 def test_pairs_on_which_the_two_may_differ(answer: str, reference: str, exact: bool, verified: bool) -> None:
     assert exact_match(boxed(answer), boxed(reference)) == exact
     assert verified_match(boxed(answer), boxed(reference)) == verified
+
+
+@pytest.mark.parametrize(("answer", "reference", "miss"), SPELLINGS)
+def test_spellings_that_math_verify_does_not_know(answer: str, reference: str, miss: str) -> None:
+    assert exact_match(boxed(answer), boxed(reference))
+    assert exact_match(boxed(reference), boxed(answer))
+    assert not exact_match(boxed(miss), boxed(reference))
+    assert not exact_match(boxed(miss), boxed(answer))
+    assert not verified_match(boxed(answer), boxed(reference))
+
+
+@pytest.mark.parametrize(("one", "two"), MATRICES)
+def test_the_numbers_in_a_matrix_are_exact_and_its_brackets_do_not_count(one: str, two: str) -> None:
+    for match in (exact_match, verified_match):
+        assert match(boxed(one), boxed(two))
+        assert match(boxed(two), boxed(one))
+    for other in (one.replace("pmatrix", "vmatrix").replace("bmatrix", "vmatrix"), one.replace("1", "7"), one + "1"):
+        assert not exact_match(boxed(other), boxed(two)) or other == one
+    assert not exact_match(boxed(one.replace("\\\\", "&")), boxed(two)) or "\\\\" not in one
+
+
+@pytest.mark.parametrize(("free", "glued"), LETTER_UNITS)
+def test_a_letter_after_a_blank_is_a_unit_and_is_also_what_it_is_without_the_blank(free: str, glued: str) -> None:
+    assert exact_match(boxed(free), boxed(free[0]))
+    assert exact_match(boxed(free), boxed(glued))
+    assert exact_match(boxed(glued), boxed(free))
+    assert not exact_match(boxed(free), boxed(glued.replace(free[0], "9")))
+
+
+def test_every_answer_is_equal_to_itself() -> None:
+    random.seed(0)
+    pieces = [
+        "1",
+        "0",
+        "18",
+        ".",
+        ",",
+        " ",
+        "-",
+        "x",
+        "eggs",
+        "thirds",
+        "m",
+        "/",
+        "(",
+        ")",
+        "[",
+        "]",
+        "{",
+        "}",
+        "\\",
+        "$",
+        "%",
+        "!",
+    ]
+    pieces += [
+        "\\frac",
+        "\\text{ cm}",
+        "^2",
+        "_",
+        "\\overline{3}",
+        "e5",
+        "½",
+        "&",
+        "\\begin{pmatrix}",
+        "\\{",
+        "**",
+        "`",
+        '"',
+        "#",
+    ]
+    pieces += [
+        "\n",
+        "answer: ",
+        "The answer is ",
+        "#### ",
+        "\\boxed{",
+        "Question:",
+        "<|im_end|>",
+        "because ",
+        "infinity",
+        "\u2212",
+        "٣",
+    ]
+    answered = 0
+    for _ in range(4000):
+        text = "".join(random.choices(pieces, k=random.randint(1, 12)))
+        for output in (f"#### {text}", f"The answer is: {text}", boxed(text), text):
+            if extract_answer(output) is not None:
+                answered += 1
+                assert exact_match(output, output), output
+    assert answered > 8000
 
 
 JANET = (
@@ -229,61 +369,6 @@ def test_a_reference_matches_itself(reference: str) -> None:
     assert verified_match(reference, reference)
 
 
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (JANET, "18"),
-        (JANET + "\nThe answer is: 17", "17"),
-        ("The answer is: 17\n#### 18", "18"),
-        ("the answer is 5", "5"),
-        ("THE ANSWER IS:5.", "5"),
-        ("So the answer is: **$\\frac{1}{2}$**.\nI hope that helps.", r"\frac{1}{2}"),
-        ("**The answer is:** 18", "18"),
-        ("The answer is: \\(x+1\\).", "x+1"),
-        ("The answer is: \\[x+1\\]", "x+1"),
-        ("The answer is: $$7$$", "7"),
-        ("The answer is: $18", "$18"),
-        (r"The answer is: $\$18$", r"\$18"),
-        (r"The answer is $\boxed{\frac{\sqrt{3}}{2}}$ metres.", r"\frac{\sqrt{3}}{2}"),
-        (r"The answer is: 3 and \boxed{4}", "4"),
-        ("#### 10:30 p.m.", "10:30 p.m"),
-        ("#### 18 dollars", "18 dollars"),
-        ("### 4\n#### 5\n##### 6", "5"),
-        ("####18", None),
-        ("#### ", None),
-        ("#### 5\nThe answer is:\n6", None),
-        ("#### 5\nThe answer is: **.**", None),
-        ("The answers are 5", None),
-        ("The answer isn't 5", None),
-        ("Breathe answer is 5", None),
-        ("I think that it is 18.", None),
-        ("", None),
-        (r"\boxed{1} and \boxed{2}", "2"),
-        (r"\boxed{\boxed{3}}", "3"),
-        (r"\fbox{4} units", "4"),
-        (r"\boxed 5$ and so on", "5"),
-        ("$\\boxed 5.\nThus", "5"),
-        (r"\(\boxed 5\) it is", "5"),
-        (r"\[\boxed 5\] it is", "5"),
-        (r"The answer is: $5 or 6\$", r"$5 or 6\$"),
-        ("#### $", "$"),
-        (r"\boxed {5}", "5"),
-        (r"\boxed{\left\{1, 2\right\}}", r"\left\{1, 2\right\}"),
-        (r"\boxed{\left\{ x : x > 1 \right.}", r"\left\{ x : x > 1 \right."[:-1]),
-        (r"\boxed{x^{2^{3}}}}", r"x^{2^{3}}"),
-        ("\\boxed{1,\n2}", "1,\n2"),
-        (r"\boxed{}", None),
-        (r"\boxed{$ $}", None),
-        (r"\boxed", None),
-        (r"\boxed{5} and \boxed{6", None),
-        (r"#### 5, or \boxed{6", None),
-        (r"#### 5, or \boxedminus", r"5, or \boxedminus"),
-    ],
-)
-def test_extraction(text: str, answer: str | None) -> None:
-    assert extract_answer(text) == answer
-
-
 def test_a_reference_without_an_answer_is_refused_and_an_output_without_one_is_wrong() -> None:
     for match in (exact_match, verified_match):
         with pytest.raises(GPartError, match=r"a reference must hold its final answer .*got 'It is 18\.'"):
@@ -298,66 +383,8 @@ def test_math_verify_finds_an_answer_without_a_marker() -> None:
     assert not verified_match("So she has 17 eggs left", JANET)
     assert not exact_match("So she has 18 eggs left", JANET)
     assert not verified_match("She has 18 eggs." + " And so on." * 400, JANET)  # the end alone is read
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("1,000,000", "1000000"), ("1,00", None), ("0,123", None), ("1234,567", None), ("1,000.25", "4001/4"), ("7.", "7"),
-     ("1e5", None), ("--3", None), ("1/2/3", None), ("\\frac{1}{0}", None), ("5 a", None), ("5/x", None), ("5xy", None),
-     ("10 p.m.", None), ("2 pi", None), ("3 or 4", None), ("5^2", None), ("٣", None), ("-1\\frac12", "-3/2"),
-     ("$15/hour", "15"), ("5 sq. ft.", "5"), ("9" * 1001, None), ("", None), ("cm", None),
-     ("10 pm", None), ("3 or more", None), ("5 and up", None), (r"15\mbox{ cm}^2", "15")],
-)  # fmt: skip
-def test_numbers(text: str, value: str | None) -> None:
-    assert (None if (got := number(text)) is None else str(got)) == value
-
-
-LONG = [piece * (100_000 // len(piece)) for piece in (
-    "\\boxed{", "{", "}", "\\{", "#", "#### ", "The answer is: ", "the ", "*", "$", "\\(", ".", " ", "\n", "\\", "1", "1,",
-    "a ", "\\frac{", "\\text{", "(", "9^", "!",
-)]  # fmt: skip
-
-
-@pytest.mark.parametrize("text", LONG, ids=lambda text: repr(text[:8]))
-def test_long_nonsense_takes_no_time(text: str) -> None:
-    start = time.process_time()
-    for output in (text, "#### " + text, "\\boxed{" + text + "}", "The answer is: " + text):
-        extract_answer(output)
-        exact_match(output, "#### 18")
-    assert time.process_time() - start < 2  # 0.1 s; a quadratic search takes minutes
-    assert not verified_match(text, "#### 18")
-    assert not verified_match("\\boxed{" + text + "}", "#### 18")
-
-
-EXPLOSIVE = [
-    "9^{9^{9^9}}", "9^9^9^9", "9**9**9**9", "10^{10^{10}}", "[9^{9^{9^9}}, 2]", "[1, 9^{9\\cdot 9^9}]",
-    "\\gcd(9^{9^{9^9}}, 3)", "(9^9)^{(9^9)}", "2^{10000000000}", "100000000!", "9!!!!!!", "(9^9)!",
-    "\\binom{10000000}{5000000}", "(x+1)^{999}", "(x+y+1)^{99}", "\\sum_{i=1}^{10^9} i^i", "\\int_0^1 x^x dx",
-    "\\frac{1}{9^{9^9}}", "\\begin{pmatrix}2&1\\\\1&1\\end{pmatrix}^{99999}", "(" * 400 + "1" + ")" * 400,
-    "1+" * 480 + "1", "x" + "!" * 900, "\\sqrt{" * 100 + "2" + "}" * 100, "1" * 990, "[1, 99999!]",
-    "[9^9^9^9, 2]", "\\gcd(9^9^9^9, 3)", "\\gcd(2^{99999999999}, 3)", "\\gcd(100000000!, 3)", "\\gcd(9!!!!!, 3)",
-    "{100000000 \\choose 50000000}", "+".join(f"\\sin {i}x" for i in range(2, 90)), "\\int_0^1 \\sin(x^3) \\cos(x^2) e^x dx",
-    "\\sum_{n=1}^{\\infty} \\frac{\\sin n}{n^2+n+1}",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("answer", EXPLOSIVE, ids=lambda text: text[:20])
-def test_answers_that_would_explode_are_no_match_within_two_seconds(answer: str) -> None:
-    verified_match("#### 1", "#### 1")  # the imports
-    for output in (boxed(answer), f"It is ${answer}$", answer):
-        start = time.process_time()
-        assert not verified_match(output, r"\boxed{x^2+\sqrt{3}}")
-        assert time.process_time() - start < 2
-    start = time.process_time()
-    verified_match(boxed(answer), boxed(answer))
-    assert time.process_time() - start < 2
-
-
-def test_large_but_harmless_powers_are_compared() -> None:
-    for answer in ("2^{100}", "7^{1000}", "e^{x^2}", "20!", r"\binom{10}{3}", "x^{2n+1}", r"(\sqrt{2}+1)^4"):
-        assert verified_match(boxed(answer), boxed(answer))
-    assert verified_match(r"Since $2^{2^3} = 256$ and so on, it is \boxed{256}.", "#### 256")
-    assert verified_match(boxed("120"), boxed(r"\binom{10}{3}"))
+    assert verified_match("So she has 18 eggs.\nQuestion: And Tom?\nHe has 7.", JANET)  # and not the next question's
+    assert not verified_match("So she has 7 eggs.\nQuestion: And Tom?\nHe has 18.", JANET)
 
 
 def test_no_output_raises() -> None:
@@ -373,40 +400,3 @@ def test_no_output_raises() -> None:
     ):
         assert not exact_match(output, "#### 18")
         assert not verified_match(output, "#### 18")
-
-
-@pytest.mark.slow  # a process of its own
-def test_the_library_is_imported_late_and_is_silent() -> None:
-    code = (
-        "import sys, threading, signal, logging\n"
-        "from gpart.lightning_modules.mathematics.answers import exact_match, verified_match\n"
-        "assert exact_match('#### 18', '#### 18') and 'math_verify' not in sys.modules\n"
-        "before = logging.root.level, logging.root.disabled, logging.root.manager.disable\n"
-        "got = []\n"
-        "run = threading.Thread(target=lambda: got.append(verified_match('It is 1/2', '#### 0.5')))\n"
-        "run.start(); run.join()\n"  # a signal's alarm would raise here
-        "assert got == [True] and verified_match(r'\\boxed{)}', '#### 1') is False\n"
-        "assert before == (logging.root.level, logging.root.disabled, logging.root.manager.disable)\n"
-        "assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "imeout" not in done.stdout + done.stderr
-
-
-def test_without_the_library_the_command_to_install_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_verifier()
-    monkeypatch.setitem(sys.modules, "math_verify", None)
-    for refused in (check_verifier, lambda: verified_match("#### 1", "#### 1")):
-        with pytest.raises(GPartError, match=r"pip install 'gpart-lightning\[math\]'.*math_verify"):
-            refused()
-
-
-def test_what_the_parser_would_compute_never_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-    monkeypatch.setattr("math_verify.parse", lambda text, parsing_timeout: seen.append(text) or [])
-    for answer in ("9^9^9", "9**-9**9", "9^9!", "2^{999999}", "2^(-1000000)", "x!!!!", "9!!", "(" * 26 + ")" * 26):
-        verified_match(boxed(answer), "#### 1")
-    assert set(seen) == {r"\boxed{1}"}
-    verified_match(boxed("2^{99999}"), "#### 1")
-    assert r"\boxed{2^{99999}}" in seen
