@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from gpart.assets.fetching import gguf, loading
+from gpart.errors import GPartError
 from gpart.lightning_modules.mathematics.answers import exact_match, extract_answer, verified_match
 
 Row = dict[str, Any]
@@ -85,6 +86,31 @@ def _until_end(row: list[int], ends: set[int]) -> list[int]:
     return next((row[:at] for at, token in enumerate(row) if token in ends), row)
 
 
+def check_references(batch: dict[str, Any]) -> None:
+    """Checks that every reference has a final answer to compare with.
+
+    Args:
+        batch: the questions, with their references, and in ``place`` the data sets that they are from.
+
+    Raises:
+        GPartError: if one has none, with the number of its row.
+
+    Example:
+        >>> check_references({"idx": [7], "reference": ["Add both."], "place": ["test.jsonl"]})
+        Traceback (most recent call last):
+            ...
+        gpart.errors.GPartError: row 7 (from 0) of test.jsonl has no final answer in its reference 'Add both.'; ...
+    """
+    places = batch.get("place") or [""] * len(batch["idx"])
+    for idx, reference, place in zip(batch["idx"], batch["reference"], places, strict=True):
+        if extract_answer(reference) is None:
+            of = f" of {place}" if place else ""
+            raise GPartError(
+                f"row {idx} (from 0){of} has no final answer in its reference {reference!r}; it must stand after"
+                " '#### ' or 'The answer is:', or in \\boxed{...}"
+            )
+
+
 def judge(batch: dict[str, Any], outputs: list[str], verify: bool) -> list[Row]:
     """Scores outputs.
 
@@ -99,6 +125,7 @@ def judge(batch: dict[str, Any], outputs: list[str], verify: bool) -> list[Row]:
     Raises:
         GPartError: if a reference has no final answer.
     """
+    check_references(batch)
     rows = []
     for idx, question, reference, output in zip(
         batch["idx"], batch["question"], batch["reference"], outputs, strict=True
