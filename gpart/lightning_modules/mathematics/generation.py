@@ -66,17 +66,30 @@ class Generator:
                 **settings,
                 **stopping,
             )[:, prompt:]
-        ends = _end_tokens(network, tokenizer)
-        cut = [_until_end(row, ends) for row in tokens.tolist()]
-        outputs = [self._until_stop(str(tokenizer.decode(row, skip_special_tokens=True))) for row in cut]
-        return outputs, sum(len(row) for row in cut), time.perf_counter() - start
+        texts = self.texts(network, tokens.tolist())
+        return [text for text, _ in texts], sum(count for _, count in texts), time.perf_counter() - start
+
+    def texts(self, network: nn.Module, rows: list[list[int]]) -> list[tuple[str, int]]:
+        """Turns generated tokens into outputs.
+
+        Args:
+            network: what generated them.
+            rows: the tokens after each prompt.
+
+        Returns:
+            For each row the text before its end token and its stop string, and the number of tokens before its end token.
+        """
+        ends = end_tokens(network, self.tokenizer)
+        cut = [_until_end(row, ends) for row in rows]
+        return [(self._until_stop(str(self.tokenizer.decode(row, skip_special_tokens=True))), len(row)) for row in cut]
 
     def _until_stop(self, text: str) -> str:
         found = [at for at in (text.find(stop) for stop in self.stop) if at >= 0]
         return text[: min(found)] if found else text
 
 
-def _end_tokens(network: nn.Module, tokenizer: Any) -> set[int]:
+def end_tokens(network: nn.Module, tokenizer: Any) -> set[int]:
+    """The tokens at which an output ends: those of the model's generation config, and the tokenizer's."""
     ends = network.generation_config.eos_token_id  # type: ignore[union-attr]
     return {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
