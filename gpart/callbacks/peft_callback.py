@@ -115,7 +115,7 @@ class PeftCallback(MethodCallback):
             GPartError: if PEFT cannot merge this method.
         """
         try:
-            merged: nn.Module = deepcopy(self.peft_model).merge_and_unload(safe_merge=True)  # type: ignore[operator]
+            merged: nn.Module = deepcopy(self.peft_model).merge_and_unload(safe_merge=True)
         except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
             raise GPartError(f"PEFT cannot merge {self.peft_type} into a plain network: {error}") from error
         yield merged

@@ -209,7 +209,7 @@ def _write(module: LightningModule, network: nn.Module, generator: Generator, fo
 def _check_plain(module: LightningModule, network: nn.Module) -> None:
     """Checks that the network's state is all that was trained, and is what vLLM looks for in its files."""
     with torch.device("meta"):
-        plain = AutoModelForCausalLM.from_config(network.config).state_dict()
+        plain = AutoModelForCausalLM.from_config(network.config).state_dict()  # type: ignore[no-untyped-call]
     found = network.state_dict()
     beside = [name for name in module.state_dict() if not name.startswith("model.")]
     more = [*(name for name in found if name not in plain), *beside]
