@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from typing import Any, Literal
 
@@ -191,6 +192,19 @@ class GPartCallback(MethodCallback):
             before_sharding(attached)
         self.modules_to_save = attached.config.modules_to_save
         return AdapterContents(attached, whole=self.checkpoints == "merged", copies=self.copies)
+
+    @contextmanager
+    def plain_network(self, network: nn.Module) -> Iterator[nn.Module]:
+        """Within it, W0 + P·theta stands in the stored weights, of all active adapters; then W0 again, bit for bit."""
+        adapter = self._adapter
+        merged = adapter if adapter is not None and adapter.active and not adapter.merged else None
+        if merged is not None:
+            merged.merge()
+        try:
+            yield network
+        finally:
+            if merged is not None:
+                merged.unmerge()
 
     @staticmethod
     def _beside(

@@ -11,7 +11,8 @@ checkpoint is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -102,6 +103,20 @@ class MethodCallback(OfBoth, Callback):
             self._defer(trainer, pl_module)  # once more, when configure_model has sharded the network
         for callback in copied_too_early:
             callback.setup(trainer, pl_module, stage)
+
+    @contextmanager
+    def plain_network(self, network: nn.Module) -> Iterator[nn.Module]:
+        """Within it, what is given has the keys of a network without the method, and all that the method trained.
+
+        It is for what reads a plain model. The network itself is as before at the end.
+
+        Args:
+            network: the one that the method was applied to, or one around it.
+
+        Raises:
+            GPartError: if the weights cannot hold what was trained.
+        """
+        yield network
 
     def check_others(self, others: list[MethodCallback], trainer: Trainer) -> None:
         """Checks that the trainer's other methods may be there as well.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model
@@ -103,6 +106,19 @@ class PeftCallback(MethodCallback):
             network.get_parameter(name).requires_grad_(True)
         trained = [name for name, value in named_parameters(network).items() if value.requires_grad]
         return TrainedContents(network, trained, type(self).__name__, described)
+
+    @contextmanager
+    def plain_network(self, network: nn.Module) -> Iterator[nn.Module]:
+        """Within it, a copy into which PEFT has merged its layers: in place it would not give W0 back to the bit.
+
+        Raises:
+            GPartError: if PEFT cannot merge this method.
+        """
+        try:
+            merged: nn.Module = deepcopy(self.peft_model).merge_and_unload(safe_merge=True)
+        except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+            raise GPartError(f"PEFT cannot merge {self.peft_type} into a plain network: {error}") from error
+        yield merged
 
     def summary(self, trainer: Any) -> dict[str, str]:
         """PEFT's method and how many layers it adapts."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from gpart.cli import main
 from gpart.cli.configs import CONFIGS, recipes
@@ -126,3 +127,27 @@ def test_the_offline_recipe_is_parsed_and_runs(
     (path,) = Path("runs").rglob("generations/test-gsm_symbolic.jsonl")
     assert len(path.read_text().splitlines()) == 3
     assert Path("adapters/quickstart-math/adapter_config.json").is_file()
+
+
+GATED = {
+    "math/gemma-7b": "google/gemma-7b",
+    "math/llama-3.1-8b": "meta-llama/Llama-3.1-8B",
+    "math/peft-comparison": "meta-llama/Llama-3.2-3B",
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_header_of_a_gated_model_says_what_to_accept_and_set(recipe: str) -> None:
+    text = (CONFIGS / f"{recipe}.yaml").read_text()
+    header = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    if recipe not in GATED:
+        assert "gated" not in header
+        return
+    assert yaml.safe_load(text)["model"]["init_args"]["model"] == GATED[recipe]
+    for said in (
+        f"licence at https://huggingface.co/{GATED[recipe]},",
+        "`hf auth login`",
+        "HF_TOKEN",
+        "--model.model FOLDER --data.model FOLDER",
+    ):
+        assert said in header

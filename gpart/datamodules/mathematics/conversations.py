@@ -18,8 +18,8 @@ from datasets import Dataset
 from gpart.datamodules.common.text import load_tokenizer, tokenizer_fingerprint
 from gpart.errors import GPartError
 
-PAIRS = (("query", "response"), ("question", "answer"), ("problem", "solution"))
-"""The columns of question and answer in MetaMathQA, GSM8K and MATH."""
+PAIRS = (("query", "response"), ("question", "answer"), ("problem", "solution"), ("instruction", "output"))
+"""The columns of question and answer in MetaMathQA, GSM8K, MATH and MetaMath's own file of MATH's test questions."""
 
 DATE = "26 Jul 2024"
 """The date that chat templates are given. Llama's would otherwise write the current date into every prompt."""
@@ -61,7 +61,8 @@ def text_columns(data: Dataset, place: str) -> tuple[str, str]:
         place: its name, for messages.
 
     Raises:
-        GPartError: if there is no pair of ``PAIRS``, or its columns do not hold strings.
+        GPartError: if there is no pair of ``PAIRS``, its columns do not hold strings, or a third column holds a part of
+            the questions.
     """
     names = data.column_names
     for pair in PAIRS:
@@ -69,6 +70,11 @@ def text_columns(data: Dataset, place: str) -> tuple[str, str]:
             for name in pair:
                 if (kind := getattr(data.features[name], "dtype", "no text")) not in ("string", "large_string"):
                     raise GPartError(f"{place}: the column {name!r} holds {kind}, expected strings")
+            if pair == PAIRS[-1] and "input" in names and (beside := [text for text in data["input"][:] if text]):
+                raise GPartError(
+                    f"{place}: the column 'instruction' must hold whole questions, but 'input' adds to"
+                    f" {len(beside)} of them, such as {beside[0]!r}"
+                )
             return pair
     wanted = " or ".join(str(pair) for pair in PAIRS)
     raise GPartError(f"{place} has the columns {names}; expected {wanted}")

@@ -29,6 +29,8 @@ class Question(TypedDict):
     """The whole solution; None if there is none."""
     benchmark: str
     """The name of the benchmark that it is from."""
+    place: str
+    """The data set or the file that its row is in, for messages; empty if there is none."""
 
 
 class Questions(Dataset[dict[str, Any]]):
@@ -92,7 +94,7 @@ class QuestionCollate:
         """
         longest = max(len(one["input_ids"]) for one in questions)
         rest = [longest - len(one["input_ids"]) for one in questions]
-        names = ["idx", "question", "benchmark", "repeated"]
+        names = ["idx", "question", "benchmark", "place", "repeated"]
         if all(one["reference"] is not None for one in questions):
             names.append("reference")
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, cast
 
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from gpart.datamodules.mathematics.conversations import Conversations, text_columns
@@ -20,41 +20,72 @@ BENCHMARKS: dict[Benchmark, str | None] = {"gsm8k": "main", "math": None, "gsm_s
 """The configuration of each benchmark's data set; None takes the default one."""
 
 
-def load_split(path: str, config: str | None, split: str) -> Dataset:
+FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+"""The endings of files that are read, and the reader of ``datasets`` for each."""
+
+Config = str | list[str] | None
+"""The configuration of a data set; of several, the rows follow one another. None is the only or the default one."""
+
+
+def is_file(path: str) -> bool:
+    """Whether a data set's name is that of one file.
+
+    >>> is_file("own/test.jsonl"), is_file("openai/gsm8k")
+    (True, False)
+    """
+    return path.endswith(tuple(FILES))
+
+
+def load_split(path: str, config: Config, split: str) -> Dataset:
     """Loads one split of a data set.
 
     Args:
-        path: a name on the hub, a folder with the same layout, a ``.json`` or ``.jsonl`` file (which has the split
-            ``train`` only), or ``reasoning-gym:TASK``.
-        config: the configuration, if the data set has several.
+        path: a name on the hub, a folder with the same layout, ``reasoning-gym:TASK``, or a ``.json``, ``.jsonl`` or
+            ``.parquet`` file. A file has no splits: its rows are the split that is asked for.
+        config: the configuration, if the data set has several; or a list of them.
         split: the split's name.
 
     Raises:
         GPartFileError: if there is no data set or file of that name.
-        GPartError: if it can't be read, or has no such split.
+        GPartError: if it can't be read, or has no such configuration or split.
     """
+    if isinstance(config, list):
+        if not config:
+            raise GPartError(f"the configurations of {path!r} must be at least one, got {config}")
+        return concatenate_datasets([load_split(path, one, split) for one in config])
     if path.startswith(PREFIX):
         if config is not None:
             raise GPartError(f"{path!r} has no configurations, got {config!r}")
         return generate(path, split)
     named = repr(path) if config is None else f"{path!r} (configuration {config!r})"
-    file = path.endswith((".json", ".jsonl"))
-    if file and not Path(path).is_file():
-        raise GPartFileError(f"no file {named}")
-    if file and config is not None:
-        raise GPartError(f"the file {path!r} has no configurations, got {config!r}")
+    if is_file(path):
+        if config is not None:
+            raise GPartError(f"the file {path!r} has no configurations, got {config!r}")
+        return _load_file(path, split)
     try:
-        data = load_dataset("json", data_files={"train": path}) if file else load_dataset(path, config)
-    except (DatasetGenerationError, StopIteration) as error:  # an empty file gives StopIteration
-        raise GPartError(f"{named} can't be read: {error.__cause__ or str(error) or 'it is empty'}") from error
+        splits = cast("DatasetDict", load_dataset(path, config))
+    except (DatasetGenerationError, StopIteration) as error:
+        raise _unreadable(path, error) from error
     except (OSError, ValueError) as error:
-        if file:
-            raise GPartError(f"{named} can't be read: {error}") from error
         raise GPartFileError(f"no data set {named}, on the hub or as a folder: {error}") from error
-    splits = cast("DatasetDict", data)
     if split not in splits:
         raise GPartError(f"{named} has no split {split!r}; it has {list(splits)}")
     return splits[split]
+
+
+def _load_file(path: str, split: str) -> Dataset:
+    if not Path(path).is_file():
+        raise GPartFileError(f"no file {path!r}")
+    try:
+        splits = cast("DatasetDict", load_dataset(FILES[Path(path).suffix], data_files={split: path}))
+    except (DatasetGenerationError, StopIteration, OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    return splits[split]
+
+
+def _unreadable(path: str, error: Exception) -> GPartError:
+    # An empty file gives a StopIteration, which says nothing.
+    return GPartError(f"{path!r} can't be read: {error.__cause__ or str(error) or 'it is empty'}")
 
 
 def questions_of(data: Dataset, numbers: list[int], benchmark: str, place: str, own: Conversations) -> list[Question]:
@@ -68,15 +99,27 @@ def questions_of(data: Dataset, numbers: list[int], benchmark: str, place: str, 
         own: makes the prompts.
 
     Raises:
-        GPartError: if there are no columns of question and answer.
+        GPartError: if there are no columns of question and answer, or a row lacks either.
     """
     asked, answered = text_columns(data, place)
     rows = data.select(numbers)
-    return ask(rows[asked][:], rows[answered][:], numbers, benchmark, own)
+    texts, references = rows[asked][:], rows[answered][:]
+    for number, text, reference in zip(numbers, texts, references, strict=True):
+        if not (text or "").strip() or not (reference or "").strip():
+            raise GPartError(
+                f"row {number} of {place} must have a question and an answer, got {asked}={text!r} and"
+                f" {answered}={reference!r}"
+            )
+    return ask(texts, references, numbers, benchmark, own, place)
 
 
 def ask(
-    texts: list[str], references: list[str] | list[None], numbers: list[int], benchmark: str, own: Conversations
+    texts: list[str],
+    references: list[str] | list[None],
+    numbers: list[int],
+    benchmark: str,
+    own: Conversations,
+    place: str = "",
 ) -> list[Question]:
     """Makes questions of texts.
 
@@ -86,8 +129,16 @@ def ask(
         numbers: the numbers of the texts' rows.
         benchmark: the benchmark's name.
         own: makes the prompts.
+        place: the name of the data set that they are from, for messages; empty if there is none.
     """
     return [
-        {"input_ids": ids, "idx": idx, "question": text, "reference": reference, "benchmark": benchmark}
+        {
+            "input_ids": ids,
+            "idx": idx,
+            "question": text,
+            "reference": reference,
+            "benchmark": benchmark,
+            "place": place,
+        }
         for ids, idx, text, reference in zip(own.prompts(texts), numbers, texts, references, strict=True)
     ]

@@ -6,10 +6,8 @@ and on all ranks. How the tokens are distributed over these makes no difference.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,11 +16,11 @@ from torchmetrics import MeanMetric
 from gpart.errors import GPartError
 from gpart.lightning_modules.common.activations import checkpoint_activations
 from gpart.lightning_modules.common.optimizers import Schedule, adamw_by_steps, check_schedule
-from gpart.lightning_modules.mathematics.answers import check_verifier, extract_answer
-from gpart.lightning_modules.mathematics.generation import Generator, judge, most_tokens, write_rows
+from gpart.lightning_modules.mathematics.answering import Answering, Batch
+from gpart.lightning_modules.mathematics.answers import check_verifier
 from gpart.lightning_modules.mathematics.language_models import Quantization, build, check_quantization
+from gpart.lightning_modules.mathematics.vllm_engine import Engine, check_engine, check_processes
 
-Batch = dict[str, Any]
 IGNORED = -100
 """The label of a token that is no target, as in Transformers."""
 _TOKENS = 256.0
@@ -30,7 +28,7 @@ _TOKENS = 256.0
 in a micro-batch, so that the loss stays in the range of float16."""
 
 
-class CausalLM(LightningModule):
+class CausalLM(Answering):
     """A pretrained causal language model, trained by AdamW. At validation and test, it is asked questions.
 
     A batch with ``labels`` gives a loss: the cross-entropy of each target token, given the tokens before it. The label
@@ -67,6 +65,10 @@ class CausalLM(LightningModule):
         quantization: let torchao keep the weights of the linear layers, except the head, in 8 or 4 bits. ``int4`` is
             for GPUs.
         compile: run the network through ``torch.compile``. This needs a C++ compiler, and takes minutes at first.
+        engine: what answers in test and predict. ``vllm`` (the extra of that name; on one device, and not run here) is
+            handed all questions at the start, with the merged weights in a temporary folder, whatever the method.
+            Validation is by Transformers, since the weights would be loaded anew each time.
+        engine_settings: further arguments of ``vllm.LLM``, such as ``{gpu_memory_utilization: 0.8}``.
 
     Raises:
         GPartError: if a setting is out of its range, or a package that it needs is not installed.
@@ -85,6 +87,8 @@ class CausalLM(LightningModule):
         gradient_checkpointing: bool = False,
         quantization: Quantization | None = None,
         compile: bool = False,  # noqa: A002  # the name that users know from torch.compile
+        engine: Engine = "transformers",
+        engine_settings: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_schedule(schedule, warmup_ratio)
@@ -92,15 +96,12 @@ class CausalLM(LightningModule):
         if min(limits.values(), default=0) < 1:
             raise GPartError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         check_quantization(quantization)
+        check_engine(engine, engine_settings, quantization)
         if verify:
             check_verifier()
         self.save_hyperparameters()
-        self.model: nn.Module | None = None
         self.val_loss = MeanMetric()
-        self.scores = nn.ModuleDict()  # by stage, benchmark and kind; each is made when it is first needed
-        self._generator: Generator | None = None
         self._window: Tensor | None = None  # target tokens since the last optimizer step
-        self._started: set[Path] = set()
 
     def configure_model(self) -> None:
         """Loads the pretrained network, once, in the trainer's precision.
@@ -150,17 +151,14 @@ class CausalLM(LightningModule):
                     parameter.grad.mul_(factor)
         self._window = None
 
+    def on_fit_start(self) -> None:
+        """Checks that the engine can answer in the test that may follow."""
+        if self.hparams["engine"] == "vllm":
+            check_processes(self.trainer.world_size)
+
     def on_train_epoch_start(self) -> None:
         """Forgets the tokens of micro-batches without an optimizer step, since their gradients are gone too."""
         self._window = None
-
-    def on_validation_epoch_start(self) -> None:
-        """Makes the validation overwrite its files of generations."""
-        self._started.clear()
-
-    def on_test_epoch_start(self) -> None:
-        """Makes the test overwrite its files of generations."""
-        self._started.clear()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measures the loss, or generates and scores the answers to questions."""
@@ -176,68 +174,6 @@ class CausalLM(LightningModule):
         if self.val_loss.update_called:
             self.log("val/perplexity", self.val_loss.compute().exp(), sync_dist=True)
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Generates and scores the answers to questions."""
-        self._answer(batch, "test")
-
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
-        """Returns the output for each question, and the final answer marked in it."""
-        outputs = self.generate(batch)
-        columns: dict[str, list[Any]] = {name: batch[name] for name in ("idx", "question") if name in batch}
-        return {**columns, "output": outputs, "answer": [extract_answer(output) for output in outputs]}
-
-    def generate(self, batch: Batch) -> list[str]:
-        """Returns the greedy continuation of each prompt, without the stop string that ended it."""
-        return self._generate(batch)[0]
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Returns AdamW and the scheduler."""
         return adamw_by_steps(self, self._network(), head=())
-
-    def _network(self) -> nn.Module:
-        if self.model is None:
-            raise GPartError("the network is not built yet: call configure_model() first")
-        return self.model
-
-    def _generate(self, batch: Batch) -> tuple[list[str], int, float]:
-        if self._generator is None:
-            self._generator = Generator(self.hparams["model"], tuple(self.hparams["stop"] or ()))
-        limit = most_tokens(self.hparams["max_new_tokens"], batch.get("benchmark", ()))
-        return self._generator(self._network(), batch["input_ids"], batch["attention_mask"], limit)
-
-    def _answer(self, batch: Batch, stage: str) -> None:
-        outputs, tokens, seconds = self._generate(batch)
-        rows = judge(batch, outputs, self.hparams["verify"])
-        counted = [row for row, repeated in zip(rows, batch["repeated"], strict=True) if not repeated]
-        benchmark = batch["benchmark"][0]
-        prefix = f"{stage}/{benchmark}"
-        for kind in ("exact_match", "verified_match") if self.hparams["verify"] else ("exact_match",):
-            name = f"{stage}_{benchmark}_{kind}"
-            if name not in self.scores:
-                self.scores[name] = MeanMetric().to(self.device)
-            score = cast("MeanMetric", self.scores[name])
-            for row in counted:
-                score.update(float(row[kind]))
-            self.log(
-                f"{prefix}/{kind}",
-                score,
-                prog_bar=kind == "exact_match",
-                add_dataloader_idx=False,
-                batch_size=1,
-                metric_attribute=f"scores.{name}",  # Lightning has searched for metrics before this one was made
-            )
-        self.log(
-            f"{prefix}/tokens_per_second",
-            tokens / max(seconds, 1e-9),
-            prog_bar=True,
-            add_dataloader_idx=False,
-            batch_size=len(outputs),
-            sync_dist=True,
-        )
-        if not self.trainer.sanity_checking:
-            write_rows(self._file(stage, benchmark), counted, self._started)
-
-    def _file(self, stage: str, benchmark: str) -> Path:
-        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "generations"
-        rank = "" if self.trainer.world_size == 1 else f".rank{self.trainer.global_rank}"
-        return folder / f"{stage}-{benchmark}.jsonl{rank}"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from gpart.assets.fetching import gguf, loading
+from gpart.errors import GPartError
 from gpart.lightning_modules.mathematics.answers import exact_match, extract_answer, verified_match
 
 Row = dict[str, Any]
@@ -68,12 +69,24 @@ class Generator:
                 **settings,
                 **stopping,
             )[:, prompt:]
-        ends = _end_tokens(network, tokenizer)
-        cut = [_until_end(row, ends) for row in tokens.tolist()]
+        texts = self.texts(network, tokens.tolist())
+        return [text for text, _ in texts], sum(count for _, count in texts), time.perf_counter() - start
+
+    def texts(self, network: nn.Module, rows: list[list[int]]) -> list[tuple[str, int]]:
+        """Turns generated tokens into outputs.
+
+        Args:
+            network: what generated them.
+            rows: the tokens after each prompt.
+
+        Returns:
+            For each row the text before its end token and its stop string, without blanks at its start, and the number of tokens before its end token.
+        """
+        ends = end_tokens(network, self.tokenizer)
+        cut = [_until_end(row, ends) for row in rows]
         # A prompt ends before the blank that stands between it and the answer, so that most outputs begin with one.
-        texts = [str(tokenizer.decode(row, skip_special_tokens=True)).lstrip(" ") for row in cut]
-        outputs = [self._until_stop(text) for text in texts]
-        return outputs, sum(len(row) for row in cut), time.perf_counter() - start
+        decoded = [str(self.tokenizer.decode(row, skip_special_tokens=True)).lstrip(" ") for row in cut]
+        return [(self._until_stop(text), len(row)) for text, row in zip(decoded, cut, strict=True)]
 
     def _until_stop(self, text: str) -> str:
         found = [at for at in (text.find(stop) for stop in self.stop) if at >= 0]
@@ -98,7 +111,8 @@ def most_tokens(limits: int | dict[str, int], benchmarks: Sequence[str]) -> int:
     return max((limits.get(name, largest) for name in benchmarks), default=largest)
 
 
-def _end_tokens(network: nn.Module, tokenizer: Any) -> set[int]:
+def end_tokens(network: nn.Module, tokenizer: Any) -> set[int]:
+    """The tokens at which an output ends: those of the model's generation config, and the tokenizer's."""
     ends = network.generation_config.eos_token_id  # type: ignore[union-attr]
     return {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
@@ -106,6 +120,31 @@ def _end_tokens(network: nn.Module, tokenizer: Any) -> set[int]:
 def _until_end(row: list[int], ends: set[int]) -> list[int]:
     """Returns the tokens before the first end token. What follows it is padding."""
     return next((row[:at] for at, token in enumerate(row) if token in ends), row)
+
+
+def check_references(batch: dict[str, Any]) -> None:
+    """Checks that every reference has a final answer to compare with.
+
+    Args:
+        batch: the questions, with their references, and in ``place`` the data sets that they are from.
+
+    Raises:
+        GPartError: if one has none, with the number of its row.
+
+    Example:
+        >>> check_references({"idx": [7], "reference": ["Add both."], "place": ["test.jsonl"]})
+        Traceback (most recent call last):
+            ...
+        gpart.errors.GPartError: row 7 (from 0) of test.jsonl has no final answer in its reference 'Add both.'; ...
+    """
+    places = batch.get("place") or [""] * len(batch["idx"])
+    for idx, reference, place in zip(batch["idx"], batch["reference"], places, strict=True):
+        if extract_answer(reference) is None:
+            of = f" of {place}" if place else ""
+            raise GPartError(
+                f"row {idx} (from 0){of} has no final answer in its reference {reference!r}; it must stand after"
+                " '#### ' or 'The answer is:', or in \\boxed{...}"
+            )
 
 
 def judge(batch: dict[str, Any], outputs: list[str], verify: bool) -> list[Row]:
@@ -122,6 +161,7 @@ def judge(batch: dict[str, Any], outputs: list[str], verify: bool) -> list[Row]:
     Raises:
         GPartError: if a reference has no final answer.
     """
+    check_references(batch)
     rows = []
     for idx, question, reference, output in zip(
         batch["idx"], batch["question"], batch["reference"], outputs, strict=True

@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from gpart.datamodules import MathDataModule
 from gpart.datamodules.mathematics.conversations import Conversations
+from gpart.errors import GPartError
 
 ASKED, TOLD = "What is 1 plus 2?", "1 + 2 = 3.\nThe answer is: 3"
 # A template, the text that generation starts from, and the text between it and the answer.
@@ -94,3 +95,9 @@ def test_validation_asks_training_questions_of_a_benchmark(math_folders: Any, tm
     assert [train[idx] for idx in batch["idx"]] == batch["question"]
     own.setup("test")
     assert len(own.questions["gsm8k"]) == 13  # the test set's are not these
+    own.hparams["gsm8k"] = str(tmp_path / "test.jsonl")
+    (tmp_path / "test.jsonl").write_text('{"question": "1?", "answer": "#### 1"}\n')
+    with pytest.raises(
+        GPartError, match=r"val_questions_of='gsm8k' asks its training split, and .*test.jsonl' is a file"
+    ):
+        own.prepare_data()

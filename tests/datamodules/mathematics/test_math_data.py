@@ -12,13 +12,14 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
+from datasets import Dataset
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import AutoTokenizer
 
 from gpart.datamodules import MathDataModule
 from gpart.datamodules.mathematics import conversations
-from gpart.datamodules.mathematics.conversations import Conversations, Report
+from gpart.datamodules.mathematics.conversations import PAIRS, Conversations, Report
 from gpart.datamodules.mathematics.generated import TASKS
 from gpart.datamodules.mathematics.sources import BENCHMARKS, Benchmark
 from gpart.errors import GPartError, GPartFileError
@@ -450,6 +451,75 @@ def test_gsm8k_and_own_files_are_trained_on_too(data: Any, folders: dict[str, st
     assert len(examples(data(train=str(tmp_path / "own.json")))) == 20
 
 
+def test_a_file_is_a_benchmarks_test_questions(data: Any, tmp_path: Path) -> None:
+    """Of each of the known pairs of columns, and of each ending; GSM8K's own configuration is not asked of a file."""
+    rows = [(f"How much is {at} and 1?", f"It is #### {at + 1}") for at in range(7)]
+    for asked, answered in PAIRS:
+        of_pair = [{"idx": at, asked: q, answered: a, "input": ""} for at, (q, a) in enumerate(rows)]
+        for name in ("gsm8k", "math"):
+            own = data(**{name: jsonl(tmp_path / f"{asked}.jsonl", of_pair)}, benchmarks=[name])
+            own.setup("test")
+            [loader] = own.test_dataloader()
+            batches = list(loader)
+            found = [
+                (batch[key][at], batch["idx"][at])
+                for batch in batches
+                for key in ("question",)
+                for at in range(len(batch["idx"]))
+            ]
+            assert sorted(found, key=lambda one: one[1]) == [(q, at) for at, (q, _) in enumerate(rows)]
+            assert {place for batch in batches for place in batch["place"]} == {str(tmp_path / f"{asked}.jsonl")}
+            assert {
+                (idx, text) for batch in batches for idx, text in zip(batch["idx"], batch["reference"], strict=True)
+            } == {(at, a) for at, (_, a) in enumerate(rows)}
+    Dataset.from_dict({"problem": [q for q, _ in rows], "solution": [a for _, a in rows]}).to_parquet(
+        tmp_path / "own.parquet"
+    )
+    own = data(math=str(tmp_path / "own.parquet"), benchmarks=["math"], test_questions=3)
+    own.setup("test")
+    assert len(own.questions["math"]) == 3
+
+
+def test_a_row_of_a_benchmark_without_text_is_named(data: Any, tmp_path: Path) -> None:
+    for at, row in enumerate([{"query": " ", "response": "#### 1"}, {"query": "1?", "response": None}]):
+        path = jsonl(tmp_path / f"{at}.jsonl", [{"query": "2?", "response": "#### 2"}, row])
+        with pytest.raises(
+            GPartError, match=rf"row 1 of .*{at}\.jsonl must have a question and an answer, got query='"
+        ):
+            data(gsm8k=path, benchmarks=["gsm8k"]).setup("test")
+
+
+def test_an_instruction_with_an_input_beside_it_is_refused(data: Any, tmp_path: Path) -> None:
+    rows = [{"instruction": "Add.", "input": "1 and 1", "output": "#### 2"}] * 3
+    with pytest.raises(GPartError, match="'input' adds to 3 of them, such as '1 and 1'"):
+        data(math=jsonl(tmp_path / "own.jsonl", rows), benchmarks=["math"]).setup("test")
+
+
+def test_a_benchmark_has_the_configurations_that_are_asked_for(data: Any, folders: dict[str, str]) -> None:
+    """As of EleutherAI/hendrycks_math, which has no whole."""
+
+    def references(**more: Any) -> list[str]:
+        own = data(**more)
+        own.setup("test")
+        return [str(one["reference"]).split(":")[0] for one in own.questions[own.hparams["benchmarks"][0]]]
+
+    many = folders["gsm8k"]
+    assert references(benchmarks=["math"], math=many, math_config="socratic") == ["socratic"] * 13
+    assert (
+        references(benchmarks=["math"], math=many, math_config=["socratic", "main"])
+        == ["socratic"] * 13 + ["main"] * 13
+    )
+    assert references(benchmarks=["gsm8k"]) == ["main"] * 13
+    assert references(benchmarks=["gsm8k"], gsm8k_config="socratic") == ["socratic"] * 13
+    assert len(examples(data(train=many, train_config=["main", "socratic"]))) == 60
+    with pytest.raises(GPartFileError, match=r"(?s)no data set .*available configs: \['main', 'socratic'\]"):
+        references(benchmarks=["math"], math=many)
+    with pytest.raises(GPartFileError, match=r"no data set .* \(configuration 'algebra'\)"):
+        references(benchmarks=["math"], math=many, math_config="algebra")
+    with pytest.raises(GPartError, match=r"the configurations of .*gsm8k' must be at least one, got \[\]"):
+        references(benchmarks=["math"], math=many, math_config=[])
+
+
 def test_a_damaged_file_is_named(data: Any, tmp_path: Path, own_cache: Path) -> None:
     path = tmp_path / "damaged.jsonl"
     path.write_text('{"query": "1?", "response": "1."}\n{"query": "2?", "resp')
@@ -479,6 +549,12 @@ def test_missing_columns_and_splits_are_named(data: Any, math_folders: Any, tmp_
         data(train="nosuch.jsonl").setup("fit")
     with pytest.raises(GPartError, match=r"'.*own\.jsonl' has no configurations, got 'main'"):
         data(train=str(tmp_path / "own.jsonl"), train_config="main").setup("fit")
+    with pytest.raises(GPartError, match=r"'.*own\.jsonl' has no configurations, got 'main'"):
+        data(gsm8k=str(tmp_path / "own.jsonl"), gsm8k_config="main").setup("test")
+    with pytest.raises(GPartError, match=r"\('question', 'answer'\) or .* or \('instruction', 'output'\)$"):
+        data(math=str(tmp_path / "own.jsonl"), benchmarks=["math"]).setup("test")
+    with pytest.raises(GPartFileError, match=r"no file 'nosuch\.parquet'"):
+        data(math="nosuch.parquet", benchmarks=["math"]).setup("test")
 
 
 @pytest.mark.parametrize(

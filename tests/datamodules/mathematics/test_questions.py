@@ -19,6 +19,7 @@ def question(idx: int, length: int, reference: str | None = "so") -> dict[str, A
         "question": f"what is {idx}?",
         "reference": reference,
         "benchmark": "gsm8k",
+        "place": f"file {idx}",
     }
 
 
@@ -51,6 +52,7 @@ def test_a_batch_of_questions_has_these_values() -> None:
         "idx": [1, 0],
         "question": ["what is 1?", "what is 0?"],
         "benchmark": ["gsm8k", "gsm8k"],
+        "place": ["file 1", "file 0"],
         "repeated": [False, True],
         "reference": ["so", "so"],
     }

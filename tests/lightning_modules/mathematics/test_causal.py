@@ -288,9 +288,12 @@ def test_each_question_counts_once_and_every_output_is_written(
     ]
 
 
-def test_a_reference_without_an_answer_is_named() -> None:
-    with pytest.raises(GPartError, match="no idea"):
-        judge({"idx": [0], "question": ["a"], "reference": ["no idea"]}, ["#### 4"], verify=False)
+def test_a_reference_without_an_answer_is_named_with_its_row_and_file() -> None:
+    rows = {"idx": [8, 3], "question": ["a", "b"], "reference": ["#### 4", "no idea"]}
+    with pytest.raises(GPartError, match=r"^row 3 \(from 0\) of own\.jsonl has no final answer .* 'no idea'; it must"):
+        judge({**rows, "place": ["other", "own.jsonl"]}, ["#### 4", "#### 4"], verify=False)
+    with pytest.raises(GPartError, match=r"^row 3 \(from 0\) has no final answer"):  # a loader of one's own
+        judge(rows, ["#### 4", "#### 4"], verify=False)
 
 
 def test_predictions_hold_output_and_answer(tiny_causal: Any) -> None:

@@ -27,7 +27,7 @@ STUDY: dict[str, Any] = {
     "columns": "task",
     "seeds": [0, 1],
 }
-TABLES = [f"out/table.{ending}" for ending in ("md", "csv", "json")]
+TABLES = [f"out/table.{ending}" for ending in ("md", "tex", "csv", "json")]
 
 
 @pytest.fixture(scope="module")

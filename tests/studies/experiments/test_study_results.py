@@ -13,10 +13,11 @@ import yaml
 
 from gpart.cli import main
 from gpart.cli.study import study_command
+from gpart.studies.experiments.listed import json_text
 from gpart.studies.experiments.plan import Cell, Run, plan
 from gpart.studies.experiments.results import Results, collect
 from gpart.studies.experiments.schema import read_study
-from gpart.studies.experiments.tables import json_text, markdown
+from gpart.studies.experiments.tables import markdown
 
 COMMAND = (sys.executable, str(Path(__file__).parents[2] / "helpers" / "study_run.py"))
 
@@ -183,6 +184,14 @@ def test_the_mean_and_another_scale() -> None:
     assert rows[0].average == pytest.approx(0.5)
 
 
+def test_both_deviations_are_named() -> None:
+    """np.std of three numbers divides by 3, statistics.stdev by 2: 8.165 and 10 of 50, 70, 60."""
+    said = "The deviation that divides by n, as the paper's code does, is 0.816 times that of 3 seeds."
+    assert said in markdown(results_of(FULL))
+    assert "is 0.707 times that of 2 seeds." in markdown(results_of(FULL, seeds=[0, 1]))
+    assert "divides by n" not in markdown(results_of(FULL, seeds=[0]))
+
+
 def test_one_seed_has_no_deviation() -> None:
     text = markdown(results_of(FULL, seeds=[0]))
     assert table(text)[2][1:4] == ["50.0 (paper 78.3)", "10.0", "30.0 (paper 83.75)"]
@@ -309,7 +318,7 @@ def test_every_run_is_in_csv_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (run["score"], run["val_score"], run["chosen"]) == (0.5, 0.9, True)
     assert run["metrics"]["versions"] == {"gpart": "0.1.0", "torch": "2.0"}
 
-    before = {ending: Path(f"out/table.{ending}").read_bytes() for ending in ("md", "csv", "json")}
+    before = {ending: Path(f"out/table.{ending}").read_bytes() for ending in ("md", "tex", "csv", "json")}
     Path("out/table.md").unlink()
     assert study_command(["s.yaml", "--table"], ("no/such/program",)) == 0
     assert {ending: Path(f"out/table.{ending}").read_bytes() for ending in before} == before
