@@ -51,7 +51,11 @@ def _folders(trainer: Mapping[str, Any]) -> Iterator[Path]:
 
 def _best(newest: Path) -> Path:
     states = load_checkpoint_file(newest).get("callbacks") or {}
-    known = [state["best_model_path"] for key, state in states.items() if str(key).startswith("ModelCheckpoint")]
+    # One without a monitor keeps the last one, not the best.
+    keepers = [
+        state for key, state in states.items() if str(key).startswith("ModelCheckpoint") and state.get("monitor")
+    ]
+    known = [state["best_model_path"] for state in keepers]
     for best in filter(None, known):
         # The run's folder may have been moved: then it lies beside the newest.
         for path in (Path(best), newest.with_name(Path(best).name)):

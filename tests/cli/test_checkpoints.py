@@ -117,6 +117,16 @@ def test_the_best_of_a_folder_that_was_moved(capsys: pytest.CaptureFixture[str])
     assert "tested after step moved" in capsys.readouterr().out
 
 
+def test_what_keeps_the_last_is_not_asked_for_the_best(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = yaml.safe_load(Path("own.yaml").read_text())
+    last = {"class_path": "ModelCheckpoint", "init_args": {"filename": "newest", "enable_version_counter": False}}
+    recipe["trainer"]["callbacks"].insert(0, last)
+    Path("own.yaml").write_text(yaml.safe_dump(recipe))
+    assert gpart("fit") == 0
+    assert gpart("test", "--ckpt_path=best") == 0
+    assert f"tested after step {of_epoch(0)}" in capsys.readouterr().out
+
+
 def test_a_folder_of_the_checkpoints_own_is_looked_in(capsys: pytest.CaptureFixture[str]) -> None:
     own = "--trainer.callbacks.init_args.dirpath=mine"
     assert gpart("fit", own) == 0
