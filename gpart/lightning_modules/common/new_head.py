@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from gpart.errors import GPartError
-from gpart.injection.names import named_parameters
 
 _PEFT = re.compile(r"^base_model\.model\.|\bmodules_to_save\.[^.]+\.")
 """What PEFT puts into the names of a module that it keeps a trained copy of."""
@@ -39,14 +38,12 @@ class NewHead:
 
     def __init__(self, network: nn.Module, names: Iterable[str]) -> None:
         new = set(names)
-        self._first = {name: _copy(value) for name, value in named_parameters(network).items() if name in new}
+        self._first = {name: _copy(value) for name, value in network.named_parameters() if name in new}
 
     def untrained(self, network: nn.Module) -> bool:
         """Whether there are such parameters, and all of them are as they were; False where they can't be compared."""
         now = {
-            _PEFT.sub("", name): value
-            for name, value in named_parameters(network).items()
-            if "original_module" not in name
+            _PEFT.sub("", name): value for name, value in network.named_parameters() if "original_module" not in name
         }
         return bool(self._first) and all(
             name in now and _equal(first, now[name]) for name, first in self._first.items()

@@ -18,8 +18,6 @@ from transformers import AutoModelForImageClassification
 from gpart.assets.fetching import loading
 from gpart.errors import GPartError, GPartFileError
 from gpart.heads import head_modules
-from gpart.injection.forgotten import randomly_initialised
-from gpart.injection.names import named_parameters
 
 TIMM = "timm:"
 
@@ -60,10 +58,12 @@ def timm_head_is_new(network: nn.Module) -> bool:
 
 def new_parameters(network: nn.Module) -> list[str]:
     """The names of the parameters that are random, since the checkpoint has none that fit."""
-    names = named_parameters(network)
-    if not timm_head_is_new(network):
-        return randomly_initialised(network, names)
-    return [name for name in names if any(name.startswith(f"{head}.") for head in head_modules(network))]
+    named = dict(network.named_parameters())
+    if timm_head_is_new(network):
+        return [name for name in named if any(name.startswith(f"{head}.") for head in head_modules(network))]
+    # Transformers marks the parameters that it has loaded. Without any mark, it has loaded none and tells nothing.
+    loaded = {name for name, value in named.items() if getattr(value, "_is_hf_initialized", False)}
+    return [name for name in named if loaded and name not in loaded]
 
 
 def logits_of(output: Any) -> Tensor:
