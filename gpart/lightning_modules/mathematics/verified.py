@@ -119,7 +119,8 @@ def _readings(answer: str) -> list[Any]:
     readings = _parsed(rf"\boxed{{{_for_library(answer)}}}")
     if (bare := before_other_words(answer)) is not None:
         exact = Rational(bare.numerator, bare.denominator)
-        kept = [one for one in readings if not (isinstance(one, Number) and (one - exact).is_zero)]
+        # Where the library multiplies by the letters of the words, a number before them stays 0 if it is 0.
+        kept = [one for one in readings if bare and not (isinstance(one, Number) and (one - exact).is_zero)]
         readings = [one for one in kept if not isinstance(one, str)] + [spelled(tidied(answer))]
     if (value := number(answer) if has_unit(answer) else None) is not None:
         readings.append(Rational(value.numerator, value.denominator))

@@ -82,3 +82,11 @@ def test_what_the_parser_would_compute_never_reaches_it(monkeypatch: pytest.Monk
     assert set(seen) == {r"\boxed{1}"}
     verified_match(boxed("2^{99999}"), "#### 1")
     assert r"\boxed{2^{99999}}" in seen
+
+
+def test_nothing_times_letters_is_not_nothing() -> None:
+    """The library reads the words as a product of letters, which is 0 where the number is."""
+    assert not verified_match("#### 0 fewer", "#### 0")
+    assert not verified_match("#### 0", "#### 0 xy")
+    assert verified_match("#### 0 fewer", "#### 0 fewer")
+    assert verified_match("#### 0 apples", "#### 0")
