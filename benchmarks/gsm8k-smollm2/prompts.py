@@ -37,7 +37,7 @@ def main() -> None:
     for question, answer in zip(rows["question"], rows["answer"], strict=True):
         for kind, (ids, border) in {
             "apart": apart(own, question, answer),
-            "whole": own.examples([question], [answer])[0],
+            "whole": own.examples([question], [answer])[0][:2],
         }.items():
             losses = answer_losses(network, ids, border)
             measured[kind].append({"first": float(losses[0]), "answer": float(losses.sum()), "tokens": len(losses)})

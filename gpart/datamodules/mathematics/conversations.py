@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 
@@ -80,6 +80,17 @@ def text_columns(data: Dataset, place: str) -> tuple[str, str]:
     raise GPartError(f"{place} has the columns {names}; expected {wanted}")
 
 
+class Example(NamedTuple):
+    """A prompt with its answer, in tokens."""
+
+    ids: list[int]
+    """All of them, the end token with them."""
+    border: int
+    """How many of the first ones are the same as those of the prompt alone."""
+    prompt: int
+    """How many the prompt alone has."""
+
+
 class Conversations:
     """Makes the tokens of prompts and of whole examples for one model.
 
@@ -123,25 +134,22 @@ class Conversations:
 
     def prompts(self, questions: Sequence[str]) -> list[list[int]]:
         """Returns the tokens of each prompt, including the special tokens that the tokenizer puts before a text."""
-        found = self._tokens(self._starts(questions), special=not self.chat)
-        # Some tokenizers put an end token behind every text. The model would generate nothing after it.
-        return [ids[:-1] if not self.chat and ids[-1:] == [self.eos] else ids for ids in found]
+        return self._prompts(self._starts(questions))
 
-    def examples(self, questions: Sequence[str], answers: Sequence[str]) -> list[tuple[list[int], int]]:
-        """Returns the tokens of each prompt with its answer and the end token, and how many of them the prompt has.
-
-        Only those count that are the same in the prompt alone.
+    def examples(self, questions: Sequence[str], answers: Sequence[str]) -> list[Example]:
+        """Returns the tokens of each prompt with its answer and the end token.
 
         Raises:
             GPartError: if the chat template does not put the prompt in front of the answer.
         """
-        wholes = self._tokens(self._wholes(questions, answers), special=not self.chat)
+        starts = self._starts(questions)
+        wholes = self._tokens(self._wholes(starts, questions, answers), special=not self.chat)
         found = []
-        for prompt, ids in zip(self.prompts(questions), wholes, strict=True):
+        for prompt, ids in zip(self._prompts(starts), wholes, strict=True):
             border = _shared(prompt, ids)
             # A template may write the end token, with more behind it.
             ended = self.eos in ids[border:] if self.chat else ids[-1:] == [self.eos]
-            found.append((ids if ended else [*ids, self.eos], border))
+            found.append(Example(ids if ended else [*ids, self.eos], border, len(prompt)))
         return found
 
     def encode(self, data: Dataset, place: str, max_length: int) -> tuple[Dataset, Report]:
@@ -167,24 +175,24 @@ class Conversations:
             # A chat template may refuse an empty text. It gets one letter instead, and the row is left out below.
             blank = [not (question.strip() and answer.strip()) for question, answer in zip(*texts, strict=True)]
             questions, answers = (["x" if out else text for text, out in zip(own, blank, strict=True)] for own in texts)
-            prompts, examples = self.prompts(questions), self.examples(questions, answers)
+            examples = self.examples(questions, answers)
             fates = []
-            for prompt, (ids, _), out in zip(prompts, examples, blank, strict=True):
-                if out or not prompt:
+            for one, out in zip(examples, blank, strict=True):
+                if out or not one.prompt:
                     fates.append("empty")
-                elif len(prompt) >= max_length:
+                elif one.prompt >= max_length:
                     fates.append("dropped")
                 else:
-                    fates.append("truncated" if len(ids) > max_length else "whole")
-            cut = [ids[:max_length] for ids, _ in examples]
+                    fates.append("truncated" if len(one.ids) > max_length else "whole")
+            cut = [one.ids[:max_length] for one in examples]
             return {
                 "input_ids": cut,
                 # The first token is never a target: there is nothing that it could be predicted from.
-                "prompt": [border if self.completion_only_loss else 1 for _, border in examples],
+                "prompt": [one.border if self.completion_only_loss else 1 for one in examples],
                 "length": [len(ids) for ids in cut],
                 "idx": numbers,
                 "fate": fates,
-                "merged": [border < len(prompt) for prompt, (_, border) in zip(prompts, examples, strict=True)],
+                "merged": [one.border < one.prompt for one in examples],
             }
 
         # We name the result ourselves, as for GLUE: the name that map() derives from the tokenizer's state would differ
@@ -212,9 +220,13 @@ class Conversations:
         # replace() and not format(), since formulas are full of braces.
         return [self.prompt.replace("{question}", text).rstrip(" ") for text in questions]
 
-    def _wholes(self, questions: Sequence[str], answers: Sequence[str]) -> list[str]:
+    def _prompts(self, starts: Sequence[str]) -> list[list[int]]:
+        found = self._tokens(starts, special=not self.chat)
+        # Some tokenizers put an end token behind every text. The model would generate nothing after it.
+        return [ids[:-1] if not self.chat and ids[-1:] == [self.eos] else ids for ids in found]
+
+    def _wholes(self, starts: Sequence[str], questions: Sequence[str], answers: Sequence[str]) -> list[str]:
         """The texts of the prompts with their answers."""
-        starts = self._starts(questions)
         if not self.chat:
             given = self.prompt[len(self.prompt.rstrip(" ")) :]
             return [

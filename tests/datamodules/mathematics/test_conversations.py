@@ -34,7 +34,7 @@ def model(request: pytest.FixtureRequest, math_folders: Any, tmp_path_factory: p
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_the_tokens_are_those_of_the_whole_text(model: str, prompt: str) -> None:
     own, (start, between) = Conversations(model, prompt), PROMPTS[prompt]
-    [(ids, border)], [asked] = own.examples([ASKED], [TOLD]), own.prompts([ASKED])
+    [(ids, border, _)], [asked] = own.examples([ASKED], [TOLD]), own.prompts([ASKED])
     assert ids == [*own.tokenizer(start + between + TOLD)["input_ids"], 2]
     assert asked == own.tokenizer(start)["input_ids"]
     assert (ids[:border], ids.count(1), asked.count(1)) == (asked, 1, 1)
@@ -57,7 +57,7 @@ def test_blanks_of_the_data_give_no_lone_blank(model: str) -> None:
 def test_the_targets_of_the_loss(model: str, only: bool) -> None:
     own = Conversations(model, "{question}", completion_only_loss=only)
     rows, report = own.encode(Dataset.from_dict({"query": [ASKED], "response": [TOLD]}), "here", 400)
-    [(ids, border)] = own.examples([ASKED], [TOLD])
+    [(ids, border, _)] = own.examples([ASKED], [TOLD])
     assert (rows[0]["input_ids"], rows[0]["prompt"]) == (ids, border if only else 1)
     assert border > 1
     assert report.merged == 0
@@ -67,8 +67,8 @@ def test_a_token_across_the_border_is_learnt_and_said(math_folders: Any, tmp_pat
     """The template ends in the first half of a word: training must not pretend that its token is in the prompt."""
     own = Conversations(str(math_folders.tokenizer(tmp_path)), "{question}\nThe ans\n")
     own.prompt = own.prompt.rstrip("\n")
-    own._wholes = lambda asked, told: [f"{one}\nThe answer is: 3" for one in asked]  # type: ignore[method-assign]
-    [(ids, border)], [asked] = own.examples([ASKED], ["wer is: 3"]), own.prompts([ASKED])
+    own._wholes = lambda starts, asked, told: [f"{one}\nThe answer is: 3" for one in asked]  # type: ignore[method-assign]
+    [(ids, border, _)], [asked] = own.examples([ASKED], ["wer is: 3"]), own.prompts([ASKED])
     assert own.tokenizer.decode(ids) == f"<s>{ASKED}\nThe answer is: 3</s>"
     assert 0 < border < len(asked)
     assert ids[:border] == asked[:border]

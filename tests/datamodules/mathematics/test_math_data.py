@@ -136,7 +136,7 @@ def test_what_is_too_long_is_cut_without_an_end_or_left_out(
     folders: dict[str, str], math_folders: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     own = Conversations(folders["model"], "{question}")
-    [(ids, border)] = own.examples(["What is 1 plus 2?"], ["1 + 2 = 3."])
+    [(ids, border, _)] = own.examples(["What is 1 plus 2?"], ["1 + 2 = 3."])
     prompt, response, whole = ids[:border], ids[border:], len(ids)
     assert own.prompts(["What is 1 plus 2?"]) == [prompt]
     extra = [("What is 1 plus 2?", "1 + 2 = 3."), (" ", "3"), ("What is 3?", "\n"), ("What is 4?", "")]
@@ -209,7 +209,7 @@ def test_a_chat_template_makes_prompt_and_answer(data: Any, folders: dict[str, s
 
 def test_no_end_is_added_to_a_template_that_writes_it(math_folders: Any, tmp_path: Path) -> None:
     own = Conversations(str(math_folders.tokenizer(tmp_path, template=math_folders.CHAT_EOS)), "", chat=True)
-    [(ids, border)] = own.examples(["What is 1?"], ["1."])
+    [(ids, border, _)] = own.examples(["What is 1?"], ["1."])
     assert own.tokenizer.decode(ids[border:]) == "1.</s>\n"
 
 
@@ -244,7 +244,7 @@ def test_a_template_with_the_days_date_is_another_result_on_another_day(
 
 def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt(math_folders: Any, tmp_path: Path) -> None:
     own = Conversations(str(math_folders.tokenizer(tmp_path, ends=True)), "Q: {question}")
-    [(ids, border)] = own.examples(["1?"], ["1."])
+    [(ids, border, _)] = own.examples(["1?"], ["1."])
     assert own.tokenizer.decode(ids) == "<s>Q: 1? 1.</s>"
     assert own.prompts(["1?"]) == [ids[:border]]
 
