@@ -107,3 +107,19 @@ def split_names(found: Sequence[str], place: str) -> dict[str, list[str]]:
     if "test" in found:
         return {"train": ["train"], "validation": validation, "test": ["test"]}
     return {"train": ["train"], "validation": [], "test": validation[:1]}
+
+
+def splits_of(names: dict[str, list[str]], part: str) -> list[str]:
+    """The splits that a part of a data set is read from, in their order.
+
+    Args:
+        names: what :func:`split_names` says.
+        part: ``train``, which is followed by the validation split, or ``test``. Without a test split, ``test`` has the
+            rows of ``train``: it is still to be cut from them.
+
+    Example:
+        >>> names = {"train": ["train"], "validation": ["validation"], "test": ["test"]}
+        >>> splits_of(names, "train"), splits_of(names, "test"), splits_of({**names, "test": []}, "test")
+        (['train', 'validation'], ['test'], ['train', 'validation'])
+    """
+    return (names["test"] if part == "test" else []) or [*names["train"], *names["validation"]]

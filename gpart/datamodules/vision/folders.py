@@ -12,7 +12,7 @@ from pathlib import Path
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from gpart.datamodules.common.splits import split_names
+from gpart.datamodules.common.splits import split_names, splits_of
 from gpart.datamodules.vision.pictures import Pictures
 from gpart.datamodules.vision.reading import FromFiles, path_name
 from gpart.errors import GPartError, GPartFileError
@@ -43,7 +43,7 @@ def read_folders(path: Path, part: str) -> tuple[Pictures, bool]:
     if not classes:
         raise GPartError(f"{path / 'train' if split else path} holds 0 folders of classes")
     paths, labels, validation = [], [], 0
-    used = (names["test"] if part == "test" else []) or [*names["train"], *names["validation"]]
+    used = splits_of(names, part)
     for name in used:
         for folder in _folders(path / name):
             if folder.name not in classes:

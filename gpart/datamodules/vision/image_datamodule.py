@@ -66,8 +66,8 @@ class ImageDataModule(SeededDataModule):
             set's own validation split is held out, or a tenth if it has none.
         train_size: train on this many of the remaining rows only, stratified. A smaller number takes a subset of what a
             larger one takes.
-        seed: the seed of both choices, and of DTD's test split. Together with the seed of ``seed_everything``, if it is called, it also gives
-            the order of the training rows and the random crops.
+        seed: the seed of both choices, and of DTD's test split. Together with the seed of ``seed_everything``, if it is
+            called, it also gives the order of the training rows and the random crops.
         num_workers: the number of worker processes of each data loader.
         crop_scale: the smallest and the largest share of a picture's area that a training crop takes. If a class shows
             in a small spot only, a share of 0.08 would often cut it away.

@@ -10,7 +10,7 @@ from typing import Any, cast
 from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from gpart.datamodules.common.splits import split_names
+from gpart.datamodules.common.splits import split_names, splits_of
 from gpart.datamodules.vision.pictures import Pictures
 from gpart.datamodules.vision.reading import FromTable
 from gpart.errors import GPartError, GPartFileError
@@ -48,7 +48,7 @@ def read_tables(
     image, label = _columns(splits["train"], place, label_column)
     classes = splits["train"].features[label].names
     tables, labels, rows = [], [], []
-    used = (names["test"] if part == "test" else []) or [*names["train"], *names["validation"]]
+    used = splits_of(names, part)
     for name in used:
         own = splits[name]
         feature = own.features.get(label)

@@ -52,8 +52,8 @@ class Generator:
             max_new_tokens: the largest number of tokens in an output.
 
         Returns:
-            The outputs, without prompt, blanks at the start, end token and stop string; the number of tokens generated; and the seconds that
-            it took.
+            The outputs, without prompt, blanks at the start, end token and stop string; the number of tokens generated;
+            and the seconds that it took.
         """
         start, prompt = time.perf_counter(), input_ids.shape[1]
         tokenizer = self.tokenizer
@@ -80,7 +80,8 @@ class Generator:
             rows: the tokens after each prompt.
 
         Returns:
-            For each row the text before its end token and its stop string, without blanks at its start, and the number of tokens before its end token.
+            For each row the text before its end token and its stop string, without blanks at its start, and the number of
+            tokens before its end token.
         """
         ends = end_tokens(network, self.tokenizer)
         cut = [_until_end(row, ends) for row in rows]
