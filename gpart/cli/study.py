@@ -29,7 +29,8 @@ from gpart.studies.experiments.study import Study
 from gpart.studies.experiments.tables import markdown, write_table
 
 DESCRIPTION = """Runs methods x tasks x seeds, each run as a process of its own ('gpart fit ...'), and writes their table:
-table.md, table.tex (LaTeX, needs booktabs), table.csv and table.json. What is finished is kept. A study that is started again goes on where it was stopped."""
+table.md, table.tex (LaTeX, needs booktabs), table.csv and table.json. What is finished is kept. A study that is started
+again goes on where it was stopped."""
 
 EPILOG = """a study's file:
   folder: runs/glue            # default runs/<the file's name>

@@ -38,7 +38,10 @@ def latex(results: Results) -> str:
     if results.problems:
         said.append(f"Failed or without a score: {len(results.problems)} runs.")
     lines = [[escape(text) for text in header(study)]]
-    lines += [[escape(row.label), *map(_text, places(results, row)), *map(_signed, costs(row))] for row in results.rows]
+    lines += [
+        [escape(row.label), *map(_text, scores), *map(_signed, costs(row))]
+        for row, scores in zip(results.rows, places(results), strict=True)
+    ]
     label = re.sub(r"[^A-Za-z0-9]+", "-", study.name).strip("-")
     found = [r"% needs \usepackage{booktabs}", _table(lines, " ".join(said), label)]
     if study.baseline is not None:

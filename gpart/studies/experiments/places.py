@@ -38,16 +38,19 @@ def header(study: Study) -> list[str]:
     return [" / ".join(axis.name for axis in study.row_axes) or "study", *columns, f"{AVERAGE}.", *COSTS]
 
 
-def places(results: Results, row: Row) -> list[Place]:
-    """The scores of a row in the order of the columns, and last their average."""
+def places(results: Results) -> list[list[Place]]:
+    """The scores of each row in the order of the columns, and last their average."""
     study = results.study
-    paper = study.paper.get(row.label, {})
+    columns = [value.label for value in study.column_axis.values]
+    bests = [_best(row.scores[column] for row in results.rows) for column in columns]
+    bests.append(_best(row.average for row in results.rows))
     found = []
-    for column in (value.label for value in study.column_axis.values):
-        best = _best(one.scores[column] for one in results.rows)
-        found.append(_place(row.scores[column], best, paper.get(column), len(study.seeds)))
-    best = _best(one.average for one in results.rows)
-    return [*found, _place(row.average, best, paper.get(AVERAGE), len(study.seeds))]
+    for row in results.rows:
+        paper = study.paper.get(row.label, {})
+        scores = [*(row.scores[column] for column in columns), row.average]
+        named = zip(scores, bests, [*columns, AVERAGE], strict=True)
+        found.append([_place(score, best, paper.get(name), len(study.seeds)) for score, best, name in named])
+    return found
 
 
 def costs(row: Row) -> list[str]:

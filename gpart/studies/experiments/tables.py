@@ -30,7 +30,9 @@ def markdown(results: Results) -> str:
     """Returns the content of table.md: the table, the selected candidates, and the runs that are missing or failed."""
     study = results.study
     lines = [header(study)]
-    lines += [[row.label, *map(_text, places(results, row)), *costs(row)] for row in results.rows]
+    lines += [
+        [row.label, *map(_text, scores), *costs(row)] for row, scores in zip(results.rows, places(results), strict=True)
+    ]
     parts = [markdown_table(lines), "\n".join(notes(results))]
     if study.baseline is not None:
         shown = [[f"**{text}**" if bold else text for text, bold in line] for line in differences(results)]
