@@ -11,6 +11,7 @@ from typing import Any
 
 from gpart.errors import GPartError
 from gpart.serialization.checkpoint_file import load_checkpoint_file
+from gpart.serialization.locations import below, is_file, is_folder, located
 
 NAMES = ("last", "best")
 """What stands for a checkpoint."""
@@ -21,35 +22,36 @@ def find_checkpoint(name: str, trainer: Mapping[str, Any]) -> str:
 
     Args:
         name: ``last`` or ``best``.
-        trainer: the Trainer's settings, of which ``default_root_dir`` and the callbacks' ``dirpath`` name the folders.
+        trainer: the Trainer's settings: ``default_root_dir``, the callbacks' ``dirpath`` and the loggers' ``save_dir``
+            name the folders, which may be URLs.
 
     Raises:
         GPartError: if there is no checkpoint, or the newest knows no best one.
     """
-    folders = list(dict.fromkeys(_folders(trainer)))
-    found = [path for folder in folders for path in folder.rglob("*.ckpt")]
+    folders = list(dict.fromkeys(located(folder) for folder in _folders(trainer)))
+    found = [one for folder in folders for one in below(folder, ".ckpt")]
     if not found:
         raise GPartError(
             f"--ckpt_path {name}: there is no checkpoint in {', '.join(map(str, folders))}: give a path, or the"
             " --trainer.default_root_dir of the run"
         )
-    newest = max(found, key=lambda path: path.stat().st_mtime_ns)
+    newest = max(found, key=lambda one: one[0])[1]
     return str(newest if name == "last" else _best(newest))
 
 
-def _folders(trainer: Mapping[str, Any]) -> Iterator[Path]:
+def _folders(trainer: Mapping[str, Any]) -> Iterator[str]:
     root = trainer.get("default_root_dir")
-    if root is not None:
-        yield Path(root)
-    else:  # not the whole working directory, which may be anything
-        yield from (Path("lightning_logs"), Path("checkpoints"))
-    for callback in trainer.get("callbacks") or ():
-        dirpath = (callback.get("init_args") or {}).get("dirpath")
-        if dirpath is not None:
-            yield Path(dirpath)
+    # Without one, not the whole working directory, which may be anything.
+    yield from ("lightning_logs", "checkpoints") if root is None else (str(root),)
+    loggers = trainer.get("logger")
+    for part in [*(trainer.get("callbacks") or ()), *(loggers if isinstance(loggers, list) else [loggers])]:
+        settings = part.get("init_args") if hasattr(part, "get") else None
+        for key in ("dirpath", "save_dir"):
+            if settings and settings.get(key) is not None:
+                yield str(settings[key])
 
 
-def _best(newest: Path) -> Path:
+def _best(newest: Path | str) -> Path | str:
     states = load_checkpoint_file(newest).get("callbacks") or {}
     # One without a monitor keeps the last one, not the best.
     keepers = [
@@ -58,9 +60,11 @@ def _best(newest: Path) -> Path:
     known = [state["best_model_path"] for state in keepers]
     for best in filter(None, known):
         # The run's folder may have been moved: then it lies beside the newest.
-        for path in (Path(best), newest.with_name(Path(best).name)):
-            if path.exists():
-                return path
+        name = Path(best).name
+        beside = newest.with_name(name) if isinstance(newest, Path) else f"{newest.rpartition('/')[0]}/{name}"
+        for place in map(located, (best, beside)):
+            if is_file(place) or is_folder(place):
+                return place
     raise GPartError(
         f"--ckpt_path best: {newest}, the newest checkpoint, knows no best one that is there (it names {known}): give a path"
     )

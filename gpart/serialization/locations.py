@@ -68,6 +68,20 @@ def inside(folder: Path | str, name: str) -> Path | str:
     return folder / name if isinstance(folder, Path) else f"{folder}/{name}"
 
 
+def below(folder: Path | str, ending: str) -> list[tuple[float, Path | str]]:
+    """What lies below a folder under a name with an ending, each with the time when it was last written, in seconds.
+
+    Locally these are files and folders, at a URL files. Where there is no such folder, there is nothing.
+    """
+    if isinstance(folder, Path):
+        return [(path.stat().st_mtime, path) for path in folder.rglob(f"*{ending}")]
+    system, path = _filesystem(folder)
+    if not _asked(folder, system.isdir, path):
+        return []
+    names = [name for name in _asked(folder, system.find, path) if name.endswith(ending)]
+    return [(_asked(folder, system.modified, name).timestamp(), system.unstrip_protocol(name)) for name in names]
+
+
 def read(place: Path | str) -> bytes:
     """A file's content.
 

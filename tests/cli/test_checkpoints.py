@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 import yaml
@@ -132,6 +133,27 @@ def test_a_folder_of_the_checkpoints_own_is_looked_in(capsys: pytest.CaptureFixt
     assert gpart("fit", own) == 0
     assert gpart("test", own, "--ckpt_path=last") == 0
     assert "tested after step mine" in capsys.readouterr().out
+
+
+def test_a_loggers_own_folder_is_looked_in(capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logged"]
+    assert gpart("fit", *own) == 0
+    assert gpart("test", *own, "--ckpt_path=last") == 0
+    assert "tested after step logged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("word", "epoch"), [("last", 1), ("best", 0)])
+def test_a_folder_at_a_url_is_looked_in(word: str, epoch: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lightning writes there too."""
+    own = f"--trainer.callbacks.init_args.dirpath=memory://checkpoints-{word}"
+    try:
+        assert gpart("fit", own) == 0
+        assert gpart("test", own, f"--ckpt_path={word}") == 0
+        assert f"tested after step memory://checkpoints-{word}/epoch={epoch}-" in capsys.readouterr().out.replace(
+            ":///", "://"
+        )
+    finally:
+        fsspec.filesystem("memory").rm(f"/checkpoints-{word}", recursive=True)
 
 
 @pytest.mark.parametrize(
