@@ -27,7 +27,7 @@ from gpart.errors import GPartError
 from gpart.injection.fingerprint import Sample, fingerprint, parts, sample_of, shortened
 from gpart.injection.heads import laid_by, put_buffer, put_buffers
 from gpart.injection.homes import home_of
-from gpart.injection.matching import with_named_head
+from gpart.injection.matching import with_own_names
 from gpart.injection.modules import BASE, CONTAINER, Adapters, Theta, check_name, theta_key
 from gpart.injection.names import get_parameter, get_submodule, named_buffers, named_modules, replicated, unwrapped
 from gpart.injection.snapshot import Snapshot
@@ -84,7 +84,7 @@ def attach(
     if name in (adapters := get_adapters(model)):
         raise GPartError(f"cannot attach adapter {name!r}: the model carries {list(adapters)} already")
     with bare(model) as beside:
-        config = with_named_head(config, model)
+        config = with_own_names(config, model)
         made = plan(model, config, beside=beside)
         warn_of_unadapted(model, config, made)
     return attach_plan(model, config, name, made, MemoryPolicy(indices, weights))

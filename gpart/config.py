@@ -47,8 +47,10 @@ class GPartConfig:
 
     target_modules: list[str] | str | None = None
     """Which layers to adapt, by PEFT's rules: a list of names or name endings (``["query", "value"]``), one regular
-    expression for the whole name, or ``"all-linear"`` (every Linear and Conv1D layer but the output layer). May be left
-    out where ``target_parameters`` is given."""
+    expression for the whole name, ``"all-linear"`` (every Linear and Conv1D layer but the output layer), or
+    ``"query-value"``, the attention's query and value projections by the names that the network has for them
+    (:func:`gpart.injection.attention.query_value`; an attached adapter's config and its files have the names found). May
+    be left out where ``target_parameters`` is given."""
 
     modules_to_save: SavedModules | None = None
     """Names or name endings of modules that are trained and stored in full: the head. ``"head"`` finds it by the network's

@@ -13,7 +13,7 @@ from gpart.callbacks.checkpoints.filling import Contents
 from gpart.callbacks.method import MethodCallback
 from gpart.config import GPartConfig, SavedModules
 from gpart.errors import GPartError
-from gpart.injection.matching import saved_parameters
+from gpart.injection.matching import saved_parameters, with_own_names
 from gpart.injection.names import named_parameters, split_name
 from gpart.injection.targets import plan
 
@@ -70,8 +70,8 @@ class PartialFineTuning(_Selection):
     rounding. Under weight decay GPart is drawn to the pretrained weights, and this to 0.
 
     Args:
-        target_modules: the layers whose weights are trained: names or name endings, a regular expression, or
-            ``"all-linear"``. Their biases are not.
+        target_modules: the layers whose weights are trained: names or name endings, a regular expression,
+            ``"all-linear"`` or ``"query-value"``. Their biases are not.
         modules_to_save: what is trained beside them: the head, by name or name ending, or ``"head"``.
         module: the submodule that is meant; default the only child with parameters, or the whole.
     """
@@ -90,7 +90,7 @@ class PartialFineTuning(_Selection):
         Raises:
             GPartError: if a pattern matches nothing.
         """
-        weights = [weight.name for weight in plan(network, self.config).weights]
+        weights = [weight.name for weight in plan(network, with_own_names(self.config, network)).weights]
         return list(dict.fromkeys([*weights, *saved_parameters(network, self.modules_to_save)[1]]))
 
     def settings(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from gpart.callbacks.sharding.strategies import (
 from gpart.config import Bias, GPartConfig, IndicesSetting, MemoryPolicy, Projection, SavedModules, WeightsSetting
 from gpart.errors import GPartError
 from gpart.injection.homes import check_elements
-from gpart.injection.matching import with_named_head
+from gpart.injection.matching import with_own_names
 from gpart.injection.names import named_modules
 from gpart.loading import load_adapter
 from gpart.materialize.merging import check_mergeable
@@ -53,7 +53,8 @@ class GPartCallback(MethodCallback):
 
     Args:
         d: number of groups, the length of theta.
-        target_modules: which layers to adapt: names or name endings, a regular expression, or ``"all-linear"``.
+        target_modules: which layers to adapt: names or name endings, a regular expression, ``"all-linear"``, or
+            ``"query-value"``, which finds the query and value projections by their usual names.
         modules_to_save: modules that are trained and stored in full, the head: a list of names or name endings, or
             ``"head"``, which finds it by the network's class.
         seed: what the groups come from.
@@ -165,7 +166,7 @@ class GPartCallback(MethodCallback):
 
     def apply(self, network: nn.Module) -> Contents:
         """Attaches the adapter, or adopts the one that is there with an equal config."""
-        config = None if self.config is None else with_named_head(self.config, network)
+        config = None if self.config is None else with_own_names(self.config, network)
         attached = get_adapters(network).get(self.name)
         adopted = attached is not None and attached is not self._adapter
         different = attached.config.differences(config) if attached and adopted and config else []

@@ -14,6 +14,7 @@ from torch import nn
 from gpart.adapter import find_adapters
 from gpart.config import GPartConfig
 from gpart.errors import GPartError
+from gpart.injection.attention import QUERY_VALUE, has_query_value
 from gpart.injection.layers import is_linear
 from gpart.injection.matching import ALL_LINEAR, matches
 from gpart.injection.names import get_submodule, named_modules, named_parameters, unwrapped
@@ -115,6 +116,8 @@ def _has_targets(network: nn.Module, config: GPartConfig) -> bool:
     layers = [(path, one) for path, one in modules if path and any(True for _ in one.parameters(recurse=False))]
     if config.target_modules == ALL_LINEAR:
         found = any(is_linear(layer) for _, layer in layers)
+    elif config.target_modules == QUERY_VALUE:
+        found = has_query_value(network)
     else:
         found = any(matches(path, config.target_modules) for path, _ in layers)
     return found or any(matches(name, config.target_parameters) for name in named_parameters(network))

@@ -19,6 +19,7 @@ from gpart.callbacks.checkpoints.filling import Contents
 from gpart.callbacks.method import MethodCallback
 from gpart.config import SavedModules
 from gpart.errors import GPartError
+from gpart.injection.attention import QUERY_VALUE, query_value
 from gpart.injection.matching import matches, saved_parameters
 from gpart.injection.names import named_modules, named_parameters
 
@@ -35,7 +36,8 @@ class PeftCallback(MethodCallback):
 
     Args:
         peft_type: PEFT's name of the method: ``LORA``, ``VERA``, ``FOURIERFT``, ``UNILORA`` ...
-        target_modules: which layers to adapt, by PEFT's rules.
+        target_modules: which layers to adapt, by PEFT's rules; or ``"query-value"``, the query and value projections
+            by their usual names (a layer that holds query, key and value together is adapted as a whole).
         modules_to_save: modules that are trained and stored in full, the head: names or name endings, or ``"head"``.
         settings: the other arguments of the method's PEFT config, such as ``{"r": 8, "lora_alpha": 16}``.
         module: the submodule to adapt; default the only child with parameters, or the whole.
@@ -56,7 +58,7 @@ class PeftCallback(MethodCallback):
         self.peft_type, self.target_modules, self.modules_to_save = peft_type, target_modules, modules_to_save
         self.settings = dict(settings or {})
         self._peft_model: PeftModel | None = None
-        self._config()
+        self._config(self.target_modules)
 
     @property
     def peft_model(self) -> PeftModel:
@@ -88,6 +90,7 @@ class PeftCallback(MethodCallback):
             named, tables = named_parameters(network, remove_duplicate=False), self._tables(network)
             frozen = [name for name, value in named.items() if name not in saved and id(value) not in tables]
             self.refuse_random(network, frozen)
+            targets = query_value(network)[0] if self.target_modules == QUERY_VALUE else self.target_modules
             flags = [(value, value.requires_grad) for value in network.parameters()]
             try:
                 with warnings.catch_warnings():
@@ -95,7 +98,7 @@ class PeftCallback(MethodCallback):
                     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
                     # Of a network without numbers PEFT needs to be told.
                     meta = any(value.is_meta for value in network.parameters())
-                    self._peft_model = get_peft_model(network, self._config(), low_cpu_mem_usage=meta)
+                    self._peft_model = get_peft_model(network, self._config(targets), low_cpu_mem_usage=meta)
             except (ValueError, TypeError, AttributeError) as error:
                 for value, flag in flags:
                     value.requires_grad_(flag)
@@ -145,7 +148,7 @@ class PeftCallback(MethodCallback):
             modules = [network.get_input_embeddings()] if hasattr(network, "get_input_embeddings") else []  # type: ignore[operator]
         return {id(value) for module in modules for value in module.parameters()}
 
-    def _config(self) -> PeftConfig:
+    def _config(self, targets: list[str] | str) -> PeftConfig:
         names = [kind.value for kind in PeftType]
         if self.peft_type not in names:
             raise GPartError(f"peft_type {self.peft_type!r} is none of PEFT's: {', '.join(names)}")
@@ -154,7 +157,7 @@ class PeftCallback(MethodCallback):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Specified to not save vera_A")  # meant: they come from their seed
                 # Every type's class but the base takes target_modules.
-                config: PeftConfig = cls(target_modules=self.target_modules, **self.settings)  # type: ignore[call-arg]
+                config: PeftConfig = cls(target_modules=targets, **self.settings)  # type: ignore[call-arg]
         except (TypeError, ValueError) as error:
             raise GPartError(f"{cls.__name__} refuses {self.settings}: {error}") from error
         return config

@@ -14,6 +14,7 @@ from torch import nn
 from gpart.config import GPartConfig
 from gpart.errors import GPartError
 from gpart.heads import HEAD, NAMES, head_modules
+from gpart.injection.attention import QUERY_VALUE, query_value
 from gpart.injection.layers import is_linear
 from gpart.injection.names import get_submodule, named_modules, named_parameters, unwrapped
 
@@ -34,13 +35,18 @@ def matches(name: str, patterns: list[str] | str | None) -> bool:
     return any(name == pattern or name.endswith(f".{pattern}") for pattern in patterns)
 
 
-def with_named_head(config: GPartConfig, model: nn.Module) -> GPartConfig:
-    """The config with the names of the model's own head in place of ``modules_to_save="head"``.
+def with_own_names(config: GPartConfig, model: nn.Module) -> GPartConfig:
+    """The config with the model's own names in place of ``modules_to_save="head"`` and ``target_modules="query-value"``.
 
     Raises:
-        GPartError: if the model does not tell which of its modules is the head.
+        GPartError: if the model does not tell which of its modules these are.
     """
-    return replace(config, modules_to_save=_head(model)) if config.modules_to_save == HEAD else config
+    if config.modules_to_save == HEAD:
+        config = replace(config, modules_to_save=_head(model))
+    if config.target_modules == QUERY_VALUE:
+        names, slices = query_value(unwrapped(model))
+        config = replace(config, target_modules=names, slices={**slices, **(config.slices or {})} or None)
+    return config
 
 
 def saved_parameters(model: nn.Module, patterns: list[str] | str | None) -> tuple[list[str], list[str]]:

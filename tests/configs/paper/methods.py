@@ -9,7 +9,7 @@ from paper_values import ABSENT, Value
 
 PEFT = [
     Value("method.class_path", "PeftCallback", "PEFT's own code"),
-    Value("method.target_modules", r".*\.(query|value|q_proj|v_proj)", "Table 6: query and value"),
+    Value("method.target_modules", "query-value", "Table 6: query and value"),
     Value("method.modules_to_save", "head", "the head is trained with every method"),
 ]
 _DECAY = "an overlay does not know the recipe's decay of the head; the studies set both (G7)"

@@ -80,7 +80,7 @@ def _recipe(name: str) -> list[Value]:
         ("data.hflip", ABSENT, "code: RandomHorizontalFlip's default"),
         ("method.class_path", "GPartCallback", "the paper's method"),
         ("method.d", 144_000 if large else 72_000, "Table 8"),
-        ("method.target_modules", r".*\.(query|value|q_proj|v_proj)", "Table 8: query and value"),
+        ("method.target_modules", "query-value", "Table 8: query and value"),
         ("method.modules_to_save", "head", "code"),
         ("method.dropout", ABSENT, "code: 0"),
         ("method.seed", ABSENT, "0 (V9)", "run's seed", seed),
