@@ -17,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import gpart.callbacks
 import gpart.datamodules
 import gpart.lightning_modules
+from gpart.callbacks import PredictionWriter
 from gpart.callbacks.method import MethodCallback
 from gpart.cli.checkpoints import NAMES, find_checkpoint
 from gpart.cli.commands import TRAINING
@@ -24,6 +25,7 @@ from gpart.cli.configs import with_recipes
 from gpart.cli.message import causes, told
 from gpart.cli.quiet import silence_warnings
 from gpart.cli.resume import ResumedSettings, ask_for_training, model_settings
+from gpart.cli.saved_config import SavedConfig
 from gpart.errors import GPartError
 from gpart.serialization.checkpoint_file import load_checkpoint_file
 
@@ -100,6 +102,14 @@ class GPartCLI(LightningCLI):
         for key, title in HEADINGS.items():
             groups[key].title = title
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument(
+                "--output", type=str, default=None, help="Where predictions go: a .jsonl, .csv, .tsv or .parquet file."
+            )
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the words that main was given, without Lightning's warning that the process has others."""
         try:
@@ -165,6 +175,9 @@ class GPartCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         # The absent method comes as None.
         present = [callback for callback in callbacks if callback is not None]
+        if output := self._get(self.config_init, "output"):
+            others = [one for one in config["callbacks"] or [] if not isinstance(one, PredictionWriter)]
+            config["callbacks"] = [*others, PredictionWriter(output)]
         present.append(ResumedSettings(ask_for_training(self._words)))
         try:
             return super()._instantiate_trainer(config, present)
@@ -212,6 +225,7 @@ def run(words: list[str]) -> None:
                 LightningDataModule,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
+                save_config_callback=SavedConfig,
                 parser_class=Parser,
                 parser_kwargs={"prog": "gpart", **own},
                 # A run into the same folder is a run again, not an error.

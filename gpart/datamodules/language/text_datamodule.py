@@ -191,7 +191,11 @@ class TextDataModule(SeededDataModule):
     def _read_unlabelled(self, sources: Sources) -> None:
         columns, rows = read_unlabelled(sources)
         several = len({row.file for row in rows}) > 1
-        values = [{**({"file": row.file} if several else {}), **row.values} for row in rows]
+        names = list(dict.fromkeys(name for row in rows for name in row.values))  # JSON's objects may lack some
+        values = [
+            {**({"file": row.file} if several else {}), **{name: row.values.get(name) for name in names}}
+            for row in rows
+        ]
         self.parts["predict"] = WithValues(self._encode(rows, columns, None), values)
 
     def _known_labels(self) -> Labels | None:
