@@ -21,6 +21,7 @@ from gpart.callbacks.method import MethodCallback
 from gpart.cli.checkpoints import NAMES, find_checkpoint
 from gpart.cli.commands import TRAINING
 from gpart.cli.configs import with_recipes
+from gpart.cli.last_state import with_last_state
 from gpart.cli.message import causes, told
 from gpart.cli.quiet import silence_warnings
 from gpart.cli.resume import ResumedSettings, ask_for_training, model_settings
@@ -166,6 +167,8 @@ class GPartCLI(LightningCLI):
         # The absent method comes as None.
         present = [callback for callback in callbacks if callback is not None]
         present.append(ResumedSettings(ask_for_training(self._words)))
+        if config.get("enable_checkpointing") is not False:
+            config["callbacks"] = with_last_state(config.get("callbacks") or [])
         try:
             return super()._instantiate_trainer(config, present)
         except (TypeError, ValueError) as error:  # a setting that the Trainer refuses: it does nothing else yet
