@@ -18,6 +18,7 @@ import gpart.callbacks
 import gpart.datamodules
 import gpart.lightning_modules
 from gpart.callbacks.method import MethodCallback
+from gpart.callbacks.saving import keeper_of
 from gpart.cli.checkpoints import NAMES, find_checkpoint
 from gpart.cli.commands import TRAINING
 from gpart.cli.configs import with_recipes
@@ -176,7 +177,8 @@ class GPartCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Says how good it is and where it is."""
-        checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        keeper = keeper_of(self.trainer) or self.trainer.checkpoint_callback
+        checkpoint = getattr(keeper, "best_model_path", "")
         if self.trainer.is_global_zero:
             self._report(checkpoint)
         if self._get(self.config_init, "test_best"):
