@@ -19,9 +19,11 @@ import gpart.datamodules
 import gpart.lightning_modules
 from gpart.callbacks import PredictionWriter
 from gpart.callbacks.method import MethodCallback
+from gpart.callbacks.saving import keeper_of
 from gpart.cli.checkpoints import NAMES, find_checkpoint
 from gpart.cli.commands import TRAINING
 from gpart.cli.configs import with_recipes
+from gpart.cli.last_state import with_last_state
 from gpart.cli.message import causes, told
 from gpart.cli.quiet import silence_warnings
 from gpart.cli.resume import ResumedSettings, ask_for_training, model_settings
@@ -179,6 +181,8 @@ class GPartCLI(LightningCLI):
             others = [one for one in config["callbacks"] or [] if not isinstance(one, PredictionWriter)]
             config["callbacks"] = [*others, PredictionWriter(output)]
         present.append(ResumedSettings(ask_for_training(self._words)))
+        if config.get("enable_checkpointing") is not False:
+            config["callbacks"] = with_last_state(config.get("callbacks") or [])
         try:
             return super()._instantiate_trainer(config, present)
         except (TypeError, ValueError) as error:  # a setting that the Trainer refuses: it does nothing else yet
@@ -186,7 +190,8 @@ class GPartCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Says how good it is and where it is."""
-        checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        keeper = keeper_of(self.trainer) or self.trainer.checkpoint_callback
+        checkpoint = getattr(keeper, "best_model_path", "")
         if self.trainer.is_global_zero:
             self._report(checkpoint)
         if self._get(self.config_init, "test_best"):
