@@ -20,6 +20,7 @@ import gpart.lightning_modules
 from gpart.callbacks import PredictionWriter
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.saving import keeper_of
+from gpart.cli.adapter_labels import take_labels
 from gpart.cli.checkpoints import NAMES, find_checkpoint
 from gpart.cli.commands import TRAINING
 from gpart.cli.configs import with_recipes
@@ -150,6 +151,10 @@ class GPartCLI(LightningCLI):
         if theirs:
             both = {"class_path": model["class_path"], "dict_kwargs": theirs}
             self.config = self.parser.parse_object({command: {"model": both}}, self.config)
+
+    def before_instantiate_classes(self) -> None:
+        """Takes the labels of the adapter that the run starts from, where none are given."""
+        take_labels(self.config[str(self.subcommand)])
 
     def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
         """As Lightning's, but they are made when the Trainer asks: the network may not be built before.

@@ -73,7 +73,7 @@ class TextDataModule(SeededDataModule):
 
     def __init__(
         self,
-        path: str | Any,
+        path: str | Any = None,
         text: list[str] | str | None = None,
         label: str | None = None,
         task: Task | None = None,
@@ -94,6 +94,8 @@ class TextDataModule(SeededDataModule):
         group_by_length: bool = False,
     ) -> None:
         super().__init__()
+        if path is None:
+            raise GPartError("path is the file, folder or data set with your texts, as in --data.path tickets.csv")
         self._sources = (path, val_path, test_path)
         text = [text] if isinstance(text, str) else text
         if text is not None and len(text) not in (1, 2):

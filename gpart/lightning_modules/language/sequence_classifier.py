@@ -142,13 +142,19 @@ class SequenceClassifier(LightningModule):
             return
         if self._labels is None:  # without a Trainer, which calls setup
             self._build(None)
-        place, num_labels = self.hparams["model"], self.hparams["num_labels"]
+        place, num_labels, names = (self.hparams[name] for name in ("model", "num_labels", "labels"))
+        named = (
+            {}
+            if names is None
+            else {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+        )
         with loading(place) as name:
             try:
                 model, told = AutoModelForSequenceClassification.from_pretrained(
                     name,
                     num_labels=num_labels,
                     problem_type=self.hparams["problem_type"],
+                    **named,
                     output_loading_info=True,
                 )
             except RuntimeError as error:
