@@ -91,7 +91,10 @@ def test_a_checkpoint_scores_and_predicts_without_the_rows_that_it_was_trained_o
     assert list(found.columns) == ["idx", "id", "message", "team", "label", "probability"]
     assert found["team"].tolist() == [row[2] for row in rows]
     pd.DataFrame([[0, "what is this now", "sales"]], columns=["id", "message", "team"]).to_csv("test.csv", index=False)
-    assert gpart("test", f"--ckpt_path={best}", "--data.path=gone.csv", "--data.test_path=test.csv") == 2
+    assert (
+        gpart("test", f"--ckpt_path={best}", "--data.path=gone.csv", "--data.test_path=test.csv", "--data.label=team")
+        == 2
+    )
     assert "test.csv, row 1 (line 2): column 'team' has 'sales', which is none of the 3" in capsys.readouterr().err
 
 
