@@ -182,8 +182,10 @@ class GPartCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         # The absent method comes as None.
         present = [callback for callback in callbacks if callback is not None]
+        given = config.get("callbacks") or []
+        config["callbacks"] = given if isinstance(given, list) else [given]
         if output := self._get(self.config_init, "output"):
-            others = [one for one in config["callbacks"] or [] if not isinstance(one, PredictionWriter)]
+            others = [one for one in config["callbacks"] if not isinstance(one, PredictionWriter)]
             config["callbacks"] = [*others, PredictionWriter(output)]
         present.append(ResumedSettings(ask_for_training(self._words)))
         if config.get("enable_checkpointing") is not False:

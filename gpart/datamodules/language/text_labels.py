@@ -165,7 +165,7 @@ class Labels:
             bad(row, self.column, f"has {outside[0]!r}, which is none of the {len(self.names)} classes ({listed})")
             return None
         if self.task == "classification":
-            return self.names.index(names[0])  # type: ignore[arg-type]  # None was refused above
+            return self.names.index(names[0])
         return [float(name in names) for name in self.names]
 
 

@@ -69,7 +69,7 @@ def cut(
     share = _share(fraction, len(ids), len(left), classes)
     _, held = hold_out([ids[at] for at in left], share, seed)
     chosen = {ids[left[at]][1] for at in held}
-    parts: dict[str, list[Labelled]] = {"train": [], "val": []} | ({} if test is None else {"test": []})
+    parts: dict[str, list[Labelled]] = {name: [] for name in ("train", "val", *(() if test is None else ("test",)))}
     for one in rows:
         parts["test" if one.key in tested else "val" if one.key in chosen else "train"].append(one)
     return parts
