@@ -27,7 +27,7 @@ from gpart.errors import GPartError
 
 DEFAULT_MODEL = "packaged:minilm"
 
-_TASKS = {problem: task for task, problem in PROBLEMS.items()}
+_TASKS: dict[str, Task] = {problem: task for task, problem in PROBLEMS.items()}
 
 
 class TextDataModule(SeededDataModule):
@@ -210,7 +210,8 @@ class TextDataModule(SeededDataModule):
         if not names:
             return None
         several = problem == PROBLEMS["multi-label"] or (problem is None and self.hparams["separator"] is not None)
-        task = _TASKS.get(problem, "multi-label" if several else self.hparams["task"] or "classification")
+        guess: Task = self.hparams["task"] or ("multi-label" if several else "classification")
+        task: Task = guess if problem is None else _TASKS[problem]
         return Labels(task, "", tuple(map(str, names)))
 
     def _encode(self, rows: list[Row], columns: Columns, labels: list[Any] | None) -> Any:

@@ -57,7 +57,8 @@ class Sources:
 
     def columns(self, rows: list[Row], labelled: bool) -> Columns:
         """The columns of some rows."""
-        return choose_columns(rows, *(self.settings[name] for name in ("text", "label", "split")), labelled)
+        text, label, split = (self.settings[name] for name in ("text", "label", "split"))
+        return choose_columns(rows, text, label, split, labelled)
 
 
 @dataclass(frozen=True)
