@@ -170,7 +170,7 @@ def test_configs_lists_and_copies(tiny: dict[str, str], capsys: pytest.CaptureFi
         (["--ckpt_path=nosuch.ckpt"], "no checkpoint at nosuch.ckpt"),
         (["--ckpt_path=bad.yaml"], "cannot be read as a checkpoint"),
         (["--method.adapter=nosuch"], "no adapter at nosuch"),
-        (["--model.labels=[a, b, c]"], "labels names 3 classes, num_labels is 2"),
+        (["--model.labels=[a, b, c]"], "the model's num_labels is 3, and the data's is 2"),
         (["--trainer.accelerator=cpuu"], "trainer: You selected an invalid accelerator name"),
         (["--trainer.devices=many"], "trainer: `devices` selected with `CPUAccelerator` should be an int"),
         (["--trainer.max_epochs=-5"], "must be a non-negative integer or -1. You passed in -5"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ["isometry.md", "landscape.md", "projections.md", "several.md"]
+PAGES = ["isometry.md", "landscape.md", "own-data.md", "projections.md", "several.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)
