@@ -16,13 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from gpart.datamodules.common.bad_rows import refuse_or_skip
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
 from gpart.datamodules.vision.reading import DAMAGED, Reader, on_one_line
 from gpart.datamodules.vision.sources import Part
 from gpart.errors import GPartError
 
 Faults = dict[str, dict[int, str]]
 """For each part, the rows that can't be read, with the reason."""
+
+_NAMED = 5
 
 
 def fault_of(read: Reader, row: int) -> str | None:
@@ -84,3 +87,29 @@ def checked(
             raise GPartError(f"{place}: none of the {len(own.rows)} pictures of {part} can be read")
         good[part] = replace(own, rows=rows, validation=held)
     return good
+
+
+def refuse_or_skip(wrong: Sequence[str], on_bad_row: str, place: str) -> None:
+    """Raises because of what is wrong, or says that it is left out: all at once, since a folder may have many such files.
+
+    Args:
+        wrong: what is wrong, a text for each.
+        on_bad_row: the policy.
+        place: the data's name, for messages.
+
+    Raises:
+        GPartError: if something is wrong and the policy is ``error``.
+
+    Example:
+        >>> refuse_or_skip(["train: cat/1.png: it is empty"], "error", "animals")
+        Traceback (most recent call last):
+            ...
+        gpart.errors.GPartError: animals: 1 bad: train: cat/1.png: it is empty (on_bad_row=skip leaves such pictures out)
+    """
+    if not wrong:
+        return
+    more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+    named = "; ".join(wrong[:_NAMED]) + more
+    if on_bad_row == "error":
+        raise GPartError(f"{place}: {len(wrong)} bad: {named} (on_bad_row=skip leaves such pictures out)")
+    rank_zero_warn(f"{place}: {len(wrong)} left out: {named}")

@@ -13,8 +13,8 @@ from typing import Any
 
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from gpart.datamodules.common.bad_rows import OnBadRow, check_policy
 from gpart.datamodules.common.epoch_sampler import EpochSampler
+from gpart.datamodules.common.own_rows import BadRows, Policy
 from gpart.datamodules.common.seeded import SeededDataModule, check_loading
 from gpart.datamodules.common.splits import check_held_out, chosen, hold_out, useful_fraction
 from gpart.datamodules.vision.checking import checked
@@ -109,7 +109,7 @@ class ImageDataModule(SeededDataModule):
         hflip: float = 0.5,
         image_size: int | None = None,
         label_column: str | None = None,
-        on_bad_row: OnBadRow = "error",
+        on_bad_row: Policy = "error",
     ) -> None:
         super().__init__()
         if held_out is not None:
@@ -121,7 +121,7 @@ class ImageDataModule(SeededDataModule):
             raise GPartError(f"hflip is a probability, from 0 to 1, got {hflip}")
         if image_size is not None and image_size < 1:
             raise GPartError(f"image_size is a number of pixels, at least 1, got {image_size}")
-        check_policy(on_bad_row)
+        BadRows(on_bad_row)  # which checks it
         if on_bad_row != "error" and dataset != OWN[0]:
             raise GPartError(f"on_bad_row={on_bad_row!r} is for dataset {OWN[0]!r}, got {dataset!r}")
         # Plain types, since a checkpoint holds the hyperparameters and torch.load(weights_only=True) refuses a Path.

@@ -98,7 +98,7 @@ def test_all_that_is_wrong_is_told_at_once(data: Any, three_parts: Path, image_f
     assert f"val: the class {three_parts}/val/cow is none of the 2 training classes: ['cat', 'dog']; " in told
     assert f"test: the class {three_parts}/test/bird is none of the 2 training classes: ['cat', 'dog']; " in told
     assert "train: train/cat/cat_2.png: cannot" in told
-    assert told.endswith("; and 3 more (mend this, or --data.on_bad_row skip)")
+    assert told.endswith("; and 3 more (on_bad_row=skip leaves such pictures out)")
     assert "cat_3" not in told
 
 
@@ -178,7 +178,7 @@ def test_one_rank_looks_and_the_others_are_told(data: Any, three_parts: Path, mo
 
 
 def test_the_policy_is_for_own_folders(data: Any, three_parts: Path) -> None:
-    with pytest.raises(GPartError, match=r"on_bad_row must be one of \('error', 'skip'\), got 'drop'"):
+    with pytest.raises(GPartError, match=r"on_bad_row must be one of \['error', 'skip'\], got 'drop'"):
         data(three_parts, on_bad_row="drop")
     with pytest.raises(GPartError, match="on_bad_row='skip' is for dataset 'imagefolder', got 'hub'"):
         data(three_parts, dataset="hub", on_bad_row="skip")

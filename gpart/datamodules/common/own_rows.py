@@ -1,0 +1,104 @@
+"""Rows of people's own data, with the places that they came from, and what is done about bad ones.
+
+Invariant: a bad row is never used in silence. It is an error that names its place, column and value, or it is left out
+and counted.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, get_args
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from gpart.errors import GPartError
+
+Policy = Literal["error", "skip"]
+
+_LONGEST = 60
+
+
+class Row(NamedTuple):
+    """A row as it was read."""
+
+    file: str
+    """The file's path, or what stands for it."""
+    number: int
+    """Its number in the file, from 1; a header is none."""
+    line: int | None
+    """The line of the file that it ends in, where the file has lines."""
+    values: dict[str, Any]
+    """By column. A missing value is None."""
+
+    @property
+    def place(self) -> str:
+        """File, row and line, for messages.
+
+        Example:
+            >>> Row("tickets.csv", 3, 5, {}).place
+            'tickets.csv, row 3 (line 5)'
+        """
+        return f"{self.file}, row {self.number}" + ("" if self.line is None else f" (line {self.line})")
+
+
+class BadRows:
+    """What is done about bad rows: the first is an error, or all are counted and told in one line.
+
+    Args:
+        policy: ``error`` or ``skip``.
+
+    Raises:
+        GPartError: if there is no such policy.
+
+    Example:
+        >>> bad = BadRows("error")
+        >>> bad.add(Row("tickets.csv", 3, 4, {"team": "Sales"}), "team", "is none of the classes")
+        Traceback (most recent call last):
+            ...
+        gpart.errors.GPartError: tickets.csv, row 3 (line 4): column 'team' is none of the classes, got 'Sales' (on_bad_row=skip leaves such rows out)
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        if policy not in get_args(Policy):
+            raise GPartError(f"on_bad_row must be one of {list(get_args(Policy))}, got {policy!r}")
+        self.policy = policy
+        self.count = 0
+        self._first = ""
+
+    def add(self, row: Row, column: str, why: str) -> None:
+        """Notes a bad row.
+
+        Raises:
+            GPartError: if the policy is ``error``.
+        """
+        self.add_text(f"{row.place}: column {column!r} {why}, got {shown(row.values.get(column))}")
+
+    def add_text(self, message: str) -> None:
+        """The same for a row that could not be read as one.
+
+        Raises:
+            GPartError: if the policy is ``error``.
+        """
+        if self.policy == "error":
+            raise GPartError(f"{message} (on_bad_row=skip leaves such rows out)")
+        self.count += 1
+        self._first = self._first or message
+
+    def tell(self) -> None:
+        """Says how many rows were left out since it was last asked, and which was the first."""
+        if self.count:
+            rows = "1 row was" if self.count == 1 else f"{self.count} rows were"
+            rank_zero_warn(f"{rows} left out, as on_bad_row=skip asks; the first: {self._first}")
+        self.count, self._first = 0, ""
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut where it is long.
+
+    Example:
+        >>> shown(None), shown("x" * 100)[:10]
+        ('nothing', "'xxxxxxxxx")
+    """
+    if value is None:
+        return "nothing"
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
