@@ -122,6 +122,8 @@ class SeededDataModule(LightningDataModule):
     def base_model(self) -> str:
         """The model whose tokenizer or image settings are used: the setting ``model``, else the LightningModule's.
 
+        It is then the setting, since Lightning's loggers refuse a hyperparameter that differs between the two.
+
         Raises:
             GPartError: if neither names one.
         """
@@ -131,6 +133,7 @@ class SeededDataModule(LightningDataModule):
             raise GPartError(
                 f"model={self.hparams['model']} of the data, and the LightningModule's is {name}: name one"
             )
+        self.save_hyperparameters({"model": name})
         return name
 
     def on_one_rank(self, make: Callable[[], T]) -> T:

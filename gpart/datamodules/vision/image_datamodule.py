@@ -136,19 +136,19 @@ class ImageDataModule(SeededDataModule):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes' names, in the order of their numbers.
+        """The classes' names, in the order of their numbers; none if only a folder without classes was read.
 
         Raises:
             GPartError: if setup() has not run.
         """
-        if not self.classes:
+        if not self.classes and not self.parts:
             raise GPartError(f"the classes of {self.hparams['dataset']} are not known yet: setup() has not run")
         return self.classes
 
     @property
-    def num_labels(self) -> int:
-        """The number of classes."""
-        return len(self.labels)
+    def num_labels(self) -> int | None:
+        """The number of classes; None if they are not known."""
+        return len(self.labels) or None
 
     def prepare_data(self) -> None:
         """Downloads the data and the model's settings. Only one process does this."""
@@ -215,7 +215,7 @@ class ImageDataModule(SeededDataModule):
     def _read(self, part: str, source: Part, settings: Normalisation) -> None:
         seed, size, fraction = (self.hparams[name] for name in ("seed", "train_size", "held_out"))
         pictures, rows, held = source.pictures, source.rows, source.validation
-        self.classes = pictures.classes
+        self.classes = pictures.classes or self.classes
         if part != "train":
             self.parts[part] = Images(pictures, rows, evaluation_transform(settings))
             return

@@ -24,6 +24,9 @@ Batch = dict[str, Any]
 class Answering(LightningModule):
     """The half of :class:`CausalLM` that generates and scores. Its hyperparameters are that class's."""
 
+    final_answer = staticmethod(extract_answer)
+    """Finds what an answer is scored by; a DataModule asks for it, to name a reference without one before the first step."""
+
     def __init__(self) -> None:
         super().__init__()
         self.model: nn.Module | None = None
