@@ -24,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
 from gpart.errors import GPartError
+from gpart.injection.facts import facts_of
 from gpart.injection.fingerprint import Sample, fingerprint, parts, sample_of, shortened
 from gpart.injection.heads import laid_by, put_buffer, put_buffers
 from gpart.injection.homes import home_of
@@ -41,6 +42,7 @@ from gpart.materialize.merging import check_finite, merge, unmerge
 from gpart.materialize.weights import Weights
 from gpart.ops.autograd import expand
 from gpart.ops.reference import delta_block
+from gpart.serialization.about import About
 from gpart.serialization.folder import write_folder
 from gpart.serialization.manifest import FORMAT, WITH_PADDING_ROWS, Manifest, written_by
 
@@ -98,11 +100,13 @@ def attach_plan(model: nn.Module, config: GPartConfig, name: str, made: Plan, me
     """
     container, first = container_of(model), next(iter(get_adapters(model).values()), None)
     with bare(model):
+        told = About(**facts_of(model))
         owners = (path for weight in made.weights for path, _ in weight.owners)
         home = home_of(model, owners) if first is None else first.home_path
         check_installable(model, config, name, made, get_submodule(model, home))
         snapshot = Snapshot(model, made, None if first is None else first.snapshot)
     adapter = GPartAdapter(model, config, name, made, memory, home, snapshot)
+    adapter.about = told
     if container is not None:
         switch(container, {})
     holder = Theta(config.d, get_parameter(model, made.weights[0].name).device, adapter)
@@ -142,8 +146,10 @@ class GPartAdapter:
         weights: what the adapted layers read.
         snapshot: the model's state before it was attached.
         hooks: those on the model, while it is active.
+        about: what its files say of base, task, labels, inputs and score; at first what the model says of itself.
     """
 
+    about: About = About()
     renaming: RemovableHandle | None = None
     """Lets the model load theta from where it stood before 0.2."""
 
@@ -471,6 +477,7 @@ class GPartAdapter:
             parts="" if version == 1 else shortened(parts(base)),
             versions=written_by(),
             format=version,
+            about=self.about,
         )
 
     def save(self, folder: str | PathLike[str], write: bool = True) -> None:

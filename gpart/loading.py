@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from os import PathLike
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -29,37 +30,98 @@ from gpart.serialization.authors import Backend, read_authors
 from gpart.serialization.manifest import WITH_PADDING_ROWS, Manifest
 from gpart.serialization.sources import read_adapter
 
+Source = str | PathLike[str]
+"""Of an adapter: a folder, a ``.ckpt``, a URL, a name on the hub."""
 
+
+@overload
 def load_adapter(
     model: nn.Module,
-    folder: str | PathLike[str],
+    folder: Source,
     check_base: bool = True,
     indices: IndicesSetting = "auto",
     weights: WeightsSetting = "auto",
     name: str | None = None,
-) -> GPartAdapter:
+) -> GPartAdapter: ...
+
+
+@overload
+def load_adapter(
+    model: Source,
+    folder: None = None,
+    check_base: bool = True,
+    indices: IndicesSetting = "auto",
+    weights: WeightsSetting = "auto",
+    name: str | None = None,
+    *,
+    base: str | None = None,
+) -> tuple[nn.Module, GPartAdapter]: ...
+
+
+def load_adapter(
+    model: nn.Module | Source,
+    folder: Source | None = None,
+    check_base: bool = True,
+    indices: IndicesSetting = "auto",
+    weights: WeightsSetting = "auto",
+    name: str | None = None,
+    *,
+    base: str | None = None,
+) -> GPartAdapter | tuple[nn.Module, GPartAdapter]:
     """Attaches the adapter in a folder, or in a Lightning ``.ckpt``, to a model and puts its values there.
+
+    ``load_adapter("adapters/film")``, without a model, builds the base that the adapter names, and returns both.
 
     Args:
         model: the base model, with other adapters or without, or with one of the same name and config, which is filled.
-            A new adapter becomes the active one, see :func:`gpart.adapters.set_active`.
+            A new adapter becomes the active one, see :func:`gpart.adapters.set_active`. Or the adapter, as ``folder``:
+            the base is then built as well, in evaluation mode.
         folder: an adapter folder, or a ``.ckpt`` file; a path, or a URL that fsspec knows (``s3://...``); or a name on the
             hub, ``user/name`` or ``user/name@revision``, where nothing of this name is here.
         check_base: False loads onto another base of the same shape, with a warning.
         indices: as for :func:`gpart.attach`; an attached adapter keeps its own.
         weights: the same.
         name: the adapter's name in the model; default that in the file. Of a checkpoint that holds several, which one.
+        base: where no model is given, the base in place of the one that the adapter names: a folder of Transformers or
+            timm, a name on the hub, ``packaged:NAME``, ``timm:NAME``, or ``python:MODULE:FUNCTION``.
 
     Returns:
-        The attached adapter.
+        The attached adapter; without a model, the base model that carries it, and the adapter.
 
     Raises:
-        GPartFileError: if there is no such folder, or a file is missing in it.
+        GPartFileError: if there is no such folder, or a file is missing in it, or there is no such base.
         GPartError: if a file was changed or truncated, or the adapter does not fit the model; the message has both
             values, and the model is as it was.
     """
-    source, memory = str(folder), MemoryPolicy(indices, weights)
-    manifest, tensors = renamed(*read_adapter(source, name), name)
+    memory = MemoryPolicy(indices, weights)
+    if isinstance(model, nn.Module):
+        if folder is None or base is not None:
+            raise GPartError(
+                f"load_adapter takes a model and an adapter, or an adapter alone with base=...: got a"
+                f" {type(model).__name__}, folder={folder!r} and base={base!r}"
+            )
+        return _load_onto(model, *read_adapter(folder, name), str(folder), name, check_base, memory)
+    if folder is not None:
+        raise GPartError(f"load_adapter takes the model, not its name: got {str(model)!r}. {str(folder)!r} alone names it")
+    # Only who has no model needs the libraries that build one.
+    from gpart.bases.models import base_of  # noqa: PLC0415
+
+    source = str(model)
+    read = read_adapter(source, name)
+    built = base_of(source, *read, base).model
+    return built, _load_onto(built, *read, source, name, check_base, memory)
+
+
+def _load_onto(
+    model: nn.Module,
+    manifest: Manifest,
+    tensors: dict[str, Tensor],
+    source: str,
+    name: str | None,
+    check_base: bool,
+    memory: MemoryPolicy,
+) -> GPartAdapter:
+    manifest, tensors = renamed(manifest, tensors, name)
     config, name = manifest.config, check_manifest_name(manifest, source)
     model = unwrapped(model)
     attached = get_adapters(model).get(name)
@@ -72,6 +134,7 @@ def load_adapter(
     tensors = check_tensors(model, made, config, name, tensors, source)
     adapter = attached or attach_plan(model, config, name, made, memory)
     fill(adapter, tensors)
+    adapter.about = replace(manifest.about.over(adapter.about), score={})  # which may not be that of the next save
     return adapter
 
 

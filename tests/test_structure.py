@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "serialization": {"config", "projections", "errors", "version"},
     "adapter": {"materialize", "ops", "injection", "serialization", "config", "errors", "version"},
     "adapters": {"adapter", "materialize", "injection", "errors"},
-    "loading": {"adapter", "materialize", "injection", "serialization", "config", "errors"},
+    "bases": {"lightning_modules", "assets", "injection", "serialization", "errors"},
+    "loading": {"adapter", "materialize", "injection", "serialization", "bases", "config", "errors"},
     "arithmetic": {
         *(
             "adapter",
@@ -69,7 +70,7 @@ MAY_IMPORT = {
     "serving": METHOD | {"errors", "version"},
     "studies": METHOD | {"face", "callbacks", "lightning_modules", "datamodules", "assets", "errors", "version"},
     "cli": METHOD
-    | {"face", "callbacks", "lightning_modules", "datamodules", "assets", "studies", "serving", "errors", "version"},
+    | {"face", "bases", "callbacks", "lightning_modules", "datamodules", "assets", "studies", "serving", "errors", "version"},
 }
 """Every room, and the rooms that it may import; ``face`` is ``gpart/__init__.py``."""
 

@@ -146,7 +146,8 @@ def made_of(
     Raises:
         GPartError: if theta is not finite any more, or the name cannot be an adapter's.
     """
-    written = replace(manifest, name=check_name(name), versions=written_by())
+    about = replace(manifest.about, score={})  # which was another's
+    written = replace(manifest, name=check_name(name), versions=written_by(), about=about)
     return Stored(written, {theta_key(name): theta, **{key: value.clone() for key, value in heads.items()}}, source)
 
 

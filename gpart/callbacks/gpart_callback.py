@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
@@ -24,6 +24,7 @@ from gpart.callbacks.logged import log_settings
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.networks import find_attached
 from gpart.callbacks.optimizers import group_of
+from gpart.callbacks.saving import Save, check_keeper, check_save, save_adapter
 from gpart.callbacks.sharding.strategies import (
     after_sharding,
     before_sharding,
@@ -68,7 +69,9 @@ class GPartCallback(MethodCallback):
             theta of their own, which follows by the project's own average over ``zip`` of both networks' parameters.
         adapter: an adapter folder or ``.ckpt`` to start from; its settings hold, and those given must agree.
         check_base: False loads ``adapter`` onto another base of the same shape, with a warning.
-        save_folder: where the adapter folder is written when fit ends, as the adapter then is.
+        save_folder: where the adapter folder is written when fit ends.
+        save: what it holds: ``"best"``, the numbers of the best checkpoint by a ModelCheckpoint's monitor, or ``"last"``;
+            default the best where there is a monitor. The model itself stays as the last step left it.
         indices: the group indices: ``"stored"`` (two bytes for each adapted weight, four above d = 32,768),
             ``"computed"`` (time instead), or ``"auto"``, by the size of the memory.
         checkpoints: ``"adapter"`` (theta, the saved modules and the buffers), or ``"merged"``: W0 + P·theta in the place of the
@@ -115,6 +118,7 @@ class GPartCallback(MethodCallback):
         merge_at_end: bool = False,
         copies: list[str] | None = None,
         projection: Projection = "partition",
+        save: Save | None = None,
     ) -> None:
         given = dict(locals())  # before any other name is bound
         super().__init__(module)
@@ -129,6 +133,8 @@ class GPartCallback(MethodCallback):
                 f" target_modules={target_modules!r}, adapter={adapter!r}, target_parameters={target_parameters!r}"
             )
         self.name, self.start, self.check_base, self.save_folder = name, adapter, check_base, save_folder
+        check_save(save, save_folder)
+        self.save = save
         self.copies = tuple(copies or ())
         if checkpoints not in ("adapter", "merged"):
             raise GPartError(f"checkpoints must be 'adapter' or 'merged', got {checkpoints!r}")
@@ -295,6 +301,7 @@ class GPartCallback(MethodCallback):
             GPartError: if no optimizer holds theta.
         """
         super().on_fit_start(trainer, pl_module)
+        check_keeper(trainer, self.save)
         self._gradient, self._finite = FirstGradient(), FiniteTheta()
         if self.merge_at_end or self.checkpoints == "merged":
             check_mergeable(self.adapter)
@@ -420,8 +427,4 @@ class GPartCallback(MethodCallback):
             return
         if isinstance(self._contents, AdapterContents):
             self._contents.check_bits()
-        if self.adapter.sharded:  # all ranks gather what is in parts
-            self.adapter.save(self.save_folder, write=trainer.is_global_zero)
-        elif trainer.is_global_zero:
-            self.adapter.save(self.save_folder)
-        rank_zero_info(f"adapter written to {self.save_folder}")
+        save_adapter(trainer, self.adapter, self.save_folder, self.save)

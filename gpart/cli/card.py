@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from gpart.cli.fitting import Needs, choose
+from gpart.bases.fitting import Needs, choose
 from gpart.errors import GPartError
 from gpart.serialization.hub import is_hub_name
 from gpart.serialization.manifest import Manifest

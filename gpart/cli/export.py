@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gpart.bases.models import load_base, quiet
+from gpart.cli.attached import attach_to
 from gpart.cli.folders import check_out, whole_folder
 from gpart.cli.lora import Layer, as_layer, check_layers, peft_files, total_error
 from gpart.cli.message import Parser
-from gpart.cli.models import attach_to, load_base, quiet
 from gpart.cli.outputs import Inputs, largest_difference, largest_value, made_up_inputs, outputs_of
 from gpart.errors import GPartError
 from gpart.injection.names import get_parameter

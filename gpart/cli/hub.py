@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
+from gpart.bases.models import quiet
 from gpart.cli.card import Told, card, parse_metric
 from gpart.cli.folders import check_out, whole_folder
 from gpart.cli.message import Parser
-from gpart.cli.models import quiet
 from gpart.errors import GPartError, GPartFileError
 from gpart.injection.modules import theta_key
 from gpart.loading import check_manifest_name

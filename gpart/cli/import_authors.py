@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from gpart.bases.models import load_base
 from gpart.cli.message import Parser, warnings_told
-from gpart.cli.models import load_base
 from gpart.errors import GPartError
 from gpart.loading import load_authors_adapter
 from gpart.serialization.authors import read_authors

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from gpart.bases.models import quiet
 from gpart.cli.message import Parser
-from gpart.cli.models import quiet
 from gpart.errors import GPartError
 from gpart.injection.matching import ALL_LINEAR
 from gpart.serialization.atomic import replacing

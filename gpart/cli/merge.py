@@ -13,9 +13,10 @@ from typing import Any
 from torch import nn
 
 from gpart.adapter import GPartAdapter
+from gpart.bases.models import DTYPES, WEIGHTS, Base, load_again, load_base
+from gpart.cli.attached import attach_to
 from gpart.cli.folders import check_out, whole_folder
 from gpart.cli.message import Parser
-from gpart.cli.models import DTYPES, WEIGHTS, Base, attach_to, load_again, load_base
 from gpart.cli.outputs import Inputs, largest_difference, largest_value, made_up_inputs, outputs_of
 from gpart.cli.written import write_model
 from gpart.errors import GPartError

@@ -17,13 +17,18 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import gpart.callbacks
 import gpart.datamodules
 import gpart.lightning_modules
+from gpart.callbacks import PredictionWriter
 from gpart.callbacks.method import MethodCallback
+from gpart.callbacks.saving import keeper_of
+from gpart.cli.adapter_labels import take_labels
 from gpart.cli.checkpoints import NAMES, find_checkpoint
 from gpart.cli.commands import TRAINING
 from gpart.cli.configs import with_recipes
+from gpart.cli.last_state import with_last_state
 from gpart.cli.message import causes, told
 from gpart.cli.quiet import silence_warnings
 from gpart.cli.resume import ResumedSettings, ask_for_training, model_settings
+from gpart.cli.saved_config import SavedConfig
 from gpart.errors import GPartError
 from gpart.serialization.checkpoint_file import load_checkpoint_file
 
@@ -100,6 +105,14 @@ class GPartCLI(LightningCLI):
         for key, title in HEADINGS.items():
             groups[key].title = title
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument(
+                "--output", type=str, default=None, help="Where predictions go: a .jsonl, .csv, .tsv or .parquet file."
+            )
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the words that main was given, without Lightning's warning that the process has others."""
         try:
@@ -139,6 +152,10 @@ class GPartCLI(LightningCLI):
             both = {"class_path": model["class_path"], "dict_kwargs": theirs}
             self.config = self.parser.parse_object({command: {"model": both}}, self.config)
 
+    def before_instantiate_classes(self) -> None:
+        """Takes the labels of the adapter that the run starts from, where none are given."""
+        take_labels(self.config[str(self.subcommand)])
+
     def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
         """As Lightning's, but they are made when the Trainer asks: the network may not be built before.
 
@@ -165,7 +182,12 @@ class GPartCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         # The absent method comes as None.
         present = [callback for callback in callbacks if callback is not None]
+        if output := self._get(self.config_init, "output"):
+            others = [one for one in config["callbacks"] or [] if not isinstance(one, PredictionWriter)]
+            config["callbacks"] = [*others, PredictionWriter(output)]
         present.append(ResumedSettings(ask_for_training(self._words)))
+        if config.get("enable_checkpointing") is not False:
+            config["callbacks"] = with_last_state(config.get("callbacks") or [])
         try:
             return super()._instantiate_trainer(config, present)
         except (TypeError, ValueError) as error:  # a setting that the Trainer refuses: it does nothing else yet
@@ -173,7 +195,8 @@ class GPartCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Says how good it is and where it is."""
-        checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        keeper = keeper_of(self.trainer) or self.trainer.checkpoint_callback
+        checkpoint = getattr(keeper, "best_model_path", "")
         if self.trainer.is_global_zero:
             self._report(checkpoint)
         if self._get(self.config_init, "test_best"):
@@ -212,6 +235,7 @@ def run(words: list[str]) -> None:
                 LightningDataModule,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
+                save_config_callback=SavedConfig,
                 parser_class=Parser,
                 parser_kwargs={"prog": "gpart", **own},
                 # A run into the same folder is a run again, not an error.

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import save_model
 
 from gpart.assets.fetching import gguf, resolve
-from gpart.cli.models import WEIGHTS, Base, quiet
+from gpart.bases.models import WEIGHTS, Base, quiet
 from gpart.errors import GPartError
 from gpart.version import __version__
 

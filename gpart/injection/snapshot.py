@@ -6,7 +6,7 @@ of a frozen weight, which nothing changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,10 @@ class Snapshot:
             for name, value in named_buffers(model).items()
             if name in persistent and not _same(value, self._buffers.get(name))
         }
+
+    def changed(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of some buffers' values, wherever they are from, that are not the first ones."""
+        return {name: value for name, value in values.items() if not _same(value, self._buffers.get(name))}
 
     def moved_buffers(self, model: nn.Module) -> dict[str, Tensor]:
         """As :meth:`changed_buffers`, of those that were there at first; without a walk through the model."""

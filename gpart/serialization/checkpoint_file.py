@@ -158,23 +158,33 @@ def read_checkpoint(path: Place, name: str | None = None) -> tuple[Manifest, dic
         GPartFileError: if there is no such file.
         GPartError: if it is damaged, or holds no adapter, or several and none was named.
     """
-    checkpoint = load_checkpoint_file(path)
-    found = entries_in(checkpoint, str(path))
-    named = {read_manifest(one.get("manifest"), str(path)).name: one for one in found}
+    return adapter_in(load_checkpoint_file(path), str(path), name)
+
+
+def adapter_in(
+    checkpoint: Mapping[str, Any], path: str, name: str | None = None
+) -> tuple[Manifest, dict[str, Tensor]]:
+    """As :func:`read_checkpoint`, of a file that was read.
+
+    Raises:
+        GPartError: if it holds no adapter, or several and none was named, or was changed.
+    """
+    found = entries_in(checkpoint, path)
+    named = {read_manifest(one.get("manifest"), path).name: one for one in found}
     if len(found) > 1 and name not in named:
         raise GPartError(f"{path} holds several adapters, {list(named)}, and which one is meant? name={name!r}")
     entry = found[0] if len(found) == 1 else named[str(name)]
-    manifest = read_manifest(entry.get("manifest"), str(path))
+    manifest = read_manifest(entry.get("manifest"), path)
     prefix = f"{entry['module']}." if entry["module"] else ""
     state = checkpoint.get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise GPartError(f"{path} holds no state_dict, but a {type(state).__name__} under that key")
     if isinstance(own := entry.get("tensors"), dict):  # the state is a merged module's, or that of several adapters
-        check_digest(entry, own, str(path))
+        check_digest(entry, own, path)
         inside = own
     else:
         state = {key: value for key, value in state.items() if key != entry.get("hint")}
-        check_digest(entry, state, str(path))
+        check_digest(entry, state, path)
         inside = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     # Where the adapted module is a container, theta stands further down in it, and has a longer key than in a folder.
     theta = f"gpart.{manifest.name}.theta"

@@ -17,6 +17,7 @@ import torch
 from gpart.config import GPartConfig
 from gpart.errors import GPartError
 from gpart.projections.registry import SCHEMES
+from gpart.serialization.about import About, read_about
 from gpart.version import __version__
 
 FORMAT = 2
@@ -58,6 +59,9 @@ class Manifest:
 
     format: int = FORMAT
 
+    about: About = field(default_factory=About)
+    """Base, task, labels, inputs and score; not written into files of format 1, whose readers refuse a key that is new."""
+
     @property
     def scheme(self) -> str:
         """The versioned name of the function that ``config.projection`` stands for."""
@@ -67,7 +71,8 @@ class Manifest:
         """The manifest as it stands in files."""
         values = {name: getattr(self, name) for name in ("format", "scheme", "name")}
         rest = {name: getattr(self, name) for name in ("size", "weights", "base", "parts", "versions")}
-        return {**values, "config": asdict(self.config), **rest}
+        about = {} if self.format <= WITH_PADDING_ROWS else self.about.to_dict()
+        return {**values, "config": asdict(self.config), **rest, **({"about": about} if about else {})}
 
 
 def written_by() -> dict[str, str]:
@@ -106,7 +111,8 @@ def read_manifest(values: Any, source: str) -> Manifest:
             ...
         gpart.errors.GPartError: a file has the key 'rank', which this version does not know: gpart 0.9 wrote it
     """
-    own = {one.name for one in fields(Manifest) if one.name not in ("format", "parts")}
+    optional = {"format", "parts", "about"}
+    own = {one.name for one in fields(Manifest)} - optional
     needed = own | {"scheme"}
     if not isinstance(values, dict) or not set(values) >= needed:
         found = sorted(map(str, values)) if isinstance(values, dict) else type(values).__name__
@@ -120,7 +126,7 @@ def read_manifest(values: Any, source: str) -> Manifest:
         raise GPartError(
             f"{source} uses partition scheme {values['scheme']!r}; this version knows {known}: {writer} wrote it"
         )
-    if unknown := sorted(set(map(str, values)) - needed - {"format", "parts"}):
+    if unknown := sorted(set(map(str, values)) - needed - optional):
         raise GPartError(f"{source} has the key {unknown[0]!r}, which this version does not know: {writer} wrote it")
     if not isinstance(values["name"], str):
         raise GPartError(f"{source}: an adapter's name must be a text, got {values['name']!r}")
@@ -132,7 +138,9 @@ def read_manifest(values: Any, source: str) -> Manifest:
             f"{source} uses partition scheme {values['scheme']!r}, but its projection={config.projection!r} is"
             f" {SCHEMES[config.projection]!r}: {writer} wrote it"
         )
-    return Manifest(**{**{name: values[name] for name in own}, "config": config, "parts": parts, "format": version})
+    about = read_about(values.get("about", {}), source)
+    read = {"config": config, "parts": parts, "format": version, "about": about}
+    return Manifest(**{**{name: values[name] for name in own}, **read})
 
 
 def _read_config(values: Any, version: int, source: str, writer: str) -> GPartConfig:

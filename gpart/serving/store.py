@@ -199,7 +199,7 @@ class AdapterStore:
         return StoredAdapter(name, self._layout(manifest), manifest.base, theta, tensors)
 
     def _layout(self, manifest: Manifest) -> Layout:
-        values = {**manifest.to_dict(), "name": "", "base": "", "parts": "", "versions": {}}
+        values = {**manifest.to_dict(), "name": "", "base": "", "parts": "", "versions": {}, "about": {}}
         # Dropout is for training; with it left out, adapters that differ in it alone are swapped in place.
         described: dict[str, Any] = {**values, "config": {**values["config"], "dropout": 0.0}}
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -12,7 +12,7 @@ from gpart import GPartConfig, attach, load_adapter
 from gpart.callbacks import GPartCallback
 from gpart.config import MemoryPolicy
 
-ITS_OWN = {"name", "module", "copies", "adapter", "check_base", "save_folder", "checkpoints", "merge_at_end"}
+ITS_OWN = {"name", "module", "copies", "adapter", "check_base", "save_folder", "save", "checkpoints", "merge_at_end"}
 SETTINGS = {
     "d": 7, "target_modules": ["q"], "modules_to_save": ["head"], "seed": 5, "exclude_modules": ["out"],
     "slices": {"q": [[0, 2]]}, "bias": "all", "dropout": 0.25, "isometric": False,

@@ -48,6 +48,9 @@ class Data(LightningDataModule):
 """
 
 
+KEEPER = {"monitor": "val/score", "mode": "max"}
+
+
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -77,6 +80,10 @@ def gpart(command: str, *more: str) -> int:
     return main([command, "--config=own.yaml", *more])
 
 
+def last() -> Path:
+    return max(Path("runs").rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
+
+
 def of_epoch(epoch: int) -> Path:
     return next(Path("runs").rglob(f"epoch={epoch}-*.ckpt"))
 
@@ -98,10 +105,10 @@ def test_fit_goes_on_from_the_newest_to_the_bit(word: str, capsys: pytest.Captur
 @pytest.mark.parametrize("command", ["test", "predict"])
 def test_the_other_commands_take_both(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpart("fit") == 0
-    for word, epoch in (("last", 1), ("best", 0)):
+    for word, file in (("last", last()), ("best", of_epoch(0))):
         capsys.readouterr()
         assert gpart(command, f"--ckpt_path={word}") == 0
-        assert f"tested after step {of_epoch(epoch)}" in capsys.readouterr().out
+        assert f"tested after step {file}" in capsys.readouterr().out
 
 
 def test_the_newest_is_told_by_its_time_not_its_place(capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,16 +149,14 @@ def test_a_loggers_own_folder_is_looked_in(capsys: pytest.CaptureFixture[str]) -
     assert "tested after step logged" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("word", "epoch"), [("last", 1), ("best", 0)])
-def test_a_folder_at_a_url_is_looked_in(word: str, epoch: int, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("word", "file"), [("last", "last.ckpt"), ("best", "epoch=0-")])
+def test_a_folder_at_a_url_is_looked_in(word: str, file: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Lightning writes there too."""
     own = f"--trainer.callbacks.init_args.dirpath=memory://checkpoints-{word}"
     try:
         assert gpart("fit", own) == 0
         assert gpart("test", own, f"--ckpt_path={word}") == 0
-        assert f"tested after step memory://checkpoints-{word}/epoch={epoch}-" in capsys.readouterr().out.replace(
-            ":///", "://"
-        )
+        assert f"tested after step memory://checkpoints-{word}/{file}" in capsys.readouterr().out.replace(":///", "://")
     finally:
         fsspec.filesystem("memory").rm(f"/checkpoints-{word}", recursive=True)
 
@@ -181,3 +186,50 @@ def test_a_newest_that_knows_no_best_says_so(capsys: pytest.CaptureFixture[str])
     of_epoch(0).unlink()
     assert gpart("test", "--ckpt_path=best") == 2
     assert "knows no best one that is there" in capsys.readouterr().err
+
+
+def fit_with(keeper: dict[str, object], *more: str) -> Path:
+    """Fits with another ModelCheckpoint, by which the first epoch is the best; the run's folder."""
+    recipe = yaml.safe_load(Path("own.yaml").read_text())
+    recipe["trainer"]["callbacks"] = [{"class_path": "ModelCheckpoint", "init_args": {**KEEPER, **keeper}}]
+    Path("own.yaml").write_text(yaml.safe_dump(recipe))
+    assert gpart("fit", "--trainer.max_epochs=3", *more) == 0
+    return last().parent
+
+
+@pytest.mark.parametrize("save_last", [None, True, "link"])
+def test_last_is_the_last_state_and_not_the_last_improvement(save_last: object) -> None:
+    folder = fit_with({} if save_last is None else {"save_last": save_last})
+    assert sorted(path.name for path in folder.iterdir()) == ["epoch=0-step=2.ckpt", "last.ckpt"]
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert torch.load(folder / "epoch=0-step=2.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_last_lies_where_the_runs_own_would(capsys: pytest.CaptureFixture[str]) -> None:
+    fit_with({"dirpath": "runs/mine", "save_last": True})
+    assert sorted(path.name for path in Path("runs/mine").iterdir()) == ["epoch=0-step=2.ckpt", "last.ckpt"]
+
+
+def test_without_checkpoints_there_is_no_last_either() -> None:
+    recipe = yaml.safe_load(Path("own.yaml").read_text())
+    recipe["trainer"] |= {"callbacks": [], "enable_checkpointing": False}
+    Path("own.yaml").write_text(yaml.safe_dump(recipe))
+    assert gpart("fit") == 0
+    assert not list(Path().rglob("*.ckpt"))
+
+
+def test_a_resumed_run_knows_what_was_better_before_it(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fit_with({})
+    assert gpart("fit", "--resume", "--trainer.max_epochs=4") == 0
+    assert f"best checkpoint: {folder / 'epoch=0-step=2.ckpt'}" in capsys.readouterr().out
+    assert (folder / "epoch=0-step=2.ckpt").is_file()
+    assert [path.name for path in last().parent.iterdir()] == ["last.ckpt"]
+    assert last().parent != folder
+
+
+def test_what_was_refused_is_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+    """Else the next --resume would go on from the file of a run that was not to be."""
+    folder = fit_with({})
+    assert gpart("fit", "--resume", "--trainer.max_epochs=4", "--optimizer=SGD", "--optimizer.lr=0.5") == 2
+    assert "goes on with its own optimizer" in capsys.readouterr().err
+    assert last().parent == folder

@@ -18,9 +18,9 @@ from tiny_bases import bert_folder, classifier, leftovers, trained
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gpart.bases.models import quiet
 from gpart.cli import main
 from gpart.cli.lora import factors
-from gpart.cli.models import quiet
 
 IDS = torch.arange(1, 13).reshape(2, 6)
 

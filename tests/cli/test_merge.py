@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from gpart import GPartConfig, attach, load_adapter
 from gpart.adapter import GPartAdapter
+from gpart.bases.models import load_base, quiet
 from gpart.cli import main
 from gpart.cli import merge as command
-from gpart.cli.models import load_base, quiet
 
 Same = Callable[[Tensor, Tensor], bool]
 SEVERAL = Path(__file__).parent.parent / "files" / "several"

@@ -11,7 +11,7 @@ from torch import nn
 
 from gpart import GPartConfig, attach
 from gpart.adapter import GPartAdapter
-from gpart.cli.models import quiet
+from gpart.bases.models import quiet
 
 BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 60}
 SMALL: dict[str, Any] = {**BERT, "max_position_embeddings": 24}

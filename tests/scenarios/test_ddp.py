@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from gpart import load_adapter
-from gpart.callbacks import AtomicCheckpointIO, GPartCallback, load_from_checkpoint
+from gpart.callbacks import AtomicCheckpointIO, GPartCallback, load_from_checkpoint, saving
+from gpart.serialization.folder import read_folder
 
 STEPS, MORE, BATCH, D, SMALL = 5, 3, 8, 128, 10
 HEAD = 16 * 2 + 2
@@ -83,14 +84,15 @@ class CountedAdapter(GPartCallback):
     saves = 0
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        save = self.adapter.save
+        write = saving.write_folder
 
-        def counting(folder: str) -> None:
+        def counting(*given: Any) -> None:
             self.saves += 1
-            save(folder)
+            write(*given)
 
-        self.adapter.save = counting
+        saving.write_folder = counting
         super().on_fit_end(trainer, pl_module)
+        saving.write_folder = write
 
 
 class Counted(AtomicCheckpointIO):
@@ -209,6 +211,7 @@ def test_one_process_writes_prints_and_the_files_load_in_one(runs: tuple[Any, ..
     adapter = load_adapter(fresh.net, out / "adapter-2")
     assert adapter.size == D
     assert adapter.theta.tolist() == found["2-0"]["theta"]
+    assert read_folder(out / "adapter-2")[0].about.score["monitor"] == "val/loss"
     assert sorted(file.name for file in (out / "adapter-2").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",

@@ -75,7 +75,7 @@ class Collate:
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:
         """Returns the batch: the padded output of the tokenizer, then the labels and the lists."""
-        aside = ("labels", "text", "idx")
+        aside = ("labels", "text", "idx", *self.lists)
         batch = dict(self.pad([{key: value for key, value in one.items() if key not in aside} for one in examples]))
         if self.labels:
             batch["labels"] = torch.tensor([one["labels"] for one in examples])

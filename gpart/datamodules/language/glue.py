@@ -19,6 +19,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from gpart.datamodules.common.seeded import SeededDataModule, check_loading
 from gpart.datamodules.common.splits import check_held_out, chosen, hold_out
 from gpart.datamodules.common.text import load_tokenizer, split_loader, tokenizer_fingerprint
+from gpart.datamodules.language.glue_rows import as_number, check_labels, check_texts
 from gpart.errors import GPartError, GPartFileError
 
 
@@ -117,22 +118,35 @@ class GLUEDataModule(SeededDataModule):
         self.parts: dict[str, Dataset] = {}
         self._pad: DataCollatorWithPadding | None = None
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes' names, in the order of their numbers; none for a regression."""
+        return self.task.labels
+
+    @property
+    def num_labels(self) -> int:
+        """The number of classes, or 1 for a regression."""
+        return len(self.labels) or 1
+
     def prepare_data(self) -> None:
         """Downloads the model and the data and tokenises every split. Only one process does this.
 
         The other processes then find the result in the cache.
         """
         tokenizer = load_tokenizer(self.hparams["model"])
-        for split in self._load().values():
-            self._encode(split, tokenizer)
+        splits = self._load()
+        for name in splits:
+            self._check_rows(splits, name, labelled=False)  # the tokenizer's own error would name no row
+            self._encode(splits[name], tokenizer)
 
     def setup(self, stage: str) -> None:
         """Makes the splits that the stage needs, unless they are there already.
 
         Raises:
             GPartFileError: if there is no data at ``path``.
-            GPartError: if a split that the stage needs is missing, its columns or classes are not GLUE's, or
-                ``train_size`` is larger than the number of rows.
+            GPartError: if a split that the stage needs is missing, its columns or classes are not GLUE's, a row of it, or
+                of the split that gives the score, has no text or no label of GLUE's, or ``train_size`` is larger than
+                the number of rows.
         """
         needed = {
             "fit": ("train", "val"),
@@ -145,7 +159,11 @@ class GLUEDataModule(SeededDataModule):
         tokenizer = load_tokenizer(self.hparams["model"])
         self._pad = DataCollatorWithPadding(tokenizer)
         splits = self._load()
+        scored = self.hparams["score_split"] or self.task.score_split
         if "val" in needed:
+            self._check_rows(splits, "train")
+            if scored in splits:  # before the first step, not after the last
+                self._check_rows(splits, scored)
             data = self._encode(self._split(splits, "train"), tokenizer)
             rows = self._strata(data)
             rest, held = hold_out(rows, self.hparams["held_out"], self.hparams["seed"])
@@ -158,6 +176,7 @@ class GLUEDataModule(SeededDataModule):
         for part, default in (("test", self.task.score_split), ("predict", self.task.predict_split)):
             if part in needed:
                 name = self.hparams["score_split" if part == "test" else "predict_split"] or default
+                self._check_rows(splits, name, labelled=part == "test")
                 self.parts[part] = self._encode(self._split(splits, name), tokenizer)
 
     def label_mean(self) -> float:
@@ -215,6 +234,13 @@ class GLUEDataModule(SeededDataModule):
             )
         return splits[name]
 
+    def _check_rows(self, splits: DatasetDict, name: str, labelled: bool = True) -> None:
+        split = self._split(splits, name)
+        place = f"{self.hparams['path']}, split {name!r} of {self.hparams['task']}"
+        check_texts({column: split[column][:] for column in self.task.columns}, place)
+        if labelled:
+            check_labels(split["label"][:], len(self.task.labels), place)
+
     def _encode(self, split: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         first, *second = self.task.columns
         length = self.hparams["max_length"]
@@ -222,11 +248,13 @@ class GLUEDataModule(SeededDataModule):
         def encode(rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
             texts = [rows[first], *(rows[name] for name in second)]
             encoded = dict(tokenizer(*texts, truncation="longest_first", max_length=length))
-            return {**encoded, "labels": rows["label"], "idx": rows.get("idx", numbers)}
+            # In a file of one's own, a regression's numbers may all be whole, or texts where nothing is trained on them.
+            labels = rows["label"] if self.labels else [as_number(label) for label in rows["label"]]
+            return {**encoded, "labels": labels, "idx": rows.get("idx", numbers)}
 
         # We name the result ourselves. A tokenizer changes its own state when it is first used. The name that map()
         # derives from that state would differ from run to run, and nothing would ever be found in the cache.
-        key = f"{split._fingerprint} {tokenizer_fingerprint(tokenizer)} {self.task.columns} {length} 1"
+        key = f"{split._fingerprint} {tokenizer_fingerprint(tokenizer)} {self.task.columns} {length} 2"
         return split.map(
             encode,
             batched=True,

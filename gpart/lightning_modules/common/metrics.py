@@ -13,9 +13,12 @@ from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassConfusionMatrix,
     MulticlassF1Score,
+    MultilabelAccuracy,
+    MultilabelF1Score,
 )
 
 from gpart.errors import GPartError
+from gpart.lightning_modules.common.data_labels import Problem, problem_of
 
 MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
 
@@ -43,6 +46,21 @@ class _Matthews(MulticlassConfusionMatrix):
         return (covariance / spread.sqrt() if spread > 0 else torch.zeros_like(count)).float()
 
 
+class _SeveralF1(MultilabelF1Score):
+    """From logits, and a 0.0 or 1.0 for each class."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        # torchmetrics takes scores from 0 to 1 as they are, and logits may happen to be so.
+        super().update(preds.sigmoid(), target.int())
+
+
+class _SeveralAccuracy(MultilabelAccuracy):
+    """The same."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        super().update(preds.sigmoid(), target.int())
+
+
 def _f1(classes: int) -> Metric:
     return _PositiveF1() if classes == 2 else MulticlassF1Score(classes, average="macro")
 
@@ -52,23 +70,67 @@ _CLASSES: dict[MetricName, Callable[[int], Metric]] = {
     "f1": _f1,
     "matthews": _Matthews,
 }
-_REGRESSION: dict[MetricName, Callable[[], Metric]] = {"pearson": PearsonCorrCoef, "spearman": SpearmanCorrCoef}
+_SEVERAL: dict[MetricName, Callable[[int], Metric]] = {
+    "f1": lambda classes: _SeveralF1(classes, average="micro"),
+    "accuracy": lambda classes: _SeveralAccuracy(classes, average="micro"),
+}
+_REGRESSION: dict[MetricName, Callable[[int], Metric]] = {
+    "pearson": lambda _: PearsonCorrCoef(),
+    "spearman": lambda _: SpearmanCorrCoef(),
+}
+_KNOWN: dict[Problem, dict[MetricName, Callable[[int], Metric]]] = {
+    "single_label_classification": _CLASSES,
+    "multi_label_classification": _SEVERAL,
+    "regression": _REGRESSION,
+}
+_DEFAULTS: dict[Problem, list[MetricName]] = {
+    "single_label_classification": ["accuracy"],
+    "multi_label_classification": ["f1", "accuracy"],
+    "regression": ["pearson", "spearman"],
+}
 
 
-def metric_collection(names: list[MetricName] | None, num_labels: int, prefix: str) -> MetricCollection:
+def metric_names(names: list[MetricName] | None, num_labels: int, problem: Problem | None = None) -> list[MetricName]:
+    """The metrics that are meant: those given, or a task's own.
+
+    Raises:
+        GPartError: if the number of labels is below 1, or a metric is unknown or does not fit the task.
+
+    Example:
+        >>> metric_names(None, 3), metric_names(None, 1)
+        (['accuracy'], ['pearson', 'spearman'])
+    """
+    if num_labels < 1:
+        raise GPartError(f"num_labels must be at least 1, got {num_labels}")
+    problem = problem or problem_of(num_labels)
+    known = _KNOWN[problem]
+    if names is None:
+        return _DEFAULTS[problem]
+    if not names or set(names) - set(known):
+        task = f"num_labels={num_labels}" if problem == problem_of(num_labels) else problem
+        raise GPartError(f"metrics for {task} are {list(known)}, got {names}")
+    return list(names)
+
+
+def metric_collection(
+    names: list[MetricName] | None, num_labels: int, prefix: str, problem: Problem | None = None
+) -> MetricCollection:
     """Makes a collection of metrics. Its results have the names ``prefix + name``.
 
     For classes, ``accuracy`` is the share of right labels. ``f1`` is the F1 score of class 1 if there are two classes,
-    else the mean over the classes. ``matthews`` is the Matthews correlation, and 0 where that is undefined. For a
-    regression, ``pearson`` and ``spearman`` are correlations of scores; in the latter, ties share their mean rank.
+    else the mean over the classes. ``matthews`` is the Matthews correlation, and 0 where that is undefined. For several
+    classes an example, both are over all pairs of an example and a class. For a regression, ``pearson`` and ``spearman``
+    are correlations of scores; in the latter, ties share their mean rank.
 
     Args:
-        names: the metrics; the default is accuracy, or pearson and spearman for a regression.
+        names: the metrics; the default is accuracy, f1 and accuracy for several classes an example, or pearson and
+            spearman for a regression.
         num_labels: the number of classes, or 1 for a regression.
         prefix: the prefix of the results' names, such as ``"val/"``.
+        problem: the task; the default is what ``num_labels`` means.
 
     Raises:
-        GPartError: if the number of labels is below 1, or a metric is unknown or does not fit the number of labels.
+        GPartError: if the number of labels is below 1, or a metric is unknown or does not fit the task.
 
     Example:
         >>> import torch
@@ -77,18 +139,12 @@ def metric_collection(names: list[MetricName] | None, num_labels: int, prefix: s
         >>> {name: round(value.item(), 3) for name, value in metrics.compute().items()}
         {'val/accuracy': 0.5, 'val/f1': 0.667}
     """
-    if num_labels < 1:
-        raise GPartError(f"num_labels must be at least 1, got {num_labels}")
-    known = _REGRESSION if num_labels == 1 else _CLASSES
-    if names is None:
-        names = list(_REGRESSION) if num_labels == 1 else ["accuracy"]
-    if not names or set(names) - set(known):
-        raise GPartError(f"metrics for num_labels={num_labels} are {list(known)}, got {names}")
-    chosen: dict[str, Metric | MetricCollection] = {
-        name: _REGRESSION[name]() if num_labels == 1 else _CLASSES[name](num_labels) for name in names
+    problem = problem or problem_of(num_labels)
+    made: dict[str, Metric | MetricCollection] = {
+        name: _KNOWN[problem][name](num_labels) for name in metric_names(names, num_labels, problem)
     }
     # No compute groups: metrics of one group would share their state, and these metrics are few and cheap.
-    return MetricCollection(chosen, prefix=prefix, compute_groups=False)
+    return MetricCollection(made, prefix=prefix, compute_groups=False)
 
 
 def accuracies(counts: Tensor) -> tuple[Tensor, Tensor]:

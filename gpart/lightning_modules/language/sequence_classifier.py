@@ -16,11 +16,16 @@ from gpart.assets.fetching import loading
 from gpart.errors import GPartError
 from gpart.heads import names_of_head
 from gpart.lightning_modules.common.activations import checkpoint_activations
-from gpart.lightning_modules.common.metrics import MetricName, metric_collection
+from gpart.lightning_modules.common.data_labels import DataLabels, Problem, labels_told, resolved_labels
+from gpart.lightning_modules.common.metrics import MetricName, metric_collection, metric_names
 from gpart.lightning_modules.common.new_head import NewHead
 from gpart.lightning_modules.common.optimizers import Schedule, adamw_by_steps, check_schedule
+from gpart.lightning_modules.common.row_columns import beside
 
 Batch = dict[str, Any]
+
+_DEFAULT_LABELS = 2
+_LIKELY = 0.5  # a text has the classes above this probability
 
 
 @runtime_checkable
@@ -53,11 +58,16 @@ class SequenceClassifier(LightningModule):
     same code. Validation logs ``val/loss``, and ``val/NAME`` for each metric. The test logs ``test/NAME`` for each
     metric.
 
+    ``num_labels``, ``labels``, ``problem_type`` and ``metrics`` are the data's where they are left out: a DataModule tells
+    them (:class:`~gpart.lightning_modules.common.data_labels.TellsLabels`) once it is set up. Then they stand in the
+    hyperparameters, so that a checkpoint needs no data to be loaded.
+
     Args:
         model: a model's name on the hub, a folder, or ``packaged:NAME``.
-        num_labels: the number of classes; 1 is a regression with the mean squared error.
+        num_labels: the number of classes; 1 is a regression with the mean squared error. The default is the data's, or
+            2 if they do not tell.
         metrics: the metrics: accuracy, f1 and matthews are for classes, pearson and spearman for a regression. The
-            default is accuracy, or both metrics for a regression.
+            default is accuracy, f1 and accuracy for several classes a text, or both metrics for a regression.
         lr: the learning rate of all parameters outside the head.
         head_lr: the learning rate of the head; the default is ``lr``.
         head: the names of the head's modules in the model; the default is :func:`gpart.heads.head_modules`.
@@ -66,7 +76,9 @@ class SequenceClassifier(LightningModule):
         head_weight_decay: the weight decay of the head; the default is ``weight_decay``.
         warmup_ratio: the fraction of the steps in which the learning rate rises from 0.
         schedule: the schedule of the learning rate after the warm-up.
-        labels: the classes' names, for predictions; the default is their numbers.
+        labels: the classes' names, for predictions; the default is the data's, or their numbers.
+        problem_type: the task, in Transformers' words; the default is the data's, or what ``num_labels`` means. With
+            ``multi_label_classification``, a text has any number of classes, and the loss is the binary cross-entropy.
         head_bias_at_mean: start the bias of a regression's new head at the mean of the training labels, which the
             DataModule's ``label_mean()`` tells (:class:`LabelMean`); without one, the bias starts where Transformers
             puts it, at 0. From 0, the method's own parameters would first have to carry the mean.
@@ -80,7 +92,7 @@ class SequenceClassifier(LightningModule):
     def __init__(
         self,
         model: str = "packaged:minilm",
-        num_labels: int = 2,
+        num_labels: int | None = None,
         metrics: list[MetricName] | None = None,
         lr: float = 5e-3,
         head_lr: float | None = None,
@@ -90,19 +102,32 @@ class SequenceClassifier(LightningModule):
         warmup_ratio: float = 0.06,
         schedule: Schedule = "linear",
         labels: list[str] | None = None,
+        problem_type: Problem | None = None,
         head_bias_at_mean: bool = True,
         gradient_checkpointing: bool = False,
         allow_untrained_head: bool = False,
     ) -> None:
         super().__init__()
-        if labels is not None and len(labels) != num_labels:
+        if labels is not None and num_labels is not None and len(labels) != num_labels:
             raise GPartError(f"labels names {len(labels)} classes, num_labels is {num_labels}: {labels}")
         check_schedule(schedule, warmup_ratio)
         self.save_hyperparameters()
         self.model: nn.Module | None = None
         self._new_head: NewHead | None = None
-        self.val_metrics = metric_collection(metrics, num_labels, "val/")
-        self.test_metrics = metric_collection(metrics, num_labels, "test/")
+        self._said = {name: self.hparams[name] for name in ("num_labels", "labels", "problem_type", "metrics")}
+        self._labels: DataLabels | None = None
+        if num_labels is not None or labels is not None:  # else the data's, see setup
+            self._build(None)
+
+    def setup(self, stage: str) -> None:
+        """Takes over what the data tells of the labels, and what was left out here.
+
+        Raises:
+            GPartError: if the data tells something else than was said here.
+        """
+        told = labels_told(self)
+        if self._labels is None or told is not None:
+            self._build(told)
 
     def configure_model(self) -> None:
         """Loads the pretrained network, once. If the checkpoint has no head, the head is new and random.
@@ -115,11 +140,22 @@ class SequenceClassifier(LightningModule):
         """
         if self.model is not None:
             return
-        place, num_labels = self.hparams["model"], self.hparams["num_labels"]
+        if self._labels is None:  # without a Trainer, which calls setup
+            self._build(None)
+        place, num_labels, names = (self.hparams[name] for name in ("model", "num_labels", "labels"))
+        named = (
+            {}
+            if names is None
+            else {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+        )
         with loading(place) as name:
             try:
                 model, told = AutoModelForSequenceClassification.from_pretrained(
-                    name, num_labels=num_labels, output_loading_info=True
+                    name,
+                    num_labels=num_labels,
+                    problem_type=self.hparams["problem_type"],
+                    **named,
+                    output_loading_info=True,
                 )
             except RuntimeError as error:
                 if "ignore_mismatched_sizes" not in str(error):
@@ -136,7 +172,10 @@ class SequenceClassifier(LightningModule):
 
     def forward(self, batch: Batch) -> Any:
         """The network's output: ``logits`` of shape (batch, num_labels), and ``loss`` if the batch has labels."""
-        return self._network()(**{key: value for key, value in batch.items() if isinstance(value, Tensor)})
+        tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor) and key != "idx"}
+        if "labels" in tensors and self.hparams["problem_type"] != "single_label_classification":
+            tensors["labels"] = tensors["labels"].float()  # whole numbers are numbers too
+        return self._network()(**tensors)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the cross-entropy of a batch, or the mean squared error."""
@@ -163,20 +202,41 @@ class SequenceClassifier(LightningModule):
         self._measure(self.test_metrics, self(batch).logits, batch["labels"])
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Any]]:
-        """Returns each example's label and probability, or its score; and its id and text if the batch has them."""
-        logits = self(batch).logits.float()
-        columns: dict[str, list[Any]] = {name: batch[name] for name in ("idx", "text") if name in batch}
-        if self.hparams["num_labels"] == 1:
-            return {**columns, "score": [round(value, 4) for value in logits.squeeze(-1).tolist()]}
+        """Returns each example's label and probability, or its score, beside what the batch says of the example.
+
+        With several classes a text, these are the names of the classes above 0.5, and each class's probability.
+        """
+        logits, problem = self(batch).logits.float(), self.hparams["problem_type"]
+        if problem == "regression":
+            return beside(batch, {"score": [round(value, 4) for value in logits.squeeze(-1).tolist()]})
+        names = self.hparams["labels"] or range(self.hparams["num_labels"])
+        if problem == "multi_label_classification":
+            each = [[round(value, 4) for value in row] for row in logits.sigmoid().tolist()]
+            chosen = [[names[at] for at, value in enumerate(row) if value > _LIKELY] for row in each]
+            return beside(
+                batch,
+                {"label": chosen, "probability": [dict(zip(map(str, names), row, strict=True)) for row in each]},
+            )
         probability, label = logits.softmax(-1).max(-1)
-        labels = self.hparams["labels"]
-        columns["label"] = [labels[i] if labels else i for i in label.tolist()]
-        columns["probability"] = [round(value, 4) for value in probability.tolist()]
-        return columns
+        rounded = [round(value, 4) for value in probability.tolist()]
+        return beside(batch, {"label": [names[i] for i in label.tolist()], "probability": rounded})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Returns AdamW, with groups for the head and for all other parameters, and the scheduler."""
         return adamw_by_steps(self, self._network(), names_of_head(self._network(), self.hparams["head"]))
+
+    def _build(self, told: DataLabels | None) -> None:
+        """Settles the labels, makes the metrics for them, and writes both into the hyperparameters."""
+        found = resolved_labels(self._said, told, _DEFAULT_LABELS)
+        if found == self._labels:
+            return
+        number, problem = found.num_labels, found.problem
+        metrics = metric_names(self._said["metrics"], number, problem)
+        self.val_metrics = metric_collection(metrics, number, "val/", problem)
+        self.test_metrics = metric_collection(metrics, number, "test/", problem)
+        self._labels = found
+        settled = {"num_labels": number, "labels": found.names, "problem_type": problem, "metrics": metrics}
+        self.save_hyperparameters(settled)
 
     def _label_mean(self) -> float | None:
         """The mean of the training labels, if this is the fit of a regression and its DataModule knows it."""

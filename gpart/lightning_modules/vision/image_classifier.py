@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from gpart.errors import GPartError
 from gpart.heads import names_of_head
 from gpart.lightning_modules.common.activations import checkpoint_activations
+from gpart.lightning_modules.common.data_labels import DataLabels, labels_told, resolved_labels
 from gpart.lightning_modules.common.metrics import accuracies
 from gpart.lightning_modules.common.new_head import NewHead
 from gpart.lightning_modules.common.optimizers import Schedule, adamw_by_steps, check_schedule
@@ -24,6 +25,7 @@ from gpart.lightning_modules.vision.batches import check_labels, mixing_share, n
 # With more classes, a chart for each class would hide the scores among a logger's charts. The confusion matrix shows
 # them anyway.
 _MOST_SCALARS = 20
+_DEFAULT_LABELS = 10
 
 Batch = dict[str, Any]
 """``pixel_values`` (batch, channels, height, width), ``labels`` (batch,), and the lists ``idx`` and ``file``."""
@@ -45,7 +47,7 @@ class ImageClassifier(LightningModule):
     Args:
         model: a Transformers model's name on the hub, a folder, or ``packaged:NAME``; for a timm model, ``timm:NAME``
             or ``timm:FOLDER``.
-        num_labels: the number of classes, at least 2.
+        num_labels: the number of classes, at least 2. The default is the data's, or 10 if they do not tell.
         lr: the learning rate of all parameters outside the head.
         head_lr: the learning rate of the head; the default is ``lr``.
         head: the names of the head's modules in the model; the default is :func:`gpart.heads.head_modules`.
@@ -54,7 +56,7 @@ class ImageClassifier(LightningModule):
         head_weight_decay: the weight decay of the head; the default is ``weight_decay``.
         warmup_ratio: the fraction of the steps in which the learning rate rises from 0.
         schedule: the schedule of the learning rate after the warm-up.
-        labels: the classes' names; the default is their numbers.
+        labels: the classes' names; the default is the data's, or their numbers.
         gradient_checkpointing: recompute activations in the backward pass, which takes less memory (not re-entrant).
         label_smoothing: the share of a label that is spread over all classes, in training.
         mixup: mix each picture with its neighbour in the batch, in training. The value is the alpha of the Beta
@@ -70,7 +72,7 @@ class ImageClassifier(LightningModule):
     def __init__(
         self,
         model: str = "packaged:dinov2-small",
-        num_labels: int = 10,
+        num_labels: int | None = None,
         lr: float = 1e-2,
         head_lr: float | None = None,
         head: list[str] | str | None = None,
@@ -86,13 +88,11 @@ class ImageClassifier(LightningModule):
         allow_untrained_head: bool = False,
     ) -> None:
         super().__init__()
-        if num_labels < 2:
-            raise GPartError(f"num_labels must be at least 2, got {num_labels}")
-        if labels is not None and len(labels) != num_labels:
+        if labels is not None and num_labels is not None and len(labels) != num_labels:
             raise GPartError(f"labels names {len(labels)} classes, num_labels is {num_labels}: {labels}")
-        if labels is not None and len(set(labels)) != num_labels:
+        if labels is not None and len(set(labels)) != len(labels):
             twice = sorted({name for name in labels if labels.count(name) > 1})
-            raise GPartError(f"labels must differ, but {twice} stand more than once among {num_labels}")
+            raise GPartError(f"labels must differ, but {twice} stand more than once among {len(labels)}")
         if not 0 <= label_smoothing < 1:
             raise GPartError(f"label_smoothing must be from 0 to below 1, got {label_smoothing}")
         if mixup < 0:
@@ -101,10 +101,21 @@ class ImageClassifier(LightningModule):
         self.save_hyperparameters()
         self.model: nn.Module | None = None
         self._new_head: NewHead | None = None
-        # All scores are computed from one table of counts, with a row for each true class.
-        self.val_table = MulticlassConfusionMatrix(num_labels)
-        self.test_table = MulticlassConfusionMatrix(num_labels)
         self._mistakes: list[figures.Mistake] = []
+        self._said = {"num_labels": num_labels, "labels": labels}
+        self._labels: DataLabels | None = None
+        if num_labels is not None or labels is not None:  # else the data's, see setup
+            self._build(None)
+
+    def setup(self, stage: str) -> None:
+        """Takes over what the data tells of the classes, and what was left out here.
+
+        Raises:
+            GPartError: if the data tells something else than was said here.
+        """
+        told = labels_told(self)
+        if self._labels is None or told is not None:
+            self._build(told)
 
     def configure_model(self) -> None:
         """Loads the pretrained network, once. If the checkpoint's head does not fit, the head is new and random.
@@ -115,6 +126,8 @@ class ImageClassifier(LightningModule):
         """
         if self.model is not None:
             return
+        if self._labels is None:  # without a Trainer, which calls setup
+            self._build(None)
         network = networks.build(self.hparams["model"], self.hparams["num_labels"], self.hparams["labels"])
         if self.hparams["gradient_checkpointing"]:
             checkpoint_activations(network)
@@ -206,6 +219,19 @@ class ImageClassifier(LightningModule):
                 " classes: train it, with an adapter by modules_to_save"
             )
         return made
+
+    def _build(self, told: DataLabels | None) -> None:
+        """Settles the classes, makes the tables for them, and writes them into the hyperparameters."""
+        found = resolved_labels(self._said, told, _DEFAULT_LABELS)
+        if found == self._labels:
+            return
+        if found.num_labels < 2:
+            raise GPartError(f"num_labels must be at least 2, got {found.num_labels}")
+        # All scores are computed from one table of counts, with a row for each true class.
+        self.val_table = MulticlassConfusionMatrix(found.num_labels)
+        self.test_table = MulticlassConfusionMatrix(found.num_labels)
+        self._labels = found
+        self.save_hyperparameters({"num_labels": found.num_labels, "labels": found.names})
 
     def _check_head(self, stage: str) -> None:
         if self._new_head is not None:

@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 from gpart import GPartConfig, attach, load_adapter
 from gpart.callbacks import GPartCallback, LinearProbe, load_from_checkpoint
 from gpart.injection.names import plain_name
+from gpart.serialization.folder import read_folder
 
 SETTINGS: dict[str, Any] = {"d": 10, "target_modules": ["0", "2"], "modules_to_save": ["4"]}
 ROWS: dict[str, dict[str, Any]] = {
@@ -183,7 +184,8 @@ def run(out: Path, name: str, kind: str, rank: int, path: Path | None = None, dt
         module.net[4].weight.data += rank  # what each rank has drawn by itself: rank 0's is taken
     method = GPartCallback(**SETTINGS, weights=weights, indices=indices, dropout=dropout,
                            save_folder=str(out / f"{name}-{kind}-adapter"))  # fmt: skip
-    keeper = ModelCheckpoint(out / f"{name}-{kind}", "{epoch}", save_top_k=-1, enable_version_counter=False)
+    best = {"monitor": "step", "mode": "max"} if name == "plain" else {}  # its folder is written from the best file
+    keeper = ModelCheckpoint(out / f"{name}-{kind}", "{epoch}", save_top_k=-1, enable_version_counter=False, **best)
     fitting = trainer(
         out,
         ranks,
@@ -405,6 +407,8 @@ def test_files_of_two_load_in_one(kind: str, out: Path, two: list[dict[str, Any]
         assert load_adapter(net, source).theta.tolist() == expected["theta"]
         assert net[4].weight.tolist() == expected["head"]
         assert net[2].seen == 12
+    assert read_folder(out / f"plain-{kind}-adapter")[0].about.score["monitor"] == "step"
+    assert read_folder(out / f"dropout-{kind}-adapter")[0].about.score == {"step": expected["steps"]}
     module = load_from_checkpoint(Module, out / f"plain-{kind}" / "epoch=1.ckpt")
     assert module.net.gpart.default.theta.tolist() == expected["theta"]
     # and goes on: half of the run by two, half by one.

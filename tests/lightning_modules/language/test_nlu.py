@@ -242,8 +242,9 @@ def test_it_trains_with_dropout_on(module: Any) -> None:
     [
         ({"schedule": "step"}, "one of .*'linear', 'cosine', 'constant'.*, got 'step'"),
         ({"warmup_ratio": 1.5}, "from 0 to 1, got 1.5"),
-        ({"labels": ["a"]}, "labels names 1 classes, num_labels is 2"),
-        ({"metrics": ["pearson"]}, "metrics for num_labels=2"),
+        ({"labels": ["a"], "num_labels": 2}, "labels names 1 classes, num_labels is 2"),
+        ({"labels": ["a"]}, r"labels names the classes, \['a'\], and num_labels=1 is a regression"),
+        ({"metrics": ["pearson"], "num_labels": 2}, "metrics for num_labels=2"),
         ({"num_labels": 0}, "num_labels must be at least 1, got 0"),
     ],
 )

@@ -30,12 +30,9 @@ import torch
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
-from gpart.adapter import GPartAdapter
 from gpart.assets.fetching import gguf, loading, resolve
-from gpart.cli.fitting import Needs, choose, head_size
-from gpart.cli.message import warnings_told
+from gpart.bases.fitting import Needs, choose, head_size
 from gpart.errors import GPartError, GPartFileError
-from gpart.loading import load_adapter
 from gpart.serialization.manifest import Manifest
 
 TIMM, PYTHON = "timm:", "python:"
@@ -111,18 +108,57 @@ def load_base(
     return Base(model.eval(), kind, name, place)
 
 
-def attach_to(base: Base, source: str, check_base: bool = True, name: str | None = None) -> GPartAdapter:
-    """Loads an adapter onto a base; a warning is told as the command's own.
+def named_base(manifest: Manifest, source: str) -> str:
+    """The name that an adapter's manifest has for its base.
 
     Raises:
-        GPartError: if it does not fit.
+        GPartError: if it has none, as files from before 0.2 and those of models that do not know their own name.
     """
-    with warnings_told():
-        try:
-            return load_adapter(base.model, source, check_base=check_base, name=name)
-        except GPartError as error:
-            said = str(error).replace("check_base=False loads it", "--no-check-base loads it")
-            raise type(error)(said) from error
+    if manifest.about.base is None:
+        kind = manifest.about.model_class or "a model"
+        raise GPartError(
+            f"{source} does not say which base it was trained on ({kind} with fingerprint {manifest.base[:16]}...): give the"
+            " base's folder or name"
+        )
+    return manifest.about.base
+
+
+def base_of(
+    source: str, manifest: Manifest, tensors: Mapping[str, Tensor], name: str | None = None, **settings: Any
+) -> Base:
+    """The base of an adapter, with the adapter's names for the classes.
+
+    Args:
+        source: the adapter, for messages.
+        manifest: the adapter's.
+        tensors: the adapter's.
+        name: the base's name; default as the manifest has it.
+        settings: as for :func:`load_base`.
+
+    Raises:
+        GPartFileError: if it is not there.
+        GPartError: if the adapter names none, or it has no place for the adapter.
+    """
+    wanted = named_base(manifest, source) if name is None else name
+    try:
+        base = load_base(wanted, manifest, tensors, **settings)
+    except GPartError as error:
+        if name is not None:
+            raise
+        raise type(error)(
+            f"{source} was trained on {wanted!r}, which it names, and that cannot be loaded here: {error}. Give the base's"
+            " folder or name where it is another one here"
+        ) from error
+    name_classes(base.model, manifest.about.labels)
+    return base
+
+
+def name_classes(model: nn.Module, labels: list[str] | None) -> None:
+    """Gives a model of Transformers an adapter's names for its classes."""
+    config: Any = getattr(model, "config", None)
+    if labels and getattr(config, "num_labels", None) == len(labels):
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
 
 
 def load_again(base: Base, folder: Path) -> nn.Module:
