@@ -102,7 +102,9 @@ def load_adapter(
             )
         return _load_onto(model, *read_adapter(folder, name), str(folder), name, check_base, memory)
     if folder is not None:
-        raise GPartError(f"load_adapter takes the model, not its name: got {str(model)!r}. {str(folder)!r} alone names it")
+        raise GPartError(
+            f"load_adapter takes the model, not its name: got {str(model)!r}. {str(folder)!r} alone names it"
+        )
     # Only who has no model needs the libraries that build one.
     from gpart.bases.models import base_of  # noqa: PLC0415
 

@@ -1,6 +1,6 @@
 """Makes ``questions.jsonl`` and ``shapes/`` in this folder, the same each time: our own, small enough to look through.
 
-    python examples/data/make_pictures_and_questions.py
+python examples/data/make_pictures_and_questions.py
 """
 
 from __future__ import annotations

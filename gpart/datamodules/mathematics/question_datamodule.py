@@ -14,7 +14,7 @@ from gpart.datamodules.common.own_rows import BadRows, Policy, Row
 from gpart.datamodules.common.splits import check_held_out
 from gpart.datamodules.mathematics.asking import PROMPT, AskingDataModule, check_asking
 from gpart.datamodules.mathematics.own_questions import Judge, Usable, cut, find_columns, usable
-from gpart.datamodules.mathematics.questions import Question
+from gpart.datamodules.mathematics.questions import OwnQuestion, Question
 from gpart.errors import GPartError
 
 NO_TEST = (
@@ -185,7 +185,7 @@ class QuestionDataModule(AskingDataModule):
 
     def _asked(self, rows: list[Usable], name: str) -> list[Question]:
         prompts = self.conversations().prompts([one.question for one in rows])
-        return [
+        made: list[OwnQuestion] = [
             {
                 "input_ids": ids,
                 "idx": one.row.number - 1,
@@ -193,9 +193,11 @@ class QuestionDataModule(AskingDataModule):
                 "reference": one.answer,
                 "benchmark": name,
                 "place": one.row.file,
+                "rows": one.row.values,
             }
             for ids, one in zip(prompts, rows, strict=True)
         ]
+        return list(made)
 
     def _check_test(self) -> None:
         if not self.hparams["final_answers"]:

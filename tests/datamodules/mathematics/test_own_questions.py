@@ -313,6 +313,7 @@ def test_every_question_is_asked_and_needs_no_answer(data: Any, tmp_path: Path) 
     assert not any("reference" in batch for batch in batches)
     for batch in batches:
         assert batch["question"] == [f"What is {idx}?" for idx in batch["idx"]]
+        assert batch["rows"] == [{"id": "a", "question": f"What is {idx}?"} for idx in batch["idx"]]
 
 
 def test_answers_beside_the_questions_are_not_looked_at(data: Any, tmp_path: Path) -> None:
