@@ -133,7 +133,8 @@ class SeededDataModule(LightningDataModule):
             raise GPartError(
                 f"model={self.hparams['model']} of the data, and the LightningModule's is {name}: name one"
             )
-        self.save_hyperparameters({"model": name})
+        if name != self.hparams["model"]:
+            self.save_hyperparameters({"model": name})
         return name
 
     def on_one_rank(self, make: Callable[[], T]) -> T:

@@ -78,14 +78,14 @@ def checked(
     refuse_or_skip(list(dict.fromkeys(wrong)), on_bad_row, place)
     good = {}
     for part, own in parts.items():
-        rows, held = ([row for row in among if row not in faults[part]] for among in (own.rows, own.validation))
+        rows, validation = ([row for row in some if row not in faults[part]] for some in (own.rows, own.validation))
         names = own.pictures.classes if part == "train" else ()
         left = {own.pictures.labels[row] for row in rows}
         if missing := [name for label, name in enumerate(names) if label not in left]:
             raise GPartError(f"{place}: no picture of the classes {missing} is left to train on")
         if not rows:
             raise GPartError(f"{place}: none of the {len(own.rows)} pictures of {part} can be read")
-        good[part] = replace(own, rows=rows, validation=held)
+        good[part] = replace(own, rows=rows, validation=validation)
     return good
 
 

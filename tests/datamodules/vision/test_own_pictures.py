@@ -156,6 +156,9 @@ def test_a_picture_in_two_parts_cut_from_one_folder_is_looked_at_once(
     assert sorted(looked) == list(range(40))
     own.setup("test")
     assert len(looked) == 40
+    (tmp_path / "own" / "empty").mkdir()
+    with pytest.raises(GPartError, match=r"own: 1 bad: train: the class folder .*empty holds 0 pictures"):
+        data(tmp_path / "own").setup("fit")  # told once, though both parts are cut from it
 
 
 def test_one_rank_looks_and_the_others_are_told(data: Any, three_parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
