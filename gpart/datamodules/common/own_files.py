@@ -146,7 +146,7 @@ def _json(path: Path, bad: BadRows) -> Iterator[Row]:
             value, place = content, Row(str(path), number, line, {}).place
             if line is not None:
                 try:
-                    value = json.loads(content)
+                    value = json.loads(content.strip())
                 except ValueError as error:
                     bad.add_text(f"{place}: no JSON, {error}, got {shown(content.rstrip())}")
                     continue
@@ -210,7 +210,8 @@ def _of_splits(data: DatasetDict, place: str) -> dict[str, list[Row]]:
         if name in PARTS and PARTS[name] not in found:
             found[PARTS[name]] = _of_dataset(split, f"{place}, split {name}")
     if not found and len(data) == 1:
-        return {"": _of_dataset(*((split, f"{place}, split {name}") for name, split in data.items()))}
+        name, split = next(iter(data.items()))
+        return {"": _of_dataset(split, f"{place}, split {name}")}
     if not found:
         raise GPartError(f"{place} has the splits {list(data)}, and none is called {', '.join(PARTS)}")
     return found

@@ -258,5 +258,6 @@ class SequenceClassifier(LightningModule):
 
     def _measure(self, metrics: MetricCollection, logits: Tensor, labels: Tensor) -> None:
         # In half precision, different scores could become equal, and Spearman's ranks depend on ties.
+        labels = labels.float() if self.hparams["problem_type"] == "regression" else labels
         metrics.update(logits.float().squeeze(-1), labels)
         self.log_dict(metrics, prog_bar=True, batch_size=len(labels))

@@ -417,3 +417,77 @@ def test_worker_processes_give_the_same_batches(data: Any) -> None:
     for one, two in zip(batches(0), batches(1), strict=True):
         assert one["idx"] == two["idx"]
         assert torch.equal(one["input_ids"], two["input_ids"])
+
+
+def own_glue(folder: Path, glue_folder: Path, task: str, split: str, change: Any, kind: type = float) -> Path:
+    """A copy of the folder with plain labels of one kind, and one split of a task changed."""
+    import pandas as pd
+
+    shutil.copytree(glue_folder, folder)
+    for path in (folder / task).glob("*.parquet"):
+        frame = pd.read_parquet(path)
+        frame = frame.assign(label=[kind(label) for label in frame["label"]])
+        (change(frame) if path.name.startswith(f"{split}-") else frame).to_parquet(path)
+    return folder
+
+
+def prepared(own: GLUEDataModule) -> None:
+    own.prepare_data()
+    own.setup("fit")
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize(
+    ("task", "column", "value", "said"),
+    [
+        ("rte", "label", 2, "row 3: column 'label' must be a class from 0 to 1, got 2"),
+        ("rte", "label", -1, "row 3: column 'label' must be a class from 0 to 1, got -1"),
+        ("stsb", "label", float("nan"), "row 3: column 'label' must be a finite number, got (nan|None)"),
+        ("rte", "sentence2", None, "row 3: column 'sentence2' has no text, got None"),
+        ("cola", "sentence", " ", "row 3: column 'sentence' has no text, got ' '"),
+    ],
+)
+def test_a_bad_row_of_ones_own_is_named_before_the_first_step(
+    split: str,
+    task: str,
+    column: str,
+    value: Any,
+    said: str,
+    data: Any,
+    glue_folder: Path,
+    own_cache: Path,
+    tmp_path: Path,
+) -> None:
+    def change(frame: Any) -> Any:
+        values = frame[column].tolist()
+        values[2] = value
+        return frame.assign(**{column: values})
+
+    folder = own_glue(tmp_path / "own", glue_folder, task, split, change, float if task == "stsb" else int)
+    own = data(task, path=str(folder))
+    with pytest.raises(GPartError, match=f"split '{split}' of {task}, {said}"):
+        prepared(own)
+
+
+def test_text_where_a_number_is_needed_is_named(data: Any, glue_folder: Path, own_cache: Path, tmp_path: Path) -> None:
+    folder = own_glue(
+        tmp_path / "own",
+        glue_folder,
+        "stsb",
+        "train",
+        lambda frame: frame.assign(label=["n/a", *["1.0"] * (len(frame) - 1)]),
+        str,
+    )
+    own = data("stsb", path=str(folder))
+    with pytest.raises(
+        GPartError, match="split 'train' of stsb, row 1: column 'label' must be a finite number, got 'n/a'"
+    ):
+        prepared(own)
+
+
+def test_whole_numbers_are_numbers_of_a_regression(
+    data: Any, glue_folder: Path, own_cache: Path, tmp_path: Path
+) -> None:
+    own = data("stsb", path=str(own_glue(tmp_path / "own", glue_folder, "stsb", "train", lambda frame: frame, int)))
+    own.setup("fit")
+    assert next(iter(own.train_dataloader()))["labels"].dtype == torch.float32
