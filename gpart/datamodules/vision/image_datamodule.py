@@ -24,8 +24,7 @@ from gpart.datamodules.vision.settings import Normalisation, load_settings
 from gpart.datamodules.vision.sources import DRAWN, HELD_OUT, OWN, DatasetName, Part, Source
 from gpart.errors import GPartError
 
-_PARTS = {"fit": "train", "validate": "train", "test": "test", "predict": "predict"}
-"""The part that a stage needs."""
+_PARTS = {"fit": "train", "validate": "train", "test": "test", "predict": "predict"}  # that a stage needs
 
 
 class ImageDataModule(SeededDataModule):
@@ -55,9 +54,8 @@ class ImageDataModule(SeededDataModule):
       test split. Here the classes keep their proportions, which a split at random does roughly.
     - ``imagefolder``: your own pictures in ``path/train/CLASS/*`` and ``path/test/CLASS/*``; or in ``path/CLASS/*``,
       from which a fifth is cut as the test split, by a hash of the files' names, the same for every ``seed``. In place
-      of the CLASS folders there may be a ``metadata.csv`` or ``metadata.jsonl`` with ``file_name`` and ``label``. ``fit``
-      reads every picture of all parts before its first step, to find the damaged ones (:mod:`.checking` has the cost:
-      about a second for 1,000 JPEGs and core).
+      of the CLASS folders there may be a ``metadata.csv`` or ``metadata.jsonl`` with ``file_name`` and ``label``. All
+      pictures are looked at before the first step (:mod:`.checking` has the cost: a second for 1,000 JPEGs on a core).
     - ``hub``: any data set on the hub, or folder with the same layout, with an image column and a column of classes.
 
     torchvision downloads and verifies pets, CIFAR, FGVC-Aircraft and DTD. The others are read with ``datasets`` or from
@@ -86,9 +84,8 @@ class ImageDataModule(SeededDataModule):
             handwriting.
         image_size: the height and width of the model's input, in pixels; the default is the model's own.
         label_column: for ``hub``, the column of classes, if there are several.
-        on_bad_row: for ``imagefolder``, what is done about a picture that can't be read, a class without pictures, or
-            one that is not in the training split: stop with an ``error`` before the first step, or ``skip`` it and say
-            how many.
+        on_bad_row: for ``imagefolder``, at a picture that can't be read, a class without pictures, or one that is not in
+            the training split: stop with an ``error`` before the first step, or ``skip`` it and say how many.
 
     Raises:
         GPartError: if a setting is out of its range.
@@ -125,8 +122,7 @@ class ImageDataModule(SeededDataModule):
         if on_bad_row != "error" and dataset != OWN[0]:
             raise GPartError(f"on_bad_row={on_bad_row!r} is for dataset {OWN[0]!r}, got {dataset!r}")
         # Plain types, since a checkpoint holds the hyperparameters and torch.load(weights_only=True) refuses a Path.
-        model, path = (None if given is None else str(given) for given in (model, path))
-        root = str(root)
+        root, (model, path) = str(root), (None if given is None else str(given) for given in (model, path))
         crop_scale = [float(share) for share in crop_scale]
         self.source = Source(dataset, root, path, label_column)
         self.save_hyperparameters()

@@ -59,7 +59,7 @@ class Answering(LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Returns the output for each question and the final answer marked in it, beside what its row has."""
         outputs = self._outputs(batch)[0]
-        asked = {name: batch[name] for name in ("idx", "question", "rows") if name in batch}
+        asked: dict[str, Any] = {name: batch[name] for name in ("idx", "question", "rows") if name in batch}
         return beside(asked, {"output": outputs, "answer": [extract_answer(output) for output in outputs]})
 
     def generate(self, batch: Batch) -> list[str]:
