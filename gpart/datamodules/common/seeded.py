@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import Sampler
@@ -18,6 +18,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from gpart.datamodules.common.epoch_sampler import EpochSampler
 from gpart.datamodules.common.length_groups import LengthGroupedSampler
 from gpart.errors import GPartError
+
+T = TypeVar("T")
 
 
 def check_loading(num_workers: int, **sizes: int) -> None:
@@ -116,6 +118,31 @@ class SeededDataModule(LightningDataModule):
         if self.trainer is not None:
             sampler.progress = TrainerProgress(self.trainer)
         return sampler
+
+    def base_model(self) -> str:
+        """The model whose tokenizer or image settings are used: the setting ``model``, else the LightningModule's.
+
+        It is then the setting, since Lightning's loggers refuse a hyperparameter that differs between the two.
+
+        Raises:
+            GPartError: if neither names one.
+        """
+        module = None if self.trainer is None else self.trainer.lightning_module
+        name = self.hparams["model"] or (None if module is None else module.hparams.get("model"))
+        if not isinstance(name, str):
+            raise GPartError(
+                f"model={self.hparams['model']} of the data, and the LightningModule's is {name}: name one"
+            )
+        if name != self.hparams["model"]:
+            self.save_hyperparameters({"model": name})
+        return name
+
+    def on_one_rank(self, make: Callable[[], T]) -> T:
+        """Calls a function on the first rank alone and returns its result on every rank. The function must not raise."""
+        if self.trainer is None:
+            return make()
+        result: T = self.trainer.strategy.broadcast(make() if self.trainer.is_global_zero else None)  # type: ignore[assignment]
+        return result
 
     def loader(
         self,

@@ -7,6 +7,7 @@ order of the rows, on a library's random generator or on the platform.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -53,6 +54,36 @@ def hold_out(rows: Sequence[Row], part: float, seed: int) -> tuple[list[int], li
     held = chosen(rows, range(len(rows)), size, seed)
     out = set(held)
     return [at for at in range(len(rows)) if at not in out], held
+
+
+def useful_fraction(held_out: float | None, rows: int, classes: int = 1, default: float = 0.1) -> float:
+    """The fraction of a user's own rows to hold out: enough to choose a checkpoint by.
+
+    These are 50 rows, or a tenth if that is less, and at least one for each class.
+
+    Args:
+        held_out: the user's setting; None takes ``default``, or the smallest useful fraction if that is more.
+        rows: the number of rows to hold out from.
+        classes: the number of classes.
+        default: the fraction that is held out of much data.
+
+    Raises:
+        GPartError: if the user's setting is below the smallest useful fraction.
+
+    Example:
+        >>> useful_fraction(None, 60), useful_fraction(None, 60, classes=12), useful_fraction(0.05, 4000)
+        (0.1, 0.2, 0.05)
+    """
+    least = max(classes, min(50, round(rows / 10)), 1)
+    smallest = math.ceil(1000 * least / rows) / 1000
+    if held_out is None:
+        return max(default, least / rows)
+    if round(held_out * rows) < least:
+        raise GPartError(
+            f"held_out={held_out} of {rows} rows is {round(held_out * rows)}, too few to choose a checkpoint by; the"
+            f" smallest useful fraction is {smallest} ({least} rows)"
+        )
+    return held_out
 
 
 def chosen(rows: Sequence[Row], among: range | list[int], size: int, seed: int) -> list[int]:

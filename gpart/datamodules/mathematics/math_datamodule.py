@@ -9,27 +9,18 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from datasets import Dataset
-from lightning.pytorch.utilities import rank_zero_info
-from torchdata.stateful_dataloader import StatefulDataLoader
 
-from gpart.datamodules.common.seeded import SeededDataModule, check_loading
-from gpart.datamodules.common.splits import check_held_out, chosen, hold_out
-from gpart.datamodules.common.text import Keyed
+from gpart.datamodules.common.splits import check_held_out, hold_out
+from gpart.datamodules.mathematics.asking import PROMPT, AskingDataModule, check_asking
 from gpart.datamodules.mathematics.benchmarks import load_benchmark, place_of
-from gpart.datamodules.mathematics.conversations import Conversations, Report
-from gpart.datamodules.mathematics.loss_batches import LossCollate
-from gpart.datamodules.mathematics.packing import PackedCollate, Packs, pack
-from gpart.datamodules.mathematics.questions import Question, QuestionCollate, Questions, QuestionSampler
 from gpart.datamodules.mathematics.sources import Benchmark, ask, load_split, questions_of
 from gpart.errors import GPartError
 
 Asked = Literal["held_out", "gsm8k", "math"]
 """What validation can ask: rows held out, or the training split of a benchmark."""
 
-PROMPT = "Question: {question}\nAnswer:"
 
-
-class MathDataModule(SeededDataModule):
+class MathDataModule(AskingDataModule):
     """Questions with worked answers, for any Hugging Face causal language model.
 
     - ``fit`` trains on the training set, without the rows that are held out.
@@ -122,19 +113,11 @@ class MathDataModule(SeededDataModule):
         known = list(get_args(Benchmark))
         if isinstance(benchmarks, str) or not benchmarks or not set(benchmarks) <= set(known):
             raise GPartError(f"benchmarks must be a list of some of {known}, got {benchmarks!r}")
-        if "{question}" not in prompt:
-            raise GPartError(f"prompt must have {{question}} in it, got {prompt!r}")
-        if chat_template and prompt != PROMPT:
-            raise GPartError(f"chat_template=True makes the prompt, so there can be no other, got {prompt!r}")
         check_held_out(held_out)
-        check_loading(num_workers, batch_size=batch_size, eval_batch_size=eval_batch_size, max_length=max_length)
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "max_length": max_length}
+        check_asking(prompt, chat_template, val_questions, test_questions, num_workers, **sizes)
         if val_questions_of not in get_args(Asked):
             raise GPartError(f"val_questions_of must be one of {get_args(Asked)}, got {val_questions_of!r}")
-        if val_questions < 0 or (test_questions is not None and test_questions < 1):
-            raise GPartError(
-                f"val_questions must be 0 or more and test_questions 1 or more, got {val_questions} and"
-                f" {test_questions}"
-            )
         if questions is not None and (
             isinstance(questions, str) or not questions or not all(map(str.strip, questions))
         ):
@@ -144,18 +127,29 @@ class MathDataModule(SeededDataModule):
         benchmarks = list(dict.fromkeys(benchmarks))
         questions = None if questions is None else list(questions)
         self.save_hyperparameters()
-        self.parts: dict[str, Dataset] = {}
-        self.questions: dict[str, list[Question]] = {}
-        self.report: Report | None = None
-        self._own: Conversations | None = None
-        self._rows: list[list[int]] | None = None
+
+    @property
+    def tested(self) -> list[str]:
+        """The benchmarks."""
+        return list(self.hparams["benchmarks"])
+
+    @property
+    def predicted(self) -> list[str]:
+        """The given ``questions``, or those of all benchmarks."""
+        return ["own"] if self.hparams["questions"] is not None else self.tested
+
+    @property
+    def validated(self) -> str:
+        """``held_out``, or the training questions of a benchmark."""
+        source = str(self.hparams["val_questions_of"])
+        return source if source == "held_out" else f"{source}_train"
 
     def prepare_data(self) -> None:
         """Downloads the model and the data and tokenises the training set. Only one process does this.
 
         The other processes then find the result in the cache.
         """
-        own = self._conversations()
+        own = self.conversations()
         stage = None if self.trainer is None else self.trainer.state.fn
         if stage in (None, "fit", "validate"):
             own.encode(self._training_set(), self.hparams["train"], self.hparams["max_length"])
@@ -176,114 +170,39 @@ class MathDataModule(SeededDataModule):
         if stage in ("fit", "validate"):
             if "val" not in self.parts:
                 self._split()
-            if stage == "fit" and self.hparams["packing"] and self._rows is None:
-                self._rows = pack(self.parts["train"]["length"][:], self.hparams["max_length"])
+            if stage == "fit":
+                self.pack_rows()
             return
         texts = self.hparams["questions"]
         if stage == "predict" and texts is not None:
             numbers = list(range(len(texts)))
-            self.questions["own"] = ask(texts, [None] * len(texts), numbers, "own", self._conversations())
+            self.questions["own"] = ask(texts, [None] * len(texts), numbers, "own", self.conversations())
             return
         for name in self.hparams["benchmarks"]:
             if name not in self.questions:
                 data, size = load_benchmark(self.hparams, name, "test"), self.hparams["test_questions"]
                 numbers = list(range(len(data)))
                 if size is not None:
-                    numbers = self._some(numbers, size, "test_questions", f"questions of {name}")
+                    numbers = self.some(numbers, size, "test_questions", f"questions of {name}")
                 self.questions[name] = questions_of(
-                    data, numbers, name, place_of(self.hparams, name), self._conversations()
+                    data, numbers, name, place_of(self.hparams, name), self.conversations()
                 )
 
-    def train_dataloader(self) -> StatefulDataLoader:
-        """The training set without the rows held out, in random order, in batches of similar length or packed."""
-        examples, pad, size = self._split_of("train"), self._conversations().pad, self.hparams["batch_size"]
-        if self._rows is not None:
-            packs = Packs(examples, self._rows)
-            return self.loader(Keyed(packs), PackedCollate(pad), size, self.sampler(len(packs)))
-        return self.loader(Keyed(examples), LossCollate(pad), size, self.grouped_sampler(examples["length"][:]))
-
-    def val_dataloader(self) -> list[StatefulDataLoader]:
-        """The rows held out, for the loss. With ``val_questions``, a second loader asks some of them as questions."""
-        loss = LossCollate(self._conversations().pad)
-        loaders = [self.loader(Keyed(self._split_of("val")), loss, self.hparams["batch_size"])]
-        if self.hparams["val_questions"]:
-            loaders.append(self._ask([self._asked_in_validation]))
-        return loaders
-
-    def test_dataloader(self) -> list[StatefulDataLoader]:
-        """One loader for the questions of each benchmark, in the order of ``benchmarks``."""
-        return [self._ask([name]) for name in self.hparams["benchmarks"]]
-
-    def predict_dataloader(self) -> StatefulDataLoader:
-        """The given ``questions``, or those of all benchmarks."""
-        return self._ask(["own"] if self.hparams["questions"] is not None else self.hparams["benchmarks"])
-
     def _split(self) -> None:
-        """Makes the splits ``train`` and ``val`` by the rows' numbers, without the rows that have nothing to learn."""
-        own, data, seed = self._conversations(), self._training_set(), self.hparams["seed"]
-        examples, self.report = own.encode(data, self.hparams["train"], self.hparams["max_length"])
-        if self.report.rows != len(examples) or self.report.truncated:
-            rank_zero_info(f"{self.hparams['train']}: {self.report}")
-        held = set(hold_out([(0, at) for at in range(len(data))], self.hparams["held_out"], seed)[1])
-        numbers, lengths = examples["idx"][:], examples["length"][:]
-        parts: dict[str, list[int]] = {"train": [], "val": []}
-        for at, number in enumerate(numbers):
-            parts["val" if number in held else "train"].append(at)
-        for part, found in parts.items():
-            if not found:
-                raise GPartError(f"{self.hparams['train']} leaves no row for {part}: {self.report}")
-        if self.hparams["val_questions"]:
-            self._choose_questions(data, [numbers[at] for at in parts["val"]])
-        size = self.hparams["train_size"]
-        if size is not None:
-            row_of = {numbers[at]: at for at in parts["train"]}
-            parts["train"] = [row_of[at] for at in self._some(list(row_of), size, "train_size", "rows not held out")]
-        # The order of the rows held out does not matter. Sorted by length, they need less padding.
-        parts["val"].sort(key=lambda at: -lengths[at])
-        self.parts = {part: examples.select(found) for part, found in parts.items()}
-
-    def _choose_questions(self, data: Dataset, held: list[int]) -> None:
-        """Chooses the questions of validation: of the training data's rows held out, or of a benchmark's training split."""
-        source, size, own = self.hparams["val_questions_of"], self.hparams["val_questions"], self._conversations()
-        place, what, name = self.hparams["train"], "rows held out", self._asked_in_validation
+        """Makes the splits ``train`` and ``val`` by the rows' numbers, and chooses the questions of validation."""
+        data = self._training_set()
+        held = hold_out([(0, at) for at in range(len(data))], self.hparams["held_out"], self.hparams["seed"])[1]
+        kept = self.divide(data, self.hparams["train"], set(held))
+        source, size, place = (self.hparams[name] for name in ("val_questions_of", "val_questions", "train"))
+        if not size:
+            return
+        what = "rows held out"
         if source != "held_out":
             place, what = place_of(self.hparams, source), f"training questions of {source}"
-            data = load_benchmark(self.hparams, self.hparams["val_questions_of"], "train")
-            held = list(range(len(data)))
-        self.questions[name] = questions_of(data, self._some(held, size, "val_questions", what), name, place, own)
-
-    @property
-    def _asked_in_validation(self) -> str:
-        source = str(self.hparams["val_questions_of"])
-        return source if source == "held_out" else f"{source}_train"
-
-    def _some(self, numbers: list[int], size: int, setting: str, what: str) -> list[int]:
-        if not 1 <= size <= len(numbers):
-            raise GPartError(f"{setting} must be from 1 to the {len(numbers)} {what}, got {size}")
-        places = chosen([(0, number) for number in numbers], range(len(numbers)), size, self.hparams["seed"])
-        return [numbers[at] for at in places]
-
-    def _ask(self, names: list[str]) -> StatefulDataLoader:
-        if missing := [name for name in names if name not in self.questions]:
-            raise GPartError(
-                f"no questions {missing} among {sorted(self.questions)}: setup() has not run for this stage"
-            )
-        questions = Questions([one for name in names for one in self.questions[name]])
-        sampler, size = QuestionSampler(len(questions), *self.place), self.hparams["eval_batch_size"]
-        return self.loader(questions, QuestionCollate(self._conversations().pad), size, sampler)
-
-    def _split_of(self, part: str) -> Dataset:
-        if part not in self.parts:
-            raise GPartError(f"no part {part!r} among {sorted(self.parts)}: setup() has not run for this stage")
-        return self.parts[part]
-
-    def _conversations(self) -> Conversations:
-        if self._own is None:
-            settings = self.hparams
-            self._own = Conversations(
-                settings["model"], settings["prompt"], settings["chat_template"], settings["completion_only_loss"]
-            )
-        return self._own
+            data = load_benchmark(self.hparams, source, "train")
+            kept = list(range(len(data)))
+        numbers = self.some(kept, size, "val_questions", what)
+        self.questions[self.validated] = questions_of(data, numbers, self.validated, place, self.conversations())
 
     def _training_set(self) -> Dataset:
         return load_split(self.hparams["train"], self.hparams["train_config"], "train")

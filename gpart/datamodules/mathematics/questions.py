@@ -33,6 +33,13 @@ class Question(TypedDict):
     """The data set or the file that its row is in, for messages; empty if there is none."""
 
 
+class OwnQuestion(Question):
+    """A question of a user's own file."""
+
+    rows: dict[str, Any]
+    """What its row has in the file, which stands beside the prediction."""
+
+
 class Questions(Dataset[dict[str, Any]]):
     """Questions sorted by the length of their prompts, the longest first, so that little of a batch is padding.
 
@@ -90,11 +97,13 @@ class QuestionCollate:
     def __call__(self, questions: list[dict[str, Any]]) -> dict[str, Any]:
         """Returns the batch: ``input_ids``, ``attention_mask``, and lists of everything else.
 
-        The list ``reference`` is left out if a question has none.
+        The list ``reference`` is left out if a question has none, and so is ``rows``.
         """
         longest = max(len(one["input_ids"]) for one in questions)
         rest = [longest - len(one["input_ids"]) for one in questions]
         names = ["idx", "question", "benchmark", "place", "repeated"]
+        if all("rows" in one for one in questions):
+            names.append("rows")
         if all(one["reference"] is not None for one in questions):
             names.append("reference")
         return {

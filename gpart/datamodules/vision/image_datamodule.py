@@ -14,13 +14,17 @@ from typing import Any
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from gpart.datamodules.common.epoch_sampler import EpochSampler
+from gpart.datamodules.common.own_rows import BadRows, Policy
 from gpart.datamodules.common.seeded import SeededDataModule, check_loading
-from gpart.datamodules.common.splits import check_held_out, chosen, hold_out
+from gpart.datamodules.common.splits import check_held_out, chosen, hold_out, useful_fraction
+from gpart.datamodules.vision.checking import checked
 from gpart.datamodules.vision.pictures import Collate, Images
 from gpart.datamodules.vision.reading import evaluation_transform, training_transform
 from gpart.datamodules.vision.settings import Normalisation, load_settings
-from gpart.datamodules.vision.sources import DRAWN, HELD_OUT, DatasetName, Source
+from gpart.datamodules.vision.sources import DRAWN, HELD_OUT, OWN, DatasetName, Part, Source
 from gpart.errors import GPartError
+
+_PARTS = {"fit": "train", "validate": "train", "test": "test", "predict": "predict"}  # that a stage needs
 
 
 class ImageDataModule(SeededDataModule):
@@ -29,7 +33,8 @@ class ImageDataModule(SeededDataModule):
     - ``fit`` trains on the training split, without the rows that are held out.
     - ``validate`` uses the rows held out. They also select the checkpoint.
     - ``test`` scores the test split.
-    - ``predict`` labels the pictures of the test split.
+    - ``predict`` labels the pictures of the test split; of an ``imagefolder`` without one, all pictures below ``path``,
+      with or without folders for the classes.
 
     Training pictures are random crops, which are mirrored at random. All other pictures are resized, and their centre
     is cut out. Size, mean, standard deviation and interpolation are those of the model. A batch holds ``pixel_values``
@@ -48,7 +53,9 @@ class ImageDataModule(SeededDataModule):
     - ``dtd``: all 5,640 pictures are split by ``seed``: 4,060 are trained on, 452 select the checkpoint, 1,128 are the
       test split. Here the classes keep their proportions, which a split at random does roughly.
     - ``imagefolder``: your own pictures in ``path/train/CLASS/*`` and ``path/test/CLASS/*``; or in ``path/CLASS/*``,
-      from which a fifth is cut as the test split, by a hash of the files' names, the same for every ``seed``.
+      from which a fifth is cut as the test split, by a hash of the files' names, the same for every ``seed``. In place
+      of the CLASS folders there may be a ``metadata.csv`` or ``metadata.jsonl`` with ``file_name`` and ``label``. All
+      pictures are looked at before the first step (:mod:`.checking` has the cost: a second for 1,000 JPEGs on a core).
     - ``hub``: any data set on the hub, or folder with the same layout, with an image column and a column of classes.
 
     torchvision downloads and verifies pets, CIFAR, FGVC-Aircraft and DTD. The others are read with ``datasets`` or from
@@ -57,13 +64,15 @@ class ImageDataModule(SeededDataModule):
 
     Args:
         dataset: the data set's name.
-        model: the model that gets the pictures: a name on the hub, a folder, ``packaged:NAME``, or ``timm:NAME``.
+        model: the model that gets the pictures: a name on the hub, a folder, ``packaged:NAME``, or ``timm:NAME``. The
+            default is the LightningModule's ``model``.
         root: the folder for torchvision's downloads.
         path: the data of ``imagefolder`` (also ``packaged:NAME``) or ``hub``, or a copy of ``stanford-cars``,
             ``eurosat`` or ``resisc45``.
         batch_size: pictures per step and device.
         held_out: the fraction of all that is no test split that is held out, stratified by class. By default, the data
-            set's own validation split is held out, or a tenth if it has none.
+            set's own validation split is held out, or a tenth if it has none (of an ``imagefolder``, at least one
+            picture for each class).
         train_size: train on this many of the remaining rows only, stratified. A smaller number takes a subset of what a
             larger one takes.
         seed: the seed of both choices, and of DTD's test split. Together with the seed of ``seed_everything``, if it is
@@ -75,6 +84,8 @@ class ImageDataModule(SeededDataModule):
             handwriting.
         image_size: the height and width of the model's input, in pixels; the default is the model's own.
         label_column: for ``hub``, the column of classes, if there are several.
+        on_bad_row: for ``imagefolder``, at a picture that can't be read, a class without pictures, or one that is not in
+            the training split: stop with an ``error`` before the first step, or ``skip`` it and say how many.
 
     Raises:
         GPartError: if a setting is out of its range.
@@ -82,8 +93,8 @@ class ImageDataModule(SeededDataModule):
 
     def __init__(
         self,
-        dataset: DatasetName,
-        model: str,
+        dataset: DatasetName = "imagefolder",
+        model: str | None = None,
         root: str = "data",
         path: str | None = None,
         batch_size: int = 64,
@@ -95,6 +106,7 @@ class ImageDataModule(SeededDataModule):
         hflip: float = 0.5,
         image_size: int | None = None,
         label_column: str | None = None,
+        on_bad_row: Policy = "error",
     ) -> None:
         super().__init__()
         if held_out is not None:
@@ -106,8 +118,11 @@ class ImageDataModule(SeededDataModule):
             raise GPartError(f"hflip is a probability, from 0 to 1, got {hflip}")
         if image_size is not None and image_size < 1:
             raise GPartError(f"image_size is a number of pixels, at least 1, got {image_size}")
+        BadRows(on_bad_row)  # which checks it
+        if on_bad_row != "error" and dataset != OWN[0]:
+            raise GPartError(f"on_bad_row={on_bad_row!r} is for dataset {OWN[0]!r}, got {dataset!r}")
         # Plain types, since a checkpoint holds the hyperparameters and torch.load(weights_only=True) refuses a Path.
-        model, root, path = str(model), str(root), None if path is None else str(path)
+        root, (model, path) = str(root), (None if given is None else str(given) for given in (model, path))
         crop_scale = [float(share) for share in crop_scale]
         self.source = Source(dataset, root, path, label_column)
         self.save_hyperparameters()
@@ -117,23 +132,23 @@ class ImageDataModule(SeededDataModule):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes' names, in the order of their numbers.
+        """The classes' names, in the order of their numbers; none if only a folder without classes was read.
 
         Raises:
             GPartError: if setup() has not run.
         """
-        if not self.classes:
+        if not self.classes and not self.parts:
             raise GPartError(f"the classes of {self.hparams['dataset']} are not known yet: setup() has not run")
         return self.classes
 
     @property
-    def num_labels(self) -> int:
-        """The number of classes."""
-        return len(self.labels)
+    def num_labels(self) -> int | None:
+        """The number of classes; None if they are not known."""
+        return len(self.labels) or None
 
     def prepare_data(self) -> None:
         """Downloads the data and the model's settings. Only one process does this."""
-        load_settings(self.hparams["model"])
+        load_settings(self.base_model())
         self.source.prepare()
 
     def setup(self, stage: str) -> None:
@@ -145,12 +160,18 @@ class ImageDataModule(SeededDataModule):
                 rows, or the number of classes differs from the LightningModule's ``num_labels``.
         """
         stage = str(getattr(stage, "value", stage))
-        part = "train" if stage in ("fit", "validate") else "test"
-        if part not in self.parts:
+        part, own = _PARTS[stage], self.hparams["dataset"] == OWN[0]
+        # All parts of one's own pictures are looked at before the first step, not only those of the fit.
+        parts = [name for name in ((part, "test") if own and stage == "fit" else (part,)) if name not in self.parts]
+        if parts:
             if self.settings is None:
-                size, own = self.hparams["image_size"], load_settings(self.hparams["model"])
-                self.settings = own if size is None else own.resized(size)
-            self._read(part, self.settings)
+                size, settings = self.hparams["image_size"], load_settings(self.base_model())
+                self.settings = settings if size is None else settings.resized(size)
+            found = {name: self.source.load(name, self.hparams["seed"]) for name in parts}
+            if own:
+                found = checked(found, self.hparams["on_bad_row"], str(self.hparams["path"]), self.on_one_rank)
+            for name, source in found.items():
+                self._read(name, source, self.settings)
         self._check_head()
 
     def train_dataloader(self) -> StatefulDataLoader:
@@ -167,8 +188,8 @@ class ImageDataModule(SeededDataModule):
         return self._loader(self._split("test"))
 
     def predict_dataloader(self) -> StatefulDataLoader:
-        """The test split. Its batches hold no labels."""
-        return self._loader(self._split("test"), labels=False)
+        """The test split, or the whole folder. Its batches hold no labels."""
+        return self._loader(self._split("predict"), labels=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over the run's seed from a checkpoint, also for the random crops.
@@ -187,16 +208,17 @@ class ImageDataModule(SeededDataModule):
         if "train" in self.parts:  # setup() ran before
             self.parts["train"] = replace(self.parts["train"], seed=self.run_seed)
 
-    def _read(self, part: str, settings: Normalisation) -> None:
+    def _read(self, part: str, source: Part, settings: Normalisation) -> None:
         seed, size, fraction = (self.hparams[name] for name in ("seed", "train_size", "held_out"))
-        source = self.source.load(part, seed)
         pictures, rows, held = source.pictures, source.rows, source.validation
-        self.classes = pictures.classes
-        if part == "test":
-            self.parts["test"] = Images(pictures, rows, evaluation_transform(settings))
+        self.classes = pictures.classes or self.classes
+        if part != "train":
+            self.parts[part] = Images(pictures, rows, evaluation_transform(settings))
             return
         ids = pictures.rows()
         if fraction is not None or not held:
+            if self.hparams["dataset"] == OWN[0]:
+                fraction = useful_fraction(fraction, len(rows), len(self.classes), HELD_OUT)
             _, places = hold_out([ids[row] for row in rows], HELD_OUT if fraction is None else fraction, seed)
             held = [rows[at] for at in places]
         out = set(held)
@@ -214,7 +236,8 @@ class ImageDataModule(SeededDataModule):
     def _check_head(self) -> None:
         module = None if self.trainer is None else self.trainer.lightning_module
         head = None if module is None else module.hparams.get("num_labels")
-        if head is not None and head != self.num_labels:
+        # The classes of a plain folder are not known, and predict does not need them.
+        if head is not None and self.classes and head != self.num_labels:
             raise GPartError(
                 f"{self.hparams['dataset']} has {self.num_labels} classes, and the model's head num_labels={head}"
             )

@@ -38,6 +38,8 @@ class Pictures:
     """The folder, or the data set's name."""
     validation: int = 0
     """How many rows, the last ones, are those of the data set's own validation split."""
+    wrong: tuple[str, ...] = ()
+    """What is none of the rows, since it can't be used, with the reason."""
 
     def rows(self) -> list[Row]:
         """The class and the name of each row."""

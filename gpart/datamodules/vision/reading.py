@@ -25,7 +25,7 @@ from gpart.datamodules.vision.settings import Normalisation
 from gpart.errors import GPartError
 
 # What Pillow raises for a damaged file. UnidentifiedImageError and "image file is truncated" are OSErrors.
-_DAMAGED = (
+DAMAGED = (
     OSError,
     SyntaxError,
     ValueError,
@@ -109,15 +109,20 @@ def read_rgb(read: Reader, row: int, name: str) -> Image.Image:
             if image.mode == "F":
                 raise GPartError("pixels are floating-point numbers, whose range is not known")
             return _rgb(_upright(image))
-    except _DAMAGED as error:
+    except DAMAGED as error:
         # On one line, since UnreadableImageError keeps only the last line of a worker's traceback.
-        raise UnreadableImageError(f"can't read the picture {name}: {' '.join(str(error).split())}") from error
+        raise UnreadableImageError(f"can't read the picture {name}: {on_one_line(error)}") from error
+
+
+def on_one_line(error: Exception) -> str:
+    """An error's message on one line."""
+    return " ".join(str(error).split())
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except _DAMAGED:  # the EXIF block is damaged, but not the pixels
+    except DAMAGED:  # the EXIF block is damaged, but not the pixels
         return image
 
 

@@ -20,7 +20,7 @@ from torchvision import datasets
 
 from gpart.assets.fetching import PREFIX, resolve
 from gpart.datamodules.common.splits import chosen, hold_out
-from gpart.datamodules.vision.folders import read_folders
+from gpart.datamodules.vision.folders import has_test_split, read_folders, read_plain
 from gpart.datamodules.vision.pictures import Pictures
 from gpart.datamodules.vision.reading import FromArray, FromFiles, path_name
 from gpart.datamodules.vision.tables import read_tables
@@ -167,17 +167,24 @@ class Source:
         """Loads one part.
 
         Args:
-            part: ``train``, which holds what selects the checkpoint too, or ``test``.
+            part: ``train``, which holds what selects the checkpoint too; ``test``; or ``predict``, which is the test
+                split too, but all pictures of an ``imagefolder`` that has none.
             seed: the seed that draws the parts of DTD.
 
         Raises:
             GPartFileError: if the data is not there.
             GPartError: if it is damaged, or lacks what is needed.
         """
+        if self.dataset == "imagefolder":
+            folder = Path(resolve(str(self.path))).expanduser()
+            if part == "predict" and not has_test_split(folder):
+                plain = read_plain(folder)
+                return Part(plain, list(range(len(plain.labels))), [])
+        part = "test" if part == "predict" else part
         if self.dataset in TORCHVISION:
             pictures, whole = self._torchvision(part), self.dataset in DRAWN
         elif self.dataset == "imagefolder":
-            pictures, whole = read_folders(Path(resolve(str(self.path))).expanduser(), part)
+            pictures, whole = read_folders(folder, part)
         else:
             place = self.path or HUB[self.dataset]
             if place.startswith(PREFIX):

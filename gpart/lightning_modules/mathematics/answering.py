@@ -14,6 +14,7 @@ from torch import nn
 from torchmetrics import MeanMetric
 
 from gpart.errors import GPartError
+from gpart.lightning_modules.common.row_columns import beside
 from gpart.lightning_modules.mathematics.answers import extract_answer
 from gpart.lightning_modules.mathematics.generation import Generator, judge, most_tokens, write_rows
 from gpart.lightning_modules.mathematics.vllm_engine import Answered, answer_all, batches_of, check_processes
@@ -23,6 +24,9 @@ Batch = dict[str, Any]
 
 class Answering(LightningModule):
     """The half of :class:`CausalLM` that generates and scores. Its hyperparameters are that class's."""
+
+    final_answer = staticmethod(extract_answer)
+    """Finds what an answer is scored by; a DataModule asks for it, to name a reference without one before the first step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,10 +57,10 @@ class Answering(LightningModule):
         self._answer(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
-        """Returns the output for each question, and the final answer marked in it."""
+        """Returns the output for each question and the final answer marked in it, beside what its row has."""
         outputs = self._outputs(batch)[0]
-        columns: dict[str, list[Any]] = {name: batch[name] for name in ("idx", "question") if name in batch}
-        return {**columns, "output": outputs, "answer": [extract_answer(output) for output in outputs]}
+        asked: dict[str, Any] = {name: batch[name] for name in ("idx", "question", "rows") if name in batch}
+        return beside(asked, {"output": outputs, "answer": [extract_answer(output) for output in outputs]})
 
     def generate(self, batch: Batch) -> list[str]:
         """Returns the greedy continuation of each prompt by Transformers, without the stop string that ended it."""

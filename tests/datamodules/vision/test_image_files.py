@@ -135,9 +135,9 @@ DAMAGED = {
 
 @pytest.mark.parametrize(("kind", "workers"), [*((kind, 0) for kind in DAMAGED), ("cut short", 1)])
 def test_a_damaged_picture_is_named_in_one_line(kind: str, workers: int, data: Any, own_folder: Path) -> None:
-    (own_folder / "test" / "dog" / "dog_102.png").write_bytes(DAMAGED[kind])
     own = data(path=str(own_folder), num_workers=workers)
     own.setup("test")
+    (own_folder / "test" / "dog" / "dog_102.png").write_bytes(DAMAGED[kind])  # after it was looked at
     with pytest.raises(GPartError, match=r"can't read the picture test/dog/dog_102.png") as caught:
         list(own.test_dataloader())
     message = str(caught.value)
@@ -148,9 +148,9 @@ def test_a_damaged_picture_is_named_in_one_line(kind: str, workers: int, data: A
 
 
 def test_a_bomb_is_named(data: Any, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     own = data(path=str(own_folder))
     own.setup("test")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(UnreadableImageError, match=r"test/cat/cat_100.png .*exceeds limit of 20 pixels"):
         next(iter(own.test_dataloader()))
 
@@ -194,14 +194,6 @@ def test_an_empty_class_folder_is_refused(data: Any, own_folder: Path) -> None:
     (own_folder / "train" / "bird" / "notes.txt").write_text("to do")
     with pytest.raises(GPartError, match=re.escape(f"the class folder {own_folder}/train/bird holds 0 pictures")):
         data(path=str(own_folder)).setup("fit")
-
-
-def test_a_class_without_training_pictures_is_refused(data: Any, own_folder: Path, image_folders: Any) -> None:
-    image_folders.class_folders(own_folder / "test", ["bird"], 2)
-    own = data(path=str(own_folder))
-    own.setup("fit")
-    with pytest.raises(GPartError, match=r"test/bird is none of the 2 training classes: \['cat', 'dog'\]"):
-        own.setup("test")
 
 
 def test_a_class_without_test_pictures_keeps_its_number(data: Any, own_folder: Path, image_folders: Any) -> None:
