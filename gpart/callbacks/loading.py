@@ -175,6 +175,7 @@ def _adapted(
         with bare(network) as beside:
             plan = check_model(network, manifest, source, check_base, beside)
         adapter = attach_plan(network, manifest.config, manifest.name, plan, MemoryPolicy())
+    adapter.about = manifest.about.over(adapter.about)
     return AdapterContents(adapter, check_base, copies=copies)
 
 

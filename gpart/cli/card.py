@@ -1,6 +1,6 @@
 """The model card that ``gpart push`` writes: what the adapter is, and how it is loaded.
 
-Invariant: what the card says of the adapter comes from its file; base, metrics, data and recipe are the user's words, set
+Invariant: what the card says of the adapter comes from its file; base, metrics, data and recipe may be the user's words, set
 so that they stay text.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,9 @@ def card(name: str, manifest: Manifest, tensors: Mapping[str, Tensor], told: Tol
         name: ``user/name``, as it is loaded.
         manifest: the adapter's.
         tensors: the adapter's.
-        told: what the user says of it.
+        told: what the user says of it; base and metrics are the adapter's own where he says nothing.
     """
+    told = replace(told, base=told.base or manifest.about.base, metrics=told.metrics or _scored(manifest))
     on_hub = told.base is not None and not Path(told.base).exists() and is_hub_name(told.base)
     matter: dict[str, Any] = {
         "library_name": "gpart",
@@ -101,14 +102,26 @@ def card(name: str, manifest: Manifest, tensors: Mapping[str, Tensor], told: Tol
     return "\n\n".join(sections) + "\n"
 
 
+def _scored(manifest: Manifest) -> dict[str, float]:
+    score = manifest.about.score
+    value = score.get("value")
+    return {str(score["monitor"]): float(value)} if "monitor" in score and isinstance(value, int | float) else {}
+
+
 def _settings(manifest: Manifest) -> dict[str, str]:
-    config = manifest.config
+    config, about = manifest.config, manifest.about
     shown = {"d": f"{config.d:,}", "D": f"{manifest.size:,}", "seed": str(config.seed)}
     for one in fields(config):
         value = getattr(config, one.name)
         if one.name not in shown and value != one.default:
             shown[one.name] = ", ".join(value) if isinstance(value, list) else str(value)
-    return {**shown, "adapted weights": f"{len(manifest.weights):,}", "scheme": manifest.scheme}
+    told = {
+        "task": about.task or "",
+        "labels": ", ".join(about.labels or ()),
+        **{key: str(value) for key, value in about.inputs.items()},
+    }
+    counts = {"adapted weights": f"{len(manifest.weights):,}", "scheme": manifest.scheme}
+    return {**shown, **counts, **{key: value for key, value in told.items() if value}}
 
 
 def _loading(name: str, manifest: Manifest, tensors: Mapping[str, Tensor], base: str | None) -> str:
