@@ -70,7 +70,18 @@ MAY_IMPORT = {
     "serving": METHOD | {"errors", "version"},
     "studies": METHOD | {"face", "callbacks", "lightning_modules", "datamodules", "assets", "errors", "version"},
     "cli": METHOD
-    | {"face", "bases", "callbacks", "lightning_modules", "datamodules", "assets", "studies", "serving", "errors", "version"},
+    | {
+        "face",
+        "bases",
+        "callbacks",
+        "lightning_modules",
+        "datamodules",
+        "assets",
+        "studies",
+        "serving",
+        "errors",
+        "version",
+    },
 }
 """Every room, and the rooms that it may import; ``face`` is ``gpart/__init__.py``."""
 

@@ -33,6 +33,7 @@ from gpart.callbacks.sharding.strategies import (
     remember_base,
     shards,
 )
+from gpart.callbacks.told import about_run, agree_on_labels
 from gpart.config import Bias, GPartConfig, IndicesSetting, MemoryPolicy, Projection, SavedModules, WeightsSetting
 from gpart.errors import GPartError
 from gpart.injection.homes import check_elements
@@ -148,6 +149,7 @@ class GPartCallback(MethodCallback):
         self._gradient, self._finite = FirstGradient(), FiniteTheta()
         self._evaluation = ExitStack()
         self._sharding, self._rate = False, 0.0
+        self._labels: list[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the evaluation that is going on, which a copy is no part of."""
@@ -292,6 +294,7 @@ class GPartCallback(MethodCallback):
             adapter.detach()
         if different:
             raise GPartError(f"{folder} and this callback have different settings: {'; '.join(different)}")
+        self._labels = adapter.about.labels
         return adapter
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -302,6 +305,8 @@ class GPartCallback(MethodCallback):
         """
         super().on_fit_start(trainer, pl_module)
         check_keeper(trainer, self.save)
+        self._name_classes(trainer, pl_module)
+        self.adapter.about = about_run(trainer, pl_module, self.adapter)
         self._gradient, self._finite = FirstGradient(), FiniteTheta()
         if self.merge_at_end or self.checkpoints == "merged":
             check_mergeable(self.adapter)
@@ -396,7 +401,13 @@ class GPartCallback(MethodCallback):
         keep_frozen(self.adapter, self._copies)
         self._finite.settle(self.adapter.values)
 
+    def _name_classes(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.start is not None:
+            agree_on_labels(trainer, pl_module, self._labels, self.start)
+
     def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            self._name_classes(trainer, pl_module)
         keep_frozen(self.adapter, self._copies)
         if isinstance(self._contents, AdapterContents) and self._contents.attached:
             self._contents.check_loaded()

@@ -139,7 +139,10 @@ def _differing(first: nn.Module, second: nn.Module) -> list[str]:
 def _parser() -> Parser:
     parser = Parser(prog="gpart merge", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument(
-        "base", metavar="BASE", nargs="?", help="the model that the adapter was trained on; default: the one that it names"
+        "base",
+        metavar="BASE",
+        nargs="?",
+        help="the model that the adapter was trained on; default: the one that it names",
     )
     parser.add_argument("adapter", metavar="ADAPTER", help="an adapter folder, a .ckpt, or a name on the hub")
     parser.add_argument("out", metavar="OUT", help="the folder to write")

@@ -161,9 +161,7 @@ def read_checkpoint(path: Place, name: str | None = None) -> tuple[Manifest, dic
     return adapter_in(load_checkpoint_file(path), str(path), name)
 
 
-def adapter_in(
-    checkpoint: Mapping[str, Any], path: str, name: str | None = None
-) -> tuple[Manifest, dict[str, Tensor]]:
+def adapter_in(checkpoint: Mapping[str, Any], path: str, name: str | None = None) -> tuple[Manifest, dict[str, Tensor]]:
     """As :func:`read_checkpoint`, of a file that was read.
 
     Raises:

@@ -85,7 +85,10 @@ def test_an_adapter_of_a_named_base_that_is_not_here(base: Path, capsys: pytest.
     net.config._name_or_path = "/nowhere/base"
     trained(net, Path("moved"), modules_to_save=["classifier"])
     said = refused(capsys, "merge", "moved", "out")
-    assert "moved was trained on '/nowhere/base', which it names, and that cannot be loaded here: there is no model" in said
+    assert (
+        "moved was trained on '/nowhere/base', which it names, and that cannot be loaded here: there is no model"
+        in said
+    )
     assert as_json(capsys, "merge", "base", "moved", "out")["base"] == "base"
 
 

@@ -178,6 +178,10 @@ class SequenceClassifier(LightningModule):
         """Returns AdamW, with groups for the head and for all other parameters, and the scheduler."""
         return adamw_by_steps(self, self._network(), names_of_head(self._network(), self.hparams["head"]))
 
+    def adapter_facts(self) -> dict[str, Any]:
+        """What an adapter's file should say: the base's name and the classes' names."""
+        return {"base": self.hparams["model"], "labels": self.hparams["labels"]}
+
     def _label_mean(self) -> float | None:
         """The mean of the training labels, if this is the fit of a regression and its DataModule knows it."""
         trainer = self._trainer  # the property of this name raises an error without a trainer

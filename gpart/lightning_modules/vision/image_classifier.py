@@ -207,6 +207,10 @@ class ImageClassifier(LightningModule):
             )
         return made
 
+    def adapter_facts(self) -> dict[str, Any]:
+        """What an adapter's file should say: the base's name, the task and the classes' names."""
+        return {"base": self.hparams["model"], "task": "classification", "labels": self.hparams["labels"]}
+
     def _check_head(self, stage: str) -> None:
         if self._new_head is not None:
             self._new_head.check(self._network(), stage, self.hparams["allow_untrained_head"])
