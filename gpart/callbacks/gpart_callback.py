@@ -24,7 +24,7 @@ from gpart.callbacks.logged import log_settings
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.networks import find_attached
 from gpart.callbacks.optimizers import group_of
-from gpart.callbacks.saving import Save, check_keeper, check_save, save_adapter
+from gpart.callbacks.saving import Save, save_adapter
 from gpart.callbacks.sharding.strategies import (
     after_sharding,
     before_sharding,
@@ -122,7 +122,7 @@ class GPartCallback(MethodCallback):
         save: Save | None = None,
     ) -> None:
         given = dict(locals())  # before any other name is bound
-        super().__init__(module)
+        super().__init__(module, save_folder, save)
         self.memory = MemoryPolicy(indices, weights)
         self.config: GPartConfig | None = None
         targets = target_modules or target_parameters
@@ -133,9 +133,7 @@ class GPartCallback(MethodCallback):
                 f"d and target_modules (or target_parameters) go together, or an adapter folder has them: got d={d},"
                 f" target_modules={target_modules!r}, adapter={adapter!r}, target_parameters={target_parameters!r}"
             )
-        self.name, self.start, self.check_base, self.save_folder = name, adapter, check_base, save_folder
-        check_save(save, save_folder)
-        self.save = save
+        self.name, self.start, self.check_base = name, adapter, check_base
         self.copies = tuple(copies or ())
         if checkpoints not in ("adapter", "merged"):
             raise GPartError(f"checkpoints must be 'adapter' or 'merged', got {checkpoints!r}")
@@ -304,9 +302,8 @@ class GPartCallback(MethodCallback):
             GPartError: if no optimizer holds theta.
         """
         super().on_fit_start(trainer, pl_module)
-        check_keeper(trainer, self.save)
         self._name_classes(trainer, pl_module)
-        self.adapter.about = about_run(trainer, pl_module, self.adapter)
+        self.adapter.about = about_run(trainer, pl_module, self.adapter.about)
         self._gradient, self._finite = FirstGradient(), FiniteTheta()
         if self.merge_at_end or self.checkpoints == "merged":
             check_mergeable(self.adapter)
@@ -432,10 +429,8 @@ class GPartCallback(MethodCallback):
             self.adapter.merge_and_unload()
             merge_copies(self._copies)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the adapter folder, if one was asked for."""
-        if self.save_folder is None:
-            return
+    def write(self, trainer: Trainer, pl_module: LightningModule, folder: str) -> None:
+        """Writes the adapter folder."""
         if isinstance(self._contents, AdapterContents):
             self._contents.check_bits()
-        save_adapter(trainer, self.adapter, self.save_folder, self.save)
+        save_adapter(trainer, self.adapter, folder, self.save)

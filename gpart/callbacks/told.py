@@ -11,7 +11,6 @@ from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from gpart.adapter import GPartAdapter
 from gpart.callbacks.packages import is_a
 from gpart.errors import GPartError
 from gpart.serialization.about import About, read_about
@@ -44,11 +43,11 @@ def facts_told(module: Any) -> About:
     return read_about(told, f"{type(module).__name__}.adapter_facts()")
 
 
-def about_run(trainer: Trainer, module: LightningModule, adapter: GPartAdapter) -> About:
+def about_run(trainer: Trainer, module: LightningModule, known: About) -> About:
     """What a run's adapter is to say of itself: the module's word goes over the data's, and both over the network's."""
     of_module, of_data = facts_told(module), facts_told(trainer.datamodule)  # type: ignore[attr-defined]  # set by its data connector
     inputs = {**of_data.inputs, **of_module.inputs}
-    told = of_module.over(of_data).over(adapter.about)
+    told = of_module.over(of_data).over(known)
     return About(**{**told.to_dict(), "inputs": inputs or told.inputs, "score": {}})
 
 
