@@ -99,7 +99,9 @@ def read_trained(folder: Place) -> tuple[dict[str, Any], dict[str, Tensor]]:
     at = adapter_place(folder)
     described, tensors_hash = _described(at)
     if not isinstance(described.get(METHOD), str):
-        raise GPartError(f"{at} holds an adapter of GPart, not what another method has trained: gpart.load_adapter reads it")
+        raise GPartError(
+            f"{at} holds an adapter of GPart, not what another method has trained: gpart.load_adapter reads it"
+        )
     return described, _tensors(at, tensors_hash)
 
 
