@@ -75,7 +75,7 @@ def card(name: str, manifest: Manifest, tensors: Mapping[str, Tensor], told: Tol
         **({"datasets": [" ".join(each.split()) for each in told.datasets]} if told.datasets else {}),
         **({"metrics": list(told.metrics)} if told.metrics else {}),
     }
-    base = "its base model" if told.base is None else _code(told.base if on_hub else _last(told.base))
+    base = "its base model" if told.base is None else _code(told.base if on_hub else last_part(told.base))
     config = manifest.config
     heads = sorted(config.modules_to_save or [])
     sections = [
@@ -86,7 +86,7 @@ def card(name: str, manifest: Manifest, tensors: Mapping[str, Tensor], told: Tol
         + (f" Trained in full beside it: {', '.join(map(_code, heads))}." if heads else ""),
         f"```bash\npip install gpart-lightning\n```\n\n```python\n{_loading(name, manifest, tensors, told.base)}\n```",
         "As one plain model, which needs no gpart: "
-        + _code(f"gpart merge {'BASE' if told.base is None else _last(told.base)} {name} OUT")
+        + _code(f"gpart merge {'BASE' if told.base is None else last_part(told.base)} {name} OUT")
         + ".",
         "## Adapter\n\n" + _table(_settings(manifest)),
     ]
@@ -126,13 +126,13 @@ def _settings(manifest: Manifest) -> dict[str, str]:
 
 def _loading(name: str, manifest: Manifest, tensors: Mapping[str, Tensor], base: str | None) -> str:
     """The lines that load the adapter; with the very class where the base's config is at hand."""
-    model = f"...  # {'the base' if base is None else _plain(_last(base))}, as it was built for training"
+    model = f"...  # {'the base' if base is None else _plain(last_part(base))}, as it was built for training"
     lines = ["from gpart import load_adapter"]
     if base is not None and not base.startswith(("timm:", "python:")) and (found := _class_of(base, manifest, tensors)):
         kind, labels = found
         lines.append(f"from transformers import {kind}")
         more = "" if labels is None else f", num_labels={labels}"
-        model = f'{kind}.from_pretrained("{_plain(base if is_hub_name(base) else _last(base))}"{more})'
+        model = f'{kind}.from_pretrained("{_plain(base if is_hub_name(base) else last_part(base))}"{more})'
     return "\n".join([*lines, "", f"model = {model}", f'load_adapter(model, "{name}")'])
 
 
@@ -161,7 +161,7 @@ def _table(rows: Mapping[str, str]) -> str:
     )
 
 
-def _last(place: str) -> str:
+def last_part(place: str) -> str:
     """The last part of a folder's name: what lies above is nobody's affair."""
     prefix, path = ("timm:", place[5:]) if place.startswith("timm:") else ("", place)
     return prefix + (Path(path).resolve().name if Path(path).exists() or Path(path).is_absolute() else path)
