@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gpart.adapter import GPartAdapter, attach_plan, get_adapters
 from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetting
 from gpart.errors import GPartError
+from gpart.injection.facts import facts_of
 from gpart.injection.fingerprint import Sample, differing, fingerprint, is_base
 from gpart.injection.forgotten import randomly_initialised
 from gpart.injection.modules import check_name, theta_key
@@ -127,6 +128,7 @@ def _load_onto(
     config, name = manifest.config, check_manifest_name(manifest, source)
     model = unwrapped(model)
     attached = get_adapters(model).get(name)
+    check_labels(model, manifest, source)
     if attached is not None:
         check_attached(attached, manifest, source, check_base)
         made = attached.plan
@@ -225,6 +227,21 @@ def check_model(
     values = {name: get_parameter(model, name) for name in made.frozen}
     check_same(made, values, manifest, source, check_base)
     return made
+
+
+def check_labels(model: nn.Module, manifest: Manifest, source: str) -> None:
+    """Checks that a model does not name an adapter's classes in another order, as its config may.
+
+    Raises:
+        GPartError: if it does, with both lists.
+    """
+    its, mine = manifest.about.labels, facts_of(model).get("labels")
+    # Other names may be those of the task that the base was trained on before.
+    if its is not None and mine is not None and its != mine and sorted(its) == sorted(mine):
+        raise GPartError(
+            f"{source} has the classes {its} in this order, and this model's config has {mine}: its answers would go by"
+            " wrong names. Give the model's id2label in the adapter's order"
+        )
 
 
 def check_same(

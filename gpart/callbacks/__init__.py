@@ -4,7 +4,7 @@ from gpart.callbacks.baselines import BitFit, FullFineTuning, LinearProbe, Parti
 from gpart.callbacks.checkpoints.plugin import AtomicCheckpointIO, GPartCheckpointIO
 from gpart.callbacks.checkpoints.random_states import RandomStates
 from gpart.callbacks.gpart_callback import GPartCallback
-from gpart.callbacks.loading import load_from_checkpoint
+from gpart.callbacks.loading import load_from_checkpoint, load_method
 from gpart.callbacks.metrics import MetricsWriter
 from gpart.callbacks.peft_callback import PeftCallback
 from gpart.callbacks.predictions import PredictionWriter
@@ -24,4 +24,5 @@ __all__ = [
     "RandomStates",
     "SnapshotWriter",
     "load_from_checkpoint",
+    "load_method",
 ]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from gpart.adapter import get_adapters
 from gpart.callbacks.checkpoints.contents import TrainedContents
 from gpart.callbacks.checkpoints.filling import Contents
 from gpart.callbacks.method import MethodCallback
+from gpart.callbacks.saving import Save, save_trained
+from gpart.callbacks.shared import read_method, write_method
 from gpart.config import GPartConfig, SavedModules
 from gpart.errors import GPartError
 from gpart.injection.matching import saved_parameters, with_own_names
@@ -18,8 +22,26 @@ from gpart.injection.names import named_parameters, split_name
 from gpart.injection.targets import plan
 
 
-class _Selection(MethodCallback):
-    """Freezes everything but a selection of the parameters; the methods differ in the selection only."""
+class Selection(MethodCallback):
+    """Freezes everything but a selection of the parameters; the methods differ in the selection only.
+
+    Args:
+        module: as for :class:`MethodCallback`.
+        save_folder: the same.
+        save: the same.
+        adapter: a folder that this method has written, to start from.
+    """
+
+    def __init__(
+        self,
+        module: str | None = None,
+        save_folder: str | None = None,
+        save: Save | None = None,
+        adapter: str | None = None,
+    ) -> None:
+        super().__init__(module, save_folder, save)
+        self.start = adapter
+        self._started: nn.Module | None = None
 
     @abstractmethod
     def trained(self, network: nn.Module) -> list[str]:
@@ -36,19 +58,33 @@ class _Selection(MethodCallback):
             raise GPartError(f"the network carries an adapter, {list(adapters)}: detach() it before {method}")
         contents = TrainedContents(network, self.trained(network), method, self.settings())
         self.refuse_random(network, contents.frozen)
+        if self.start is not None and self._started is not network:
+            read_method(contents, self.start)  # once: from then on it is trained
+            self._started = network
         contents.freeze()
         return contents
+
+    def write(self, trainer: Trainer, pl_module: LightningModule, folder: str) -> None:
+        """Writes what was trained: its tensors by name, and a manifest."""
+        contents = self._contents
+        if not isinstance(contents, TrainedContents):
+            raise GPartError(f"{type(self).__name__} has not been applied yet")
+        save_trained(trainer, contents, folder, self.save, partial(write_method, trainer, pl_module, contents, folder))
 
     def settings(self) -> dict[str, Any]:
         """What a checkpoint says of the method, for it to be made again."""
         return {} if self.modules_to_save is None else {"modules_to_save": self.modules_to_save}
 
 
-class FullFineTuning(_Selection):
+class FullFineTuning(Selection):
     """Trains everything that the model does not freeze itself: the paper's baseline FF.
 
     Args:
         module: the submodule that is meant; default the only child with parameters, or the whole.
+        save_folder: where what was trained is written when fit ends; ``adapter=`` and
+            :func:`gpart.callbacks.load_method` read it.
+        save: what it holds, ``"best"`` or ``"last"``; default the best where a ModelCheckpoint has a monitor.
+        adapter: such a folder to start from.
     """
 
     def trained(self, network: nn.Module) -> list[str]:
@@ -63,7 +99,7 @@ class FullFineTuning(_Selection):
         return names
 
 
-class PartialFineTuning(_Selection):
+class PartialFineTuning(Selection):
     """Trains the weights that GPart with the same ``target_modules`` adapts, and ``modules_to_save``; the rest is frozen.
 
     It is GPart's limit at d = D, where every weight has a number of its own: without weight decay both train alike, up to
@@ -74,12 +110,22 @@ class PartialFineTuning(_Selection):
             ``"all-linear"`` or ``"query-value"``. Their biases are not.
         modules_to_save: what is trained beside them: the head, by name or name ending, or ``"head"``.
         module: the submodule that is meant; default the only child with parameters, or the whole.
+        save_folder: where what was trained is written when fit ends; ``adapter=`` and
+            :func:`gpart.callbacks.load_method` read it.
+        save: what it holds, ``"best"`` or ``"last"``; default the best where a ModelCheckpoint has a monitor.
+        adapter: such a folder to start from.
     """
 
     def __init__(
-        self, target_modules: list[str] | str, modules_to_save: SavedModules | None = None, module: str | None = None
+        self,
+        target_modules: list[str] | str,
+        modules_to_save: SavedModules | None = None,
+        module: str | None = None,
+        save_folder: str | None = None,
+        save: Save | None = None,
+        adapter: str | None = None,
     ) -> None:
-        super().__init__(module)
+        super().__init__(module, save_folder, save, adapter)
         # d is not looked at; the config checks the patterns, and its plan names the weights as GPart's own does.
         self.config = GPartConfig(d=1, target_modules=target_modules)
         self.modules_to_save = modules_to_save
@@ -98,16 +144,27 @@ class PartialFineTuning(_Selection):
         return {**super().settings(), "target_modules": self.config.target_modules}
 
 
-class LinearProbe(_Selection):
+class LinearProbe(Selection):
     """Trains ``modules_to_save`` only: the paper's baseline LP.
 
     Args:
         modules_to_save: what is trained: the head, by name or name ending, or ``"head"``.
         module: the submodule to freeze; default the only child with parameters, or the whole.
+        save_folder: where what was trained is written when fit ends; ``adapter=`` and
+            :func:`gpart.callbacks.load_method` read it.
+        save: what it holds, ``"best"`` or ``"last"``; default the best where a ModelCheckpoint has a monitor.
+        adapter: such a folder to start from.
     """
 
-    def __init__(self, modules_to_save: SavedModules, module: str | None = None) -> None:
-        super().__init__(module)
+    def __init__(
+        self,
+        modules_to_save: SavedModules,
+        module: str | None = None,
+        save_folder: str | None = None,
+        save: Save | None = None,
+        adapter: str | None = None,
+    ) -> None:
+        super().__init__(module, save_folder, save, adapter)
         self.modules_to_save = modules_to_save
 
     def trained(self, network: nn.Module) -> list[str]:
@@ -115,7 +172,7 @@ class LinearProbe(_Selection):
         return saved_parameters(network, self.modules_to_save)[1]
 
 
-class BitFit(_Selection):
+class BitFit(Selection):
     """Trains the biases, those of normalisation layers too, and ``modules_to_save``: the paper's baseline BitFit.
 
     Source: E. Ben Zaken, Y. Goldberg, S. Ravfogel, "BitFit", ACL 2022, section 3. For RoBERTa-base it is 102,144
@@ -124,10 +181,21 @@ class BitFit(_Selection):
     Args:
         modules_to_save: what is trained beside the biases: the head, by name or name ending, or ``"head"``.
         module: the submodule to freeze; default the only child with parameters, or the whole.
+        save_folder: where what was trained is written when fit ends; ``adapter=`` and
+            :func:`gpart.callbacks.load_method` read it.
+        save: what it holds, ``"best"`` or ``"last"``; default the best where a ModelCheckpoint has a monitor.
+        adapter: such a folder to start from.
     """
 
-    def __init__(self, modules_to_save: SavedModules | None = None, module: str | None = None) -> None:
-        super().__init__(module)
+    def __init__(
+        self,
+        modules_to_save: SavedModules | None = None,
+        module: str | None = None,
+        save_folder: str | None = None,
+        save: Save | None = None,
+        adapter: str | None = None,
+    ) -> None:
+        super().__init__(module, save_folder, save, adapter)
         self.modules_to_save = modules_to_save
 
     def trained(self, network: nn.Module) -> list[str]:

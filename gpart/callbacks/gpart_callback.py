@@ -24,7 +24,7 @@ from gpart.callbacks.logged import log_settings
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.networks import find_attached
 from gpart.callbacks.optimizers import group_of
-from gpart.callbacks.saving import Save, check_keeper, check_save, save_adapter
+from gpart.callbacks.saving import Save, save_adapter
 from gpart.callbacks.sharding.strategies import (
     after_sharding,
     before_sharding,
@@ -33,6 +33,7 @@ from gpart.callbacks.sharding.strategies import (
     remember_base,
     shards,
 )
+from gpart.callbacks.told import about_run, agree_on_labels
 from gpart.config import Bias, GPartConfig, IndicesSetting, MemoryPolicy, Projection, SavedModules, WeightsSetting
 from gpart.errors import GPartError
 from gpart.injection.homes import check_elements
@@ -122,7 +123,7 @@ class GPartCallback(MethodCallback):
         save: Save | None = None,
     ) -> None:
         given = dict(locals())  # before any other name is bound
-        super().__init__(module)
+        super().__init__(module, save_folder, save)
         self.memory = MemoryPolicy(indices, weights)
         self.config: GPartConfig | None = None
         targets = target_modules or target_parameters
@@ -133,9 +134,7 @@ class GPartCallback(MethodCallback):
                 f"d and target_modules (or target_parameters) go together, or an adapter folder has them: got d={d},"
                 f" target_modules={target_modules!r}, adapter={adapter!r}, target_parameters={target_parameters!r}"
             )
-        self.name, self.start, self.check_base, self.save_folder = name, adapter, check_base, save_folder
-        check_save(save, save_folder)
-        self.save = save
+        self.name, self.start, self.check_base = name, adapter, check_base
         self.copies = tuple(copies or ())
         if checkpoints not in ("adapter", "merged"):
             raise GPartError(f"checkpoints must be 'adapter' or 'merged', got {checkpoints!r}")
@@ -149,6 +148,7 @@ class GPartCallback(MethodCallback):
         self._gradient, self._finite = FirstGradient(), FiniteTheta()
         self._evaluation = ExitStack()
         self._sharding, self._rate = False, 0.0
+        self._labels: list[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the evaluation that is going on, which a copy is no part of."""
@@ -293,6 +293,7 @@ class GPartCallback(MethodCallback):
             adapter.detach()
         if different:
             raise GPartError(f"{folder} and this callback have different settings: {'; '.join(different)}")
+        self._labels = adapter.about.labels
         return adapter
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -302,7 +303,8 @@ class GPartCallback(MethodCallback):
             GPartError: if no optimizer holds theta.
         """
         super().on_fit_start(trainer, pl_module)
-        check_keeper(trainer, self.save)
+        self._name_classes(trainer, pl_module)
+        self.adapter.about = about_run(trainer, pl_module, self.adapter.about)
         self._gradient, self._finite = FirstGradient(), FiniteTheta()
         if self.merge_at_end or self.checkpoints == "merged":
             check_mergeable(self.adapter)
@@ -397,7 +399,13 @@ class GPartCallback(MethodCallback):
         keep_frozen(self.adapter, self._copies)
         self._finite.settle(self.adapter.values)
 
+    def _name_classes(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.start is not None:
+            agree_on_labels(trainer, pl_module, self._labels, self.start)
+
     def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            self._name_classes(trainer, pl_module)
         keep_frozen(self.adapter, self._copies)
         if isinstance(self._contents, AdapterContents) and self._contents.attached:
             self._contents.check_loaded()
@@ -422,10 +430,8 @@ class GPartCallback(MethodCallback):
             self.adapter.merge_and_unload()
             merge_copies(self._copies)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the adapter folder, if one was asked for."""
-        if self.save_folder is None:
-            return
+    def write(self, trainer: Trainer, pl_module: LightningModule, folder: str) -> None:
+        """Writes the adapter folder."""
         if isinstance(self._contents, AdapterContents):
             self._contents.check_bits()
-        save_adapter(trainer, self.adapter, self.save_folder, self.save)
+        save_adapter(trainer, self.adapter, folder, self.save)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gpart.adapter import attach_plan, get_adapters
 from gpart.adapters import set_active
-from gpart.callbacks.baselines import BitFit, FullFineTuning, LinearProbe, PartialFineTuning
+from gpart.callbacks.baselines import BitFit, FullFineTuning, LinearProbe, PartialFineTuning, Selection
 from gpart.callbacks.checkpoints.contents import AdapterContents
 from gpart.callbacks.checkpoints.filling import Contents, filled
 from gpart.callbacks.copies import adapt_copies
@@ -37,6 +37,7 @@ from gpart.serialization.checkpoint_file import (
     load_checkpoint_file,
     unreadable,
 )
+from gpart.serialization.folder import read_trained
 from gpart.serialization.locations import readable
 from gpart.serialization.manifest import read_manifest
 
@@ -128,6 +129,31 @@ def load_from_checkpoint(
     return loaded
 
 
+def load_method(network: nn.Module, folder: str) -> MethodCallback:
+    """Puts what a baseline (BitFit, a probe, partial or full fine-tuning) has written to ``save_folder`` onto its base.
+
+    PEFT's methods write PEFT's own folder, which ``peft.PeftModel.from_pretrained`` reads, and an adapter is read by
+    :func:`gpart.load_adapter`.
+
+    Args:
+        network: the base network; what the method does not train is frozen.
+        folder: a path or a URL.
+
+    Returns:
+        The method's callback, as it has been applied.
+
+    Raises:
+        GPartFileError: if there is no such folder, or a file is missing in it.
+        GPartError: if a file was changed, or the folder does not fit the network, which is then as it was.
+    """
+    method = _method(read_trained(folder)[0], folder)
+    if not isinstance(method, Selection):
+        raise GPartError(f"{folder} was written by {type(method).__name__}, which writes no such folder")
+    method.start = folder
+    method.apply(network)
+    return method
+
+
 @contextmanager
 def _before_loading(
     cls: type[LightningModule], complete: Callable[[LightningModule, dict[str, Any]], None]
@@ -175,6 +201,7 @@ def _adapted(
         with bare(network) as beside:
             plan = check_model(network, manifest, source, check_base, beside)
         adapter = attach_plan(network, manifest.config, manifest.name, plan, MemoryPolicy())
+    adapter.about = manifest.about.over(adapter.about)
     return AdapterContents(adapter, check_base, copies=copies)
 
 

@@ -29,6 +29,7 @@ from gpart.callbacks.guards.refusals import check_callbacks, check_strategy, str
 from gpart.callbacks.networks import find_network
 from gpart.callbacks.optimizers import put_in_place
 from gpart.callbacks.packages import OfBoth, is_a, is_overridden
+from gpart.callbacks.saving import Save, check_keeper, check_save
 from gpart.callbacks.sharding.strategies import prepare, shards
 from gpart.callbacks.table import print_table
 from gpart.config import SavedModules
@@ -49,6 +50,12 @@ class MethodCallback(OfBoth, Callback):
         module: the submodule to adapt, such as ``"model"``; default the LightningModule's only child with parameters,
             or the LightningModule itself where there are several, or where that child is a single layer. What is
             outside it is left as it was.
+        save_folder: where what was trained is written when fit ends.
+        save: what that folder holds: ``"best"``, the numbers of the best checkpoint by a ModelCheckpoint's monitor, or
+            ``"last"``; default the best where there is a monitor. The model itself stays as the last step left it.
+
+    Raises:
+        GPartError: if ``save`` is neither, or there is no folder to hold it.
     """
 
     modules_to_save: SavedModules | None = None
@@ -57,8 +64,9 @@ class MethodCallback(OfBoth, Callback):
     copies: tuple[str, ...] = ()
     """Paths of copies of the network, which follow it."""
 
-    def __init__(self, module: str | None = None) -> None:
-        self.module = module
+    def __init__(self, module: str | None = None, save_folder: str | None = None, save: Save | None = None) -> None:
+        check_save(save, save_folder)
+        self.module, self.save_folder, self.save = module, save_folder, save
         self._undo: dict[str, Callable[[], None]] = {}
         self._contents: Contents | None = None
         self._network: nn.Module | None = None
@@ -138,6 +146,7 @@ class MethodCallback(OfBoth, Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks that the network is what was adapted and can train; prints the table."""
         self._take_back()
+        check_keeper(trainer, self.save)
         network = self._network
         if network is None or self._contents is None:
             raise GPartError(f"{type(self).__name__} was not applied: {type(pl_module).__name__} built no network")
@@ -191,6 +200,15 @@ class MethodCallback(OfBoth, Callback):
             keep_frozen(self._callbacks(trainer), pl_module, self._network)
 
     on_train_epoch_start = on_validation_epoch_start = on_train_end = _keep_frozen
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the folder, if one was asked for."""
+        if self.save_folder is not None:
+            self.write(trainer, pl_module, self.save_folder)
+
+    def write(self, trainer: Trainer, pl_module: LightningModule, folder: str) -> None:
+        """Writes what was trained to a folder; every rank calls it."""
+        raise NotImplementedError
 
     def shard(self, trainer: Trainer) -> None:
         """What the method does when ``configure_model`` has sharded the network, where the strategy is one that shards.

@@ -8,20 +8,23 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
+from lightning.pytorch import LightningModule, Trainer
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 from gpart.adapter import get_adapters
 from gpart.callbacks.checkpoints.contents import TrainedContents
 from gpart.callbacks.checkpoints.filling import Contents
 from gpart.callbacks.method import MethodCallback
+from gpart.callbacks.saving import Save, save_trained
+from gpart.callbacks.shared import heads_of, read_peft, write_peft
 from gpart.config import SavedModules
 from gpart.errors import GPartError
 from gpart.injection.attention import QUERY_VALUE, query_value
 from gpart.injection.matching import matches, saved_parameters
-from gpart.injection.names import named_modules, named_parameters
+from gpart.injection.names import named_buffers, named_modules, named_parameters
 
 _APPLIED = "_gpart_peft"
 """The network's attribute for what a callback has done to it: a second trainer's callback adopts that."""
@@ -41,6 +44,10 @@ class PeftCallback(MethodCallback):
         modules_to_save: modules that are trained and stored in full, the head: names or name endings, or ``"head"``.
         settings: the other arguments of the method's PEFT config, such as ``{"r": 8, "lora_alpha": 16}``.
         module: the submodule to adapt; default the only child with parameters, or the whole.
+        save_folder: where PEFT's own folder is written when fit ends, with the head as its ``modules_to_save``:
+            ``peft.PeftModel.from_pretrained(model, folder)`` reads it without gpart, and ``adapter=`` here.
+        save: what it holds, ``"best"`` or ``"last"``; default the best where a ModelCheckpoint has a monitor.
+        adapter: such a folder to start from.
 
     Raises:
         GPartError: if PEFT knows no such method or refuses the settings.
@@ -53,8 +60,13 @@ class PeftCallback(MethodCallback):
         modules_to_save: SavedModules | None = None,
         settings: dict[str, Any] | None = None,
         module: str | None = None,
+        save_folder: str | None = None,
+        save: Save | None = None,
+        adapter: str | None = None,
     ) -> None:
-        super().__init__(module)
+        super().__init__(module, save_folder, save)
+        self.start = adapter
+        self._first: dict[str, Tensor] = {}
         self.peft_type, self.target_modules, self.modules_to_save = peft_type, target_modules, modules_to_save
         self.settings = dict(settings or {})
         self._peft_model: PeftModel | None = None
@@ -92,6 +104,7 @@ class PeftCallback(MethodCallback):
             self.refuse_random(network, frozen)
             targets = query_value(network)[0] if self.target_modules == QUERY_VALUE else self.target_modules
             flags = [(value, value.requires_grad) for value in network.parameters()]
+            self._first = {name: value.detach().clone() for name, value in named_buffers(network).items()}
             try:
                 with warnings.catch_warnings():
                     # Transformers' new name for what PEFT asks it for.
@@ -105,6 +118,8 @@ class PeftCallback(MethodCallback):
                 raise GPartError(f"PEFT refuses {described}: {error}") from error
             # In a tuple, so that torch does not register the wrapper as a child of what it wraps.
             setattr(network, _APPLIED, (described, self._peft_model))
+            if self.start is not None:
+                read_peft(self._peft_model, self.start)
         for name in saved_parameters(network, self.modules_to_save)[1]:
             network.get_parameter(name).requires_grad_(True)
         trained = [name for name, value in named_parameters(network).items() if value.requires_grad]
@@ -122,6 +137,18 @@ class PeftCallback(MethodCallback):
         except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
             raise GPartError(f"PEFT cannot merge {self.peft_type} into a plain network: {error}") from error
         yield merged
+
+    def write(self, trainer: Trainer, pl_module: LightningModule, folder: str) -> None:
+        """Writes PEFT's own folder."""
+        contents, model = self._contents, self.peft_model
+        if not isinstance(contents, TrainedContents):
+            raise GPartError(f"{type(self).__name__} has not been applied yet")
+        heads = heads_of(model.get_base_model(), self.modules_to_save)
+
+        def files(tensors: dict[str, Tensor], _score: dict[str, Any]) -> None:  # PEFT's file has no place for it
+            write_peft(model, heads, folder, tensors, self._first)
+
+        save_trained(trainer, contents, folder, self.save, files)
 
     def summary(self, trainer: Any) -> dict[str, str]:
         """PEFT's method and how many layers it adapts."""

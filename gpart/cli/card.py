@@ -1,6 +1,6 @@
 """The model card that ``gpart push`` writes: what the adapter is, and how it is loaded.
 
-Invariant: what the card says of the adapter comes from its file; base, metrics, data and recipe are the user's words, set
+Invariant: what the card says of the adapter comes from its file; base, metrics, data and recipe may be the user's words, set
 so that they stay text.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,9 @@ def card(name: str, manifest: Manifest, tensors: Mapping[str, Tensor], told: Tol
         name: ``user/name``, as it is loaded.
         manifest: the adapter's.
         tensors: the adapter's.
-        told: what the user says of it.
+        told: what the user says of it; base and metrics are the adapter's own where he says nothing.
     """
+    told = replace(told, base=told.base or manifest.about.base, metrics=told.metrics or _scored(manifest))
     on_hub = told.base is not None and not Path(told.base).exists() and is_hub_name(told.base)
     matter: dict[str, Any] = {
         "library_name": "gpart",
@@ -74,7 +75,7 @@ def card(name: str, manifest: Manifest, tensors: Mapping[str, Tensor], told: Tol
         **({"datasets": [" ".join(each.split()) for each in told.datasets]} if told.datasets else {}),
         **({"metrics": list(told.metrics)} if told.metrics else {}),
     }
-    base = "its base model" if told.base is None else _code(told.base if on_hub else _last(told.base))
+    base = "its base model" if told.base is None else _code(told.base if on_hub else last_part(told.base))
     config = manifest.config
     heads = sorted(config.modules_to_save or [])
     sections = [
@@ -85,7 +86,7 @@ def card(name: str, manifest: Manifest, tensors: Mapping[str, Tensor], told: Tol
         + (f" Trained in full beside it: {', '.join(map(_code, heads))}." if heads else ""),
         f"```bash\npip install gpart-lightning\n```\n\n```python\n{_loading(name, manifest, tensors, told.base)}\n```",
         "As one plain model, which needs no gpart: "
-        + _code(f"gpart merge {'BASE' if told.base is None else _last(told.base)} {name} OUT")
+        + _code(f"gpart merge {'BASE' if told.base is None else last_part(told.base)} {name} OUT")
         + ".",
         "## Adapter\n\n" + _table(_settings(manifest)),
     ]
@@ -101,25 +102,37 @@ def card(name: str, manifest: Manifest, tensors: Mapping[str, Tensor], told: Tol
     return "\n\n".join(sections) + "\n"
 
 
+def _scored(manifest: Manifest) -> dict[str, float]:
+    score = manifest.about.score
+    value = score.get("value")
+    return {str(score["monitor"]): float(value)} if "monitor" in score and isinstance(value, int | float) else {}
+
+
 def _settings(manifest: Manifest) -> dict[str, str]:
-    config = manifest.config
+    config, about = manifest.config, manifest.about
     shown = {"d": f"{config.d:,}", "D": f"{manifest.size:,}", "seed": str(config.seed)}
     for one in fields(config):
         value = getattr(config, one.name)
         if one.name not in shown and value != one.default:
             shown[one.name] = ", ".join(value) if isinstance(value, list) else str(value)
-    return {**shown, "adapted weights": f"{len(manifest.weights):,}", "scheme": manifest.scheme}
+    told = {
+        "task": about.task or "",
+        "labels": ", ".join(about.labels or ()),
+        **{key: str(value) for key, value in about.inputs.items()},
+    }
+    counts = {"adapted weights": f"{len(manifest.weights):,}", "scheme": manifest.scheme}
+    return {**shown, **counts, **{key: value for key, value in told.items() if value}}
 
 
 def _loading(name: str, manifest: Manifest, tensors: Mapping[str, Tensor], base: str | None) -> str:
     """The lines that load the adapter; with the very class where the base's config is at hand."""
-    model = f"...  # {'the base' if base is None else _plain(_last(base))}, as it was built for training"
+    model = f"...  # {'the base' if base is None else _plain(last_part(base))}, as it was built for training"
     lines = ["from gpart import load_adapter"]
     if base is not None and not base.startswith(("timm:", "python:")) and (found := _class_of(base, manifest, tensors)):
         kind, labels = found
         lines.append(f"from transformers import {kind}")
         more = "" if labels is None else f", num_labels={labels}"
-        model = f'{kind}.from_pretrained("{_plain(base if is_hub_name(base) else _last(base))}"{more})'
+        model = f'{kind}.from_pretrained("{_plain(base if is_hub_name(base) else last_part(base))}"{more})'
     return "\n".join([*lines, "", f"model = {model}", f'load_adapter(model, "{name}")'])
 
 
@@ -148,7 +161,7 @@ def _table(rows: Mapping[str, str]) -> str:
     )
 
 
-def _last(place: str) -> str:
+def last_part(place: str) -> str:
     """The last part of a folder's name: what lies above is nobody's affair."""
     prefix, path = ("timm:", place[5:]) if place.startswith("timm:") else ("", place)
     return prefix + (Path(path).resolve().name if Path(path).exists() or Path(path).is_absolute() else path)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gpart.bases.models import load_base, quiet
+from gpart.bases.models import base_of, quiet
 from gpart.cli.attached import attach_to
 from gpart.cli.folders import check_out, whole_folder
 from gpart.cli.lora import Layer, as_layer, check_layers, peft_files, total_error
@@ -59,9 +59,8 @@ def export_command(words: list[str]) -> int:
         else:
             print(f"written: {asked.out}")
         return 0
-    for name in ("rank", "base"):
-        if getattr(asked, name) is None:
-            raise GPartError(f"gpart export --to peft-lora needs --{name}")
+    if asked.rank is None:
+        raise GPartError("gpart export --to peft-lora needs --rank")
     with whole_folder(out) as folder:
         result = _lora(asked, folder)
     if asked.json:
@@ -82,7 +81,8 @@ def _lora(asked: Any, folder: Path) -> dict[str, Any]:
     """
     source = fetched(asked.adapter)
     # In float32, so that what PEFT computes can be told from a rounding; it does for a base in any dtype.
-    base = load_base(asked.base, *read_adapter(source, asked.adapter_name), "float32", asked.model_class)
+    manifest, tensors = read_adapter(source, asked.adapter_name)
+    base = base_of(asked.adapter, manifest, tensors, asked.base, dtype="float32", model_class=asked.model_class)
     adapter = attach_to(base, source, not asked.no_check_base, asked.adapter_name)
     check_mergeable(adapter)
     check_layers(adapter)
@@ -90,13 +90,13 @@ def _lora(asked: Any, folder: Path) -> dict[str, Any]:
     if not 1 <= asked.rank <= widest:
         raise GPartError(f"--rank must be from 1 to {widest}, the largest rank that a layer can have, got {asked.rank}")
     layers = [as_layer(adapter, weight, asked.rank) for weight in adapter.plan.weights]
-    config, tensors = peft_files(adapter, layers, asked.rank, asked.base)
+    config, tensors = peft_files(adapter, layers, asked.rank, base.name)
     save_file({name: value.clone() for name, value in tensors.items()}, folder / TENSORS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / TENSORS).chmod((folder / CONFIG).stat().st_mode)
     result = {
         "adapter": asked.adapter,
-        "base": asked.base,
+        "base": base.name,
         "to": asked.to,
         "out": asked.out,
         "rank": asked.rank,
@@ -174,7 +174,9 @@ def _parser() -> Parser:
     parser.add_argument("--to", choices=["peft-lora", "authors"], required=True, help="the layout")
     parser.add_argument("--rank", type=int, metavar="R", help="LoRA's rank")
     parser.add_argument(
-        "--base", metavar="BASE", help="the model that the adapter was trained on, as for 'gpart merge'; for LoRA"
+        "--base",
+        metavar="BASE",
+        help="the model that the adapter was trained on, as for 'gpart merge'; for LoRA; default: the one that it names",
     )
     parser.add_argument("--model-class", metavar="NAME", help="the class of Transformers; default: the first that fits")
     parser.add_argument("--no-check-base", action="store_true", help="take another base of the same shapes")

@@ -6,13 +6,14 @@ Invariant: what is pushed was read with its checksums first, and so was what is 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
 from gpart.bases.models import quiet
-from gpart.cli.card import Told, card, parse_metric
+from gpart.cli.card import Told, card, last_part, parse_metric
 from gpart.cli.folders import check_out, whole_folder
 from gpart.cli.message import Parser
 from gpart.errors import GPartError, GPartFileError
@@ -43,7 +44,7 @@ def push_command(words: list[str]) -> int:
     name = f"{asked.name}@{asked.revision}" if asked.revision else asked.name
     repo, _ = split_name(name)
     told = Told(asked.base, dict(map(parse_metric, asked.metric)), asked.dataset, _recipe(asked.recipe))
-    files, manifest, tensors, own_card = _files(asked.adapter, asked.adapter_name)
+    files, manifest, tensors, own_card = _files(asked.adapter, asked.adapter_name, asked.base)
     if own_card is not None and told != Told() and not asked.overwrite_card:
         raise GPartError(
             f"{asked.adapter} has a README.md, which is pushed as it is: write base, metrics, data and recipe there, or give"
@@ -97,7 +98,9 @@ def pull_command(words: list[str]) -> int:
     return 0
 
 
-def _files(source: str, name: str | None) -> tuple[dict[str, bytes], Manifest, dict[str, Tensor], bytes | None]:
+def _files(
+    source: str, name: str | None, base: str | None
+) -> tuple[dict[str, bytes], Manifest, dict[str, Tensor], bytes | None]:
     """An adapter's two files as bytes that were checked, what they hold, and the card beside them."""
     own_card = None
     with TemporaryDirectory() as temporary:
@@ -114,6 +117,11 @@ def _files(source: str, name: str | None) -> tuple[dict[str, bytes], Manifest, d
                 own_card = read(inside(place, README))
         manifest, tensors = read_folder(folder)
         _check(manifest, tensors, source)
+        named = manifest.about.base if base is None else base
+        public = None if named is None else last_part(named)  # where a folder lies is nobody else's affair
+        if public != manifest.about.base:
+            manifest = replace(manifest, about=replace(manifest.about, base=public))
+            write_folder(folder, manifest, tensors)
         return {file: (folder / file).read_bytes() for file in (CONFIG, TENSORS)}, manifest, tensors, own_card
 
 

@@ -67,6 +67,7 @@ def content(stored: Stored) -> dict[str, Any]:
         "scheme": manifest.scheme,
         "config": manifest.config.to_dict(),
         "base": manifest.base,
+        "about": manifest.about.to_dict(),
         "D": manifest.size,
         "d": manifest.config.d,
         "theta_norm": float(theta.norm()),
@@ -118,13 +119,27 @@ def _about(known: dict[str, Any]) -> dict[str, str]:
         "adapter": f"{known['name']} in {known['adapter']}",
         "projection": f"{known['scheme']}, seed {known['config']['seed']}, format {known['format']}",
         **{key: " ".join(value) if isinstance(value, list) else str(value) for key, value in settings.items()},
-        "base": f"fingerprint {known['base'][:16]}...",
+        **_told(known["about"]),
+        "base's fingerprint": f"{known['base'][:16]}...",
         "D": f"{known['D']:,} in {len(known['weights'])} weights",
         "d": f"{known['d']:,} ({known['D'] / known['d']:,.1f} weights to each number)",
         "norm of theta": f"{known['theta_norm']:.6g} (largest number {known['theta_largest']:.3g})",
         "norm of the update": f"{known['update_norm']:.6g} (rms {known['update_rms']:.3g})",
         "files": ", ".join(f"{name} {decimal(size)}" for name, size in known["files"].items()),
         "written by": ", ".join(f"{name} {version}" for name, version in known["versions"].items()),
+    }
+
+
+def _told(about: dict[str, Any]) -> dict[str, str]:
+    """What the adapter's file says for people; rows without a text are left out."""
+    kind, score = about.get("model_class"), about.get("score", {})
+    value = f", {score['monitor']} {score['value']:.6g}" if {"monitor", "value"} <= set(score) else ""
+    return {
+        "base": f"{about.get('base', 'not named')}{f', a {kind}' if kind else ''}",
+        "task": about.get("task", ""),
+        "labels": ", ".join(about.get("labels", ())),
+        "inputs": ", ".join(f"{name} {value}" for name, value in about.get("inputs", {}).items()),
+        "score": f"step {score['step']:,}{value}" if "step" in score else "",
     }
 
 

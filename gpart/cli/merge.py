@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from gpart.adapter import GPartAdapter
-from gpart.bases.models import DTYPES, WEIGHTS, Base, load_again, load_base
+from gpart.bases.models import DTYPES, WEIGHTS, Base, base_of, load_again, named_base
 from gpart.cli.attached import attach_to
 from gpart.cli.folders import check_out, whole_folder
 from gpart.cli.message import Parser
@@ -59,14 +59,17 @@ def merge_command(words: list[str]) -> int:
         GPartError: if the adapter does not fit the base, the base is packed, OUT is there already, or the folder does
             not give the merged model again; nothing is then at OUT.
     """
-    asked = _parser().parse_args(words)
-    out = check_out(asked.out, asked.force, (WEIGHTS, "config.json"), (asked.base, asked.adapter))
+    asked = _parser().parse_intermixed_args(words)  # in any order with the options, though BASE may be left out
     source = fetched(asked.adapter)
-    base = load_base(asked.base, *read_adapter(source, asked.adapter_name), asked.dtype, asked.model_class)
+    manifest, tensors = read_adapter(source, asked.adapter_name)
+    named = named_base(manifest, asked.adapter) if asked.base is None else asked.base
+    out = check_out(asked.out, asked.force, (WEIGHTS, "config.json"), (named, asked.adapter))
+    settings = {"dtype": asked.dtype, "model_class": asked.model_class}
+    base = base_of(asked.adapter, manifest, tensors, asked.base, **settings)
     adapter = attach_to(base, source, not asked.no_check_base, asked.adapter_name)
     check_mergeable(adapter)
     about = {
-        "base": asked.base,
+        "base": named,
         "model": type(base.model).__name__,
         "dtype": str(next(base.model.parameters()).dtype).removeprefix("torch."),
         "adapter": asked.adapter,
@@ -135,7 +138,12 @@ def _differing(first: nn.Module, second: nn.Module) -> list[str]:
 
 def _parser() -> Parser:
     parser = Parser(prog="gpart merge", description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("base", metavar="BASE", help="the model that the adapter was trained on")
+    parser.add_argument(
+        "base",
+        metavar="BASE",
+        nargs="?",
+        help="the model that the adapter was trained on; default: the one that it names",
+    )
     parser.add_argument("adapter", metavar="ADAPTER", help="an adapter folder, a .ckpt, or a name on the hub")
     parser.add_argument("out", metavar="OUT", help="the folder to write")
     parser.add_argument(

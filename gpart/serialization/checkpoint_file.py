@@ -173,20 +173,28 @@ def adapter_in(checkpoint: Mapping[str, Any], path: str, name: str | None = None
         raise GPartError(f"{path} holds several adapters, {list(named)}, and which one is meant? name={name!r}")
     entry = found[0] if len(found) == 1 else named[str(name)]
     manifest = read_manifest(entry.get("manifest"), path)
+    inside = tensors_in(entry, checkpoint, path)
+    # Where the adapted module is a container, theta stands further down in it, and has a longer key than in a folder.
+    theta = f"gpart.{manifest.name}.theta"
+    return manifest, {theta if key.endswith(f".{theta}") else key: value for key, value in inside.items()}
+
+
+def tensors_in(entry: Mapping[str, Any], checkpoint: Mapping[str, Any], path: str) -> dict[str, Tensor]:
+    """What a checkpoint holds of the module that one of its entries is of, by relative names.
+
+    Raises:
+        GPartError: if it was changed.
+    """
     prefix = f"{entry['module']}." if entry["module"] else ""
     state = checkpoint.get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise GPartError(f"{path} holds no state_dict, but a {type(state).__name__} under that key")
     if isinstance(own := entry.get("tensors"), dict):  # the state is a merged module's, or that of several adapters
         check_digest(entry, own, path)
-        inside = own
-    else:
-        state = {key: value for key, value in state.items() if key != entry.get("hint")}
-        check_digest(entry, state, path)
-        inside = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    # Where the adapted module is a container, theta stands further down in it, and has a longer key than in a folder.
-    theta = f"gpart.{manifest.name}.theta"
-    return manifest, {theta if key.endswith(f".{theta}") else key: value for key, value in inside.items()}
+        return own
+    state = {key: value for key, value in state.items() if key != entry.get("hint")}
+    check_digest(entry, state, path)
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
 def entries_in(checkpoint: Mapping[str, Any], source: str) -> list[dict[str, Any]]:

@@ -38,6 +38,12 @@ KIND = {
     "base_model_name_or_path": "a GPart adapter: gpart.load_adapter reads it onto its base model",
 }
 """What Transformers and PEFT show in their errors of an adapter that they do not know."""
+METHOD = "method"
+"""The key that only what another method has trained is described by."""
+KIND_OF_METHODS = {
+    "peft_type": "GPART: not one of PEFT's, gpart.callbacks.load_method reads it",
+    "base_model_name_or_path": "what a method of gpart has trained: gpart.callbacks.load_method reads it onto its base model",
+}
 
 
 def write_folder(folder: Place, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
@@ -51,11 +57,7 @@ def write_folder(folder: Place, manifest: Manifest, tensors: Mapping[str, Tensor
         manifest: what the tensors belong to.
         tensors: by name.
     """
-    content = dump_tensors({name: value.cpu().contiguous().clone() for name, value in tensors.items()})
-    described = {**KIND, **manifest.to_dict(), "tensors_sha256": hashlib.sha256(content).hexdigest()}
-    text = _render({**described, "sha256": _content_hash(_render(described))})
-    at = located(folder)
-    write(inside(at, BESIDE_BASE) if is_file(inside(at, BASE)) else at, {TENSORS: content, CONFIG: text.encode()})
+    _write(folder, {**KIND, **manifest.to_dict()}, tensors)
 
 
 def read_folder(folder: Place) -> tuple[Manifest, dict[str, Tensor]]:
@@ -66,7 +68,54 @@ def read_folder(folder: Place) -> tuple[Manifest, dict[str, Tensor]]:
         GPartError: if a file was changed or truncated, or is no adapter's.
     """
     at = adapter_place(folder)
-    config_file, tensor_file = inside(at, CONFIG), inside(at, TENSORS)
+    described, tensors_hash = _described(at)
+    if isinstance(method := described.get(METHOD), str):
+        raise GPartError(
+            f"{at} holds what {method} has trained, not an adapter of GPart: gpart.callbacks.load_method(network, folder) and"
+            f" {method}(adapter=...) read it"
+        )
+    manifest = read_manifest(described, str(inside(at, CONFIG)))
+    return manifest, _tensors(at, tensors_hash)
+
+
+def write_trained(folder: Place, described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Writes what another method has trained, in the same two files.
+
+    Args:
+        folder: as for :func:`write_folder`.
+        described: what the tensors belong to, plain values; :data:`METHOD` among them.
+        tensors: by name.
+    """
+    _write(folder, {**KIND_OF_METHODS, **described}, tensors)
+
+
+def read_trained(folder: Place) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What :func:`write_trained` wrote.
+
+    Raises:
+        GPartFileError: if there is no such folder, or a file is missing in it.
+        GPartError: if a file was changed or truncated, or is no other method's.
+    """
+    at = adapter_place(folder)
+    described, tensors_hash = _described(at)
+    if not isinstance(described.get(METHOD), str):
+        raise GPartError(
+            f"{at} holds an adapter of GPart, not what another method has trained: gpart.load_adapter reads it"
+        )
+    return described, _tensors(at, tensors_hash)
+
+
+def _write(folder: Place, described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    content = dump_tensors({name: value.cpu().contiguous().clone() for name, value in tensors.items()})
+    described = {**described, "tensors_sha256": hashlib.sha256(content).hexdigest()}
+    text = _render({**described, "sha256": _content_hash(_render(described))})
+    at = located(folder)
+    write(inside(at, BESIDE_BASE) if is_file(inside(at, BASE)) else at, {TENSORS: content, CONFIG: text.encode()})
+
+
+def _described(at: Path | str) -> tuple[dict[str, Any], Any]:
+    """The config's content, and the hash that the tensor file has to have."""
+    config_file = inside(at, CONFIG)
     text = read(config_file).decode("utf-8", errors="replace")
     try:
         described = json.loads(text)
@@ -79,8 +128,11 @@ def read_folder(folder: Place) -> tuple[Manifest, dict[str, Tensor]]:
     if written != found:
         raise GPartError(f"{config_file} was changed: its content has SHA-256 {found}, written was {written}")
     tensors_hash = described.pop("tensors_sha256", None)
-    described = {key: value for key, value in described.items() if key not in KIND}
-    manifest = read_manifest(described, str(config_file))
+    return {key: value for key, value in described.items() if key not in KIND}, tensors_hash
+
+
+def _tensors(at: Path | str, tensors_hash: Any) -> dict[str, Tensor]:
+    tensor_file = inside(at, TENSORS)
     if not is_file(tensor_file):
         raise GPartFileError(f"no adapter at {at}: there is no file {TENSORS}")
     content = read(tensor_file)
@@ -90,9 +142,10 @@ def read_folder(folder: Place) -> tuple[Manifest, dict[str, Tensor]]:
             f" the config has {tensors_hash}"
         )
     try:
-        return manifest, load_tensors(content)
+        loaded: dict[str, Tensor] = load_tensors(content)
     except SafetensorError as error:
         raise GPartError(f"{tensor_file} is no safetensors file: {error}") from None
+    return loaded
 
 
 def adapter_place(folder: Place) -> Path | str:

@@ -268,7 +268,7 @@ def test_buffers_that_training_changed_have_no_place(
     ("words", "says"),
     [
         (["--to", "peft-lora", "--base", "base"], "needs --rank"),
-        (["--to", "peft-lora", "--rank", "2"], "needs --base"),
+        (["--to", "peft-lora", "--rank", "2"], "no adapter at adapter: there is no such folder"),
         (["--to", "peft-lora", "--rank", "0", "--base", "base"], "--rank must be from 1 to 16"),
         (["--to", "peft-lora", "--rank", "x", "--base", "base"], "invalid int value: 'x'"),
         (["--to", "ia3"], "invalid choice: 'ia3'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,9 @@ def test_a_card_says_what_the_file_and_the_user_say(
     )
     assert "base_model" not in matter  # a folder is nobody else's
     assert str(tmp_path) not in text
+    pushed = hub.files(NAME)["adapter_config.json"].decode()
+    assert str(tmp_path) not in pushed
+    assert json.loads(pushed)["about"]["base"] == "bert"
     for line in (
         "| d | `30` |",
         "| D | `1,024` |",

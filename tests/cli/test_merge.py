@@ -71,6 +71,33 @@ def test_the_folder_is_transformers_own_and_has_the_merged_bits(
     assert AutoTokenizer.from_pretrained("out")("a b")["input_ids"]
 
 
+def test_the_base_that_the_adapter_names(
+    base: Path, made: Path, same_bits: Same, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = as_json(capsys, "merge", "--dtype", "float32", "adapter", "--adapter-name", "default", "out")
+    assert said["base"] == str(made / "base")
+    wanted, stored = on_base(base).merged_weights(), load_file("out/model.safetensors")
+    assert all(same_bits(stored[name], value) for name, value in wanted.items())
+
+
+def test_an_adapter_of_a_named_base_that_is_not_here(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = classifier(base)
+    net.config._name_or_path = "/nowhere/base"
+    trained(net, Path("moved"), modules_to_save=["classifier"])
+    said = refused(capsys, "merge", "moved", "out")
+    assert (
+        "moved was trained on '/nowhere/base', which it names, and that cannot be loaded here: there is no model"
+        in said
+    )
+    assert as_json(capsys, "merge", "base", "moved", "out")["base"] == "base"
+
+
+def test_an_adapter_that_names_no_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(nn.Sequential(nn.Linear(6, 8)), tmp_path / "small", target_modules=["0"])
+    said = refused(capsys, "merge", str(tmp_path / "small"), str(tmp_path / "out"))
+    assert "does not say which base it was trained on (Sequential with fingerprint" in said
+
+
 def test_what_belongs_to_the_base_is_copied_and_nothing_else(base: Path, tmp_path: Path) -> None:
     assert main(["merge", "base", "adapter", "made/out"]) == 0
     found = {path.name for path in Path("made/out").iterdir()}
@@ -369,7 +396,7 @@ def test_code_of_a_models_folder_is_not_run(base: Path, tmp_path: Path, capsys: 
         (["base", "adapter", "taken/a/b"], "cannot be made"),
         (["base", "adapter", "link", "--force"], "is there already, and is a link"),
         (["base", "adapter", ""], "OUT must name a folder"),
-        (["base", "adapter"], "the following arguments are required: OUT"),
+        (["adapter"], "the following arguments are required: OUT"),
         (["base", "adapter", "out", "--dtype", "int8"], "invalid choice"),
         (["timm:test_vit4", "adapter", "out", "--model-class", "BertModel"], "is for Transformers' models"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from gpart import GPartConfig, GPartError
 from gpart.serialization import manifest as module
+from gpart.serialization.about import About
 from gpart.serialization.manifest import FORMAT, Manifest, read_manifest
 
 CONFIG = GPartConfig(d=3, target_modules=["q"], modules_to_save=["head"], seed=5, bias="all", dropout=0.1)
@@ -108,3 +110,53 @@ def test_a_file_that_does_not_say_who_wrote_it_is_refused_all_the_same(versions:
 def test_what_is_no_manifest_is_told(values: Any, said: str) -> None:
     with pytest.raises(GPartError, match=said):
         read_manifest(values, "a.json")
+
+
+FACTS = About(
+    base="packaged:minilm",
+    model_class="BertForSequenceClassification",
+    task="classification",
+    labels=["no", "yes"],
+    inputs={"max_length": 64},
+    score={"step": 75, "monitor": "val/accuracy", "value": 0.91},
+)
+
+
+def test_facts_are_read_as_they_were_written() -> None:
+    told = replace(WRITTEN, about=FACTS)
+    assert read_manifest(told.to_dict(), "a file") == told
+    assert read_manifest(json.loads(json.dumps(told.to_dict())), "a file").about == FACTS
+
+
+def test_a_file_without_facts_says_nothing() -> None:
+    assert "about" not in WRITTEN.to_dict()
+    assert read_manifest(WRITTEN.to_dict(), "a file").about == About()
+
+
+def test_format_1_stays_readable_by_what_knows_no_facts() -> None:
+    assert "about" not in replace(WRITTEN, about=FACTS, format=1).to_dict()
+
+
+def test_a_fact_of_a_later_version_is_left_out() -> None:
+    values = {**WRITTEN.to_dict(), "about": {"task": "regression", "colour": "blue"}}
+    assert read_manifest(values, "a file").about == About(task="regression")
+
+
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [
+        (["classification"], "about must be an object, got"),
+        ({"labels": "no, yes"}, "labels must be a list, got 'no, yes'"),
+        ({"labels": ["no", 1]}, "labels must be texts, got"),
+        ({"base": 5}, "base must be a str, got 5"),
+        ({"score": None}, "score must be a dict, got None"),
+    ],
+)
+def test_facts_of_another_kind_are_refused(about: object, says: str) -> None:
+    with pytest.raises(GPartError, match=f"a file: {re.escape(says)}"):
+        read_manifest({**WRITTEN.to_dict(), "about": about}, "a file")
+
+
+def test_facts_go_over_others_where_there_are_any() -> None:
+    other = About(base="x", task="regression", inputs={"size": 1})
+    assert About(task="classification").over(other) == replace(other, task="classification")

@@ -8,7 +8,7 @@ only on (seed, epoch, row).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -207,6 +207,12 @@ class ImageDataModule(SeededDataModule):
         super().load_state_dict(state_dict)
         if "train" in self.parts:  # setup() ran before
             self.parts["train"] = replace(self.parts["train"], seed=self.run_seed)
+
+    def adapter_facts(self) -> dict[str, Any]:
+        """What an adapter's file should say: the classes' names, and how pictures are resized and normalised."""
+        known = {} if self.settings is None else asdict(self.settings)
+        inputs = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
+        return {"labels": list(self.classes) or None, "inputs": inputs}
 
     def _read(self, part: str, source: Part, settings: Normalisation) -> None:
         seed, size, fraction = (self.hparams[name] for name in ("seed", "train_size", "held_out"))

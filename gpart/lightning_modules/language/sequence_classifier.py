@@ -225,6 +225,10 @@ class SequenceClassifier(LightningModule):
         """Returns AdamW, with groups for the head and for all other parameters, and the scheduler."""
         return adamw_by_steps(self, self._network(), names_of_head(self._network(), self.hparams["head"]))
 
+    def adapter_facts(self) -> dict[str, Any]:
+        """What an adapter's file should say: the base's name and the classes' names."""
+        return {"base": self.hparams["model"], "labels": self.hparams["labels"]}
+
     def _build(self, told: DataLabels | None) -> None:
         """Settles the labels, makes the metrics for them, and writes both into the hyperparameters."""
         found = resolved_labels(self._said, told, _DEFAULT_LABELS)

@@ -174,6 +174,10 @@ class CausalLM(Answering):
         if self.val_loss.update_called:
             self.log("val/perplexity", self.val_loss.compute().exp(), sync_dist=True)
 
+    def adapter_facts(self) -> dict[str, Any]:
+        """What an adapter's file should say: the base's name."""
+        return {"base": self.hparams["model"]}
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Returns AdamW and the scheduler."""
         return adamw_by_steps(self, self._network(), head=())

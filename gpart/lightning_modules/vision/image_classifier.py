@@ -220,6 +220,10 @@ class ImageClassifier(LightningModule):
             )
         return made
 
+    def adapter_facts(self) -> dict[str, Any]:
+        """What an adapter's file should say: the base's name, the task and the classes' names."""
+        return {"base": self.hparams["model"], "task": "classification", "labels": self.hparams["labels"]}
+
     def _build(self, told: DataLabels | None) -> None:
         """Settles the classes, makes the tables for them, and writes them into the hyperparameters."""
         found = resolved_labels(self._said, told, _DEFAULT_LABELS)
