@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from pyarrow import parquet
 
+from gpart.datamodules.common.data_sets import load_splits
 from gpart.datamodules.common.own_rows import BadRows, Row, shown
 from gpart.errors import GPartError, GPartFileError
 
@@ -60,7 +61,7 @@ def read_parts(source: Any, bad: BadRows, subset: str | None = None) -> dict[str
     if path.suffix.lower() in READERS or path.is_absolute() or str(source).startswith("."):
         raise GPartFileError(f"there is no file and no folder {str(source)!r}, seen from {Path.cwd()}")
     try:
-        found = load_dataset(str(source), subset)
+        found = load_splits(str(source), subset)
     except DatasetGenerationError as error:
         raise GPartError(f"data set {str(source)!r} can't be read: {error.__cause__ or error}") from error
     except (OSError, ValueError) as error:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict
 from datasets.exceptions import DatasetGenerationError
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from gpart.datamodules.common.data_sets import load_splits
 from gpart.datamodules.common.seeded import SeededDataModule, check_loading
 from gpart.datamodules.common.splits import check_held_out, chosen, hold_out
 from gpart.datamodules.common.text import load_tokenizer, split_loader, tokenizer_fingerprint
@@ -208,12 +209,11 @@ class GLUEDataModule(SeededDataModule):
     def _load(self) -> DatasetDict:
         path, task = self.hparams["path"], self.hparams["task"]
         try:
-            data = load_dataset(path, task)
+            return load_splits(path, task)
         except DatasetGenerationError as error:
             raise GPartError(f"GLUE task {task!r} at {path!r} can't be read: {error.__cause__ or error}") from error
         except (OSError, ValueError) as error:
             raise GPartFileError(f"no GLUE task {task!r} at {path!r}, on the hub or as a folder: {error}") from error
-        return cast("DatasetDict", data)
 
     def _split(self, splits: DatasetDict, name: str) -> Dataset:
         if name not in splits:

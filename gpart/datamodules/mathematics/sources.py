@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
+from datasets import Dataset, concatenate_datasets
 from datasets.exceptions import DatasetGenerationError
 
+from gpart.datamodules.common.data_sets import load_splits
 from gpart.datamodules.mathematics.conversations import Conversations, text_columns
 from gpart.datamodules.mathematics.generated import PREFIX, generate
 from gpart.datamodules.mathematics.questions import Question
@@ -63,7 +64,7 @@ def load_split(path: str, config: Config, split: str) -> Dataset:
             raise GPartError(f"the file {path!r} has no configurations, got {config!r}")
         return _load_file(path, split)
     try:
-        splits = cast("DatasetDict", load_dataset(path, config))
+        splits = load_splits(path, config)
     except (DatasetGenerationError, StopIteration) as error:
         raise _unreadable(path, error) from error
     except (OSError, ValueError) as error:
@@ -77,7 +78,7 @@ def _load_file(path: str, split: str) -> Dataset:
     if not Path(path).is_file():
         raise GPartFileError(f"no file {path!r}")
     try:
-        splits = cast("DatasetDict", load_dataset(FILES[Path(path).suffix], data_files={split: path}))
+        splits = load_splits(FILES[Path(path).suffix], files={split: path})
     except (DatasetGenerationError, StopIteration, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     return splits[split]

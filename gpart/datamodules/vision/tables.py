@@ -5,11 +5,12 @@ Invariant: pictures are kept as they are stored; the data loader's workers decod
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets, load_dataset
+from datasets import ClassLabel, Dataset, Image, concatenate_datasets
 from datasets.exceptions import DatasetGenerationError
 
+from gpart.datamodules.common.data_sets import load_splits
 from gpart.datamodules.common.splits import split_names, splits_of
 from gpart.datamodules.vision.pictures import Pictures
 from gpart.datamodules.vision.reading import FromTable
@@ -38,12 +39,11 @@ def read_tables(
     try:
         # verification_mode: where files are named, some releases of datasets report that the splits do not match those
         # of the data set's card (issue 7282 of datasets).
-        data = load_dataset(place, data_files=files, verification_mode="no_checks" if files else None)
+        splits = load_splits(place, files=files, verification_mode="no_checks" if files else None)
     except DatasetGenerationError as error:
         raise GPartError(f"the data set {place!r} can't be read: {error.__cause__ or error}") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise GPartFileError(f"no data set at {place!r}, on the hub or as a folder: {error}") from error
-    splits = cast("DatasetDict", data)
     names = split_names(list(splits), place)
     image, label = _columns(splits["train"], place, label_column)
     classes = splits["train"].features[label].names
