@@ -22,6 +22,7 @@ from gpart.cli.checkpoints import NAMES, find_checkpoint
 from gpart.cli.commands import TRAINING
 from gpart.cli.configs import with_recipes
 from gpart.cli.message import causes, told
+from gpart.cli.own_folder import into_own_folder
 from gpart.cli.quiet import silence_warnings
 from gpart.cli.resume import ResumedSettings, ask_for_training, model_settings
 from gpart.errors import GPartError
@@ -93,6 +94,12 @@ class GPartCLI(LightningCLI):
             action="store_true",
             help="Go on from the newest checkpoint in the run's folder: --ckpt_path last.",
         )
+        parser.add_argument(
+            "--own_folder",
+            type=bool,
+            default=False,
+            help="Put all that is written below trainer.default_root_dir, such as method.save_folder.",
+        )
         parser.add_optimizer_args()
         parser.add_lr_scheduler_args()
         # Else they are the first lines of Lightning's docstrings, some cut in the middle.
@@ -109,6 +116,9 @@ class GPartCLI(LightningCLI):
         except (ValueError, OSError) as error:  # of a file that a word names, such as one that is no text
             raise GPartError(told(error)) from error
         self._words = list(args or [])
+        command = self.config.get("subcommand")
+        if command and self.config[command].get("own_folder"):
+            into_own_folder(self.config[command])
 
     def _parse_ckpt_path(self) -> None:
         """As Lightning's, but words of the command line go over the checkpoint's hyperparameters, and so does the class.
