@@ -58,7 +58,7 @@ def test_a_run_with_nothing_to_move_and_a_list_of_loggers() -> None:
 
 
 def test_without_a_folder_it_is_refused() -> None:
-    with pytest.raises(GPartError, match="give --trainer.default_root_dir"):
+    with pytest.raises(GPartError, match="give --trainer"):
         moved({"trainer": {"default_root_dir": None}})
 
 
