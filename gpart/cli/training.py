@@ -22,6 +22,7 @@ from gpart.cli.checkpoints import NAMES, find_checkpoint
 from gpart.cli.commands import TRAINING
 from gpart.cli.configs import with_recipes
 from gpart.cli.message import causes, told
+from gpart.cli.own_classes import look_in_current_folder, not_found
 from gpart.cli.own_folder import into_own_folder
 from gpart.cli.quiet import silence_warnings
 from gpart.cli.resume import ResumedSettings, ask_for_training, model_settings
@@ -69,12 +70,14 @@ class Parser(LightningArgumentParser):
         """
         if not self.exit_on_error:
             super().error(message, ex)
-        unknown = re.search(r'Parser key "(\w+)".*Expected a dot import path string: (\w+)', message, re.DOTALL)
-        if unknown and unknown[1] in CLASSES:
-            names = ", ".join(CLASSES[unknown[1]])
+        unknown = re.search(r'Parser key "([\w.]+)".*Expected a dot import path string: (\w+)', message, re.DOTALL)
+        if unknown:
+            own = f"gpart's are {', '.join(CLASSES[unknown[1]])}, others go" if unknown[1] in CLASSES else "classes go"
             message = (
-                f"{unknown[1]}: there is no class {unknown[2]!r}; gpart's are {names}, others go by their import path"
+                f"{unknown[1]}: there is no class {unknown[2]!r}; {own} by their import path, such as my_module.Mine"
             )
+        else:
+            message = not_found(message) or message
         if message.startswith("the following arguments are required"):
             message += "; a recipe gives them, as in gpart fit --config quickstart"
         raise GPartError(message) from ex
@@ -214,6 +217,7 @@ def run(words: list[str]) -> None:
         }
         for name, says in TRAINING.items()
     }
+    look_in_current_folder()
     try:
         with warnings.catch_warnings():
             silence_warnings()
