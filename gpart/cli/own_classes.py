@@ -48,7 +48,7 @@ def _why_not(path: str, kind: re.Match[str] | None) -> str | None:
             f"in {_place(inside)}" if inside else f"in the current folder, {os.getcwd()}, or among installed packages"
         )
         return f"there is no class {path}: no module {missing} {where}"
-    except Exception as error:  # whatever the user's own module raises
+    except Exception as error:  # noqa: BLE001  # whatever the user's own module raises
         return f"the module {module} of {path} cannot be imported: {type(error).__name__}: {error}"
     thing = getattr(found, name, None)
     if thing is None:
