@@ -24,6 +24,7 @@ from gpart.cli.configs import with_recipes
 from gpart.cli.message import causes, told
 from gpart.cli.own_classes import look_in_current_folder, not_found
 from gpart.cli.own_folder import into_own_folder
+from gpart.cli.progress import shown_progress
 from gpart.cli.quiet import silence_warnings
 from gpart.cli.resume import ResumedSettings, ask_for_training, model_settings
 from gpart.errors import GPartError
@@ -103,6 +104,8 @@ class GPartCLI(LightningCLI):
             default=False,
             help="Put all that is written below trainer.default_root_dir, such as method.save_folder.",
         )
+        # It tells what the method's table does, and what can't be known, in ten lines before the first step.
+        parser.set_defaults({"trainer.enable_model_summary": False})
         parser.add_optimizer_args()
         parser.add_lr_scheduler_args()
         # Else they are the first lines of Lightning's docstrings, some cut in the middle.
@@ -179,6 +182,7 @@ class GPartCLI(LightningCLI):
         # The absent method comes as None.
         present = [callback for callback in callbacks if callback is not None]
         present.append(ResumedSettings(ask_for_training(self._words)))
+        present += shown_progress(config)
         try:
             return super()._instantiate_trainer(config, present)
         except (TypeError, ValueError) as error:  # a setting that the Trainer refuses: it does nothing else yet
