@@ -27,6 +27,7 @@ from gpart.cli.own_folder import into_own_folder
 from gpart.cli.progress import shown_progress
 from gpart.cli.quiet import silence_warnings
 from gpart.cli.resume import ResumedSettings, ask_for_training, model_settings
+from gpart.cli.run_logger import recorded
 from gpart.errors import GPartError
 from gpart.serialization.checkpoint_file import load_checkpoint_file
 
@@ -104,7 +105,7 @@ class GPartCLI(LightningCLI):
             default=False,
             help="Put all that is written below trainer.default_root_dir, such as method.save_folder.",
         )
-        # It tells what the method's table does, and what can't be known, in ten lines before the first step.
+        # Ten lines that tell what the method's table does.
         parser.set_defaults({"trainer.enable_model_summary": False})
         parser.add_optimizer_args()
         parser.add_lr_scheduler_args()
@@ -183,6 +184,7 @@ class GPartCLI(LightningCLI):
         present = [callback for callback in callbacks if callback is not None]
         present.append(ResumedSettings(ask_for_training(self._words)))
         present += shown_progress(config)
+        present.append(recorded(str(self.subcommand), self._words, self.config[self.subcommand], config))
         try:
             return super()._instantiate_trainer(config, present)
         except (TypeError, ValueError) as error:  # a setting that the Trainer refuses: it does nothing else yet
