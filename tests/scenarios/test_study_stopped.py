@@ -37,7 +37,10 @@ def project(tmp_path: Path) -> Path:
             "task": {"movies": {"metric": "accuracy"}},
             "method": {
                 "partition": {"set": {"method.d": 50}},
-                "hash": {"config": "methods/gpart-hash", "set": {"method.d": 50, "method.save_folder": "adapters/hash"}},
+                "hash": {
+                    "config": "methods/gpart-hash",
+                    "set": {"method.d": 50, "method.save_folder": "adapters/hash"},
+                },
             },
         },
         "columns": "task",
