@@ -8,7 +8,7 @@ on from there (``gpart study STUDY.yaml``), and ``gpart study STUDY.yaml --table
 machines may be joined by ``cat``.
 
 Invariant: only a record whose command has the settings that the study has for that run goes in or out (the names of its
-files and the order of its settings aside), and a run that is finished here is never written over. A line is ``{"folder", "command", "metrics"}``: the run's folder below the study's,
+files and the order of its settings aside), and whose recipes are what they were, where it says what they were, and a run that is finished here is never written over. A line is ``{"folder", "command", "metrics"}``: the run's folder below the study's,
 what is in its command.json, and in its metrics.json (null for a run that failed before it wrote one).
 """
 
@@ -27,9 +27,10 @@ from gpart.errors import GPartError, GPartFileError
 from gpart.serialization.atomic import replacing
 from gpart.studies.experiments.outcome import read_object, read_outcome
 from gpart.studies.experiments.plan import COMMAND_FILE, METRICS_FILE, Run, plan
+from gpart.studies.experiments.recipes import OWN_FOLDER, difference
 from gpart.studies.experiments.schema import read_study
 
-PLACES = ("--trainer.default_root_dir", "--trainer.callbacks.path")
+PLACES = ("--trainer.default_root_dir", "--trainer.callbacks.path", OWN_FOLDER.partition("=")[0])
 """The settings of a run that only say where its files are."""
 
 
@@ -84,10 +85,11 @@ def unpack(study: Path, records: Path) -> str:
     )
     for record in _read(records):
         run = alike.get(_settings(record["command"].get("words") or ()))
-        if run is not None:
+        changed = run is not None and difference(_named(record, run), run.words)
+        if run is not None and not changed:
             counts[_write(run, record)] += 1
         else:
-            counts["of other settings" if record["folder"] in runs else "of no run of this study"] += 1
+            counts["of other settings" if changed or record["folder"] in runs else "of no run of this study"] += 1
     return f"{records}: {sum(counts.values())} records ({_text(counts)})"
 
 
@@ -145,12 +147,15 @@ def _write(run: Run, record: dict[str, Any]) -> str:
                 (run.folder / METRICS_FILE).unlink(missing_ok=True)
             else:
                 _put(run.folder / METRICS_FILE, record["metrics"])
-            # The study looks for its own words. "command" is the line that made the run.
-            command = {**record["command"], "words": list(run.words)}
-            _put(run.folder / COMMAND_FILE, command)  # the last, since it makes the others count
+            _put(run.folder / COMMAND_FILE, _named(record, run))  # the last, since it makes the others count
     except Timeout:
         return "running here"
     return "written"
+
+
+def _named(record: dict[str, Any], run: Run) -> dict[str, Any]:
+    """A record's command with the words that the study looks for; its "command" is the line that made the run."""
+    return {**record["command"], "words": list(run.words)}
 
 
 def _put(path: Path, content: dict[str, Any]) -> None:

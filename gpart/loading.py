@@ -24,6 +24,7 @@ from gpart.injection.fingerprint import Sample, differing, fingerprint, is_base
 from gpart.injection.forgotten import randomly_initialised
 from gpart.injection.modules import check_name, theta_key
 from gpart.injection.names import get_parameter, named_buffers, unwrapped
+from gpart.injection.nearby import another_head, hint
 from gpart.injection.targets import Plan, plan
 from gpart.materialize.active import bare
 from gpart.materialize.merging import check_finite
@@ -218,14 +219,22 @@ def check_model(
     Raises:
         GPartError: if anything differs, with both values.
     """
-    made = plan(model, manifest.config, manifest.format <= WITH_PADDING_ROWS, beside)
+    try:
+        made = plan(model, manifest.config, manifest.format <= WITH_PADDING_ROWS, beside)
+    except GPartError as error:
+        near = hint(model, manifest.weights)
+        raise GPartError(f"{source} does not fit this {type(model).__name__}: {error}{near}") from error
     if forgotten := randomly_initialised(model, made.frozen):
         raise GPartError(
             f"{source} does not hold {forgotten}, which Transformers has just initialised at random since the checkpoint has"
             " none: load the adapter that holds them first, or the model from where it has them"
         )
     values = {name: get_parameter(model, name) for name in made.frozen}
-    check_same(made, values, manifest, source, check_base)
+    try:
+        check_same(made, values, manifest, source, check_base)
+    except GPartError as error:
+        near = hint(model, manifest.weights) if made.described() != manifest.weights else ""
+        raise GPartError(f"{error}{near}") from None
     return made
 
 
@@ -284,6 +293,11 @@ def check_same(
         if others := differing(frozen, manifest.parts):
             message += f"; of {len(frozen)} frozen parameters differ {', '.join(others[:3])}"
             message += f" and {len(others) - 3} more" if len(others) > 3 else ""
+        else:
+            message += another_head(frozen, manifest.parts)
+        kinds = {value.values[2].dtype if isinstance(value, Sample) else value.dtype for value in frozen.values()}
+        if kinds - {torch.float32}:
+            message += f"; here they are {' and '.join(sorted(str(kind).removeprefix('torch.') for kind in kinds))}"
         message += "; check_base=False loads it all the same" if check_base else ""
         if check_base:
             raise GPartError(message)

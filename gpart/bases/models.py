@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from gpart.assets.fetching import gguf, loading, resolve
+from gpart.bases.current_folder import look_in_current_folder
 from gpart.bases.fitting import Needs, choose, head_size
 from gpart.errors import GPartError, GPartFileError
 from gpart.serialization.manifest import Manifest
@@ -268,8 +268,7 @@ def _called(place: str) -> nn.Module:
     module, _, function = place.partition(":")
     if not module or not function:
         raise GPartError(f"'{PYTHON}{place}' must be {PYTHON}MODULE:FUNCTION, such as {PYTHON}my_project.models:build")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as python -m does, which the installed command does not
+    look_in_current_folder()
     try:
         found = getattr(import_module(module), function, None)
     except ModuleNotFoundError as error:

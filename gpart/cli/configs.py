@@ -8,8 +8,7 @@ from pathlib import Path
 
 from gpart.cli.message import Parser
 from gpart.errors import GPartError, GPartFileError
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+from gpart.studies.experiments.recipes import CONFIGS, recipe_file
 
 DESCRIPTION = """Lists the shipped recipes with a line about each. 'gpart fit --config NAME' finds a recipe by its name; those
 under methods/ change the method of the recipe before them, and those under studies/ are for 'gpart study NAME'."""
@@ -27,19 +26,17 @@ def find_recipe(name: str) -> str:
         GPartFileError: if there is neither, with the closest names.
         GPartError: if the file cannot be read.
     """
-    if Path(name).is_file():
-        try:
-            Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise GPartError(f"the recipe {name} cannot be read: {error}") from error
-        return name
-    known = recipes()
-    path = known.get(name.removesuffix(".yaml"))
+    path = recipe_file(name)
     if path is None:
+        known = recipes()
         close = difflib.get_close_matches(name, known, n=3) or list(known)[:10]
         raise GPartFileError(
             f"no config file and no recipe {name!r}; close are {', '.join(close)} (gpart configs lists all)"
         )
+    try:
+        path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GPartError(f"the recipe {path} cannot be read: {error}") from error
     return str(path)
 
 

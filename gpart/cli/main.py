@@ -6,6 +6,7 @@ its traceback. Which it is, the error's type says: :class:`gpart.errors.GPartErr
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -82,5 +83,13 @@ def _run(words: list[str]) -> int:
 
 
 def _meant_for_users(error: BaseException) -> BaseException | None:
-    """The first of an error and its causes that says what a user can mend; None if it is a fault."""
-    return next((each for each in causes(error) if isinstance(each, GPartError)), None)
+    """The first of an error and its causes that says what a user can mend; None if it is a fault.
+
+    An error of the file system is one: it names the file.
+    """
+    kinds = (GPartError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+    return next((each for each in causes(error) if isinstance(each, kinds) or _is_full(each)), None)
+
+
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

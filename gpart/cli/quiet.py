@@ -6,6 +6,7 @@ Invariant: each is matched by its own words, so that no other warning is lost.
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 
 WARNED = (
@@ -17,13 +18,25 @@ WARNED = (
 """Warnings, as regular expressions."""
 
 LOGGED = {
-    "torch.utils._pytree": "is an Enum subclass and is now natively supported",  # torchao, when Transformers imports it
+    "torch.utils._pytree": ("is an Enum subclass and is now natively supported",),  # torchao, by Transformers' import
+    "lightning.pytorch.utilities.rank_zero": (
+        "TPU available: False",
+        "GPU available: False",
+        "Tip: For seamless",  # advertises a service
+        "to estimate number of stepping batches",
+    ),
+    "transformers.modeling_utils": ("LOAD REPORT",),  # unless it tells of more than a head: see _only_a_head
 }
-"""Records by their logger, which shows them while a library is imported."""
+"""Records by their logger."""
+
+_REPORTED = re.compile(r"^(\S+)\s*\|\s*([A-Z]+)\s*\|", re.MULTILINE)
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
+_HEADS = ("classifier", "score", "head", "heads", "fc", "pooler", "pre_classifier", "lm_head", "cls", "qa_outputs")
+"""Modules that a new task makes anew, or that it leaves behind."""
 
 
 def silence_imports() -> None:
-    """Leaves out the records of :data:`LOGGED`; called before the import that makes them."""
+    """Leaves out the records of :data:`LOGGED`; called before the first import, since some are made by imports."""
     for name in LOGGED:
         logging.getLogger(name).addFilter(_is_wanted)
 
@@ -35,4 +48,15 @@ def silence_warnings() -> None:
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-    return LOGGED[record.name] not in str(record.msg)
+    message = record.getMessage()
+    found = next((words for words in LOGGED[record.name] if words in message), None)
+    return found is None or (found == "LOAD REPORT" and not _only_a_head(message))
+
+
+def _only_a_head(report: str) -> bool:
+    """Whether Transformers' report on weights tells only of a head that is new, or of one that is left behind."""
+    rows = _REPORTED.findall(_COLOUR.sub("", report))
+    told = [(name, status) for name, status in rows if name != "Key"]
+    return bool(told) and all(
+        status in ("MISSING", "UNEXPECTED") and not set(name.split(".")[:2]).isdisjoint(_HEADS) for name, status in told
+    )

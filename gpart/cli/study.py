@@ -56,8 +56,8 @@ EPILOG = """a study's file:
 tune: every candidate runs with the first tune_seeds seeds. The one with the best mean validation score (fit.best_score,
 by the mode of the recipe's ModelCheckpoint) also runs with the other seeds. The test set has no part in the choice.
 
-A run is made again if its words have changed. The words do not show that a recipe's content has changed: remove the
-folder of a run that used it.
+A run is made again if its words or the content of one of its recipes have changed (lines of comment aside). All that it
+writes is in its own folder below the study's: checkpoints, the adapter, predictions, whatever the recipe calls them.
 
 --figure: for a study with one axis beside the columns, whose labels are numbers, as d: {1: ..., 10: ..., linear probe: ...}.
 Rows that are no numbers are horizontal lines.

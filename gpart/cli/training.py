@@ -17,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import gpart.callbacks
 import gpart.datamodules
 import gpart.lightning_modules
+from gpart.bases.current_folder import look_in_current_folder
 from gpart.callbacks import PredictionWriter
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.saving import keeper_of
@@ -26,8 +27,12 @@ from gpart.cli.commands import TRAINING
 from gpart.cli.configs import with_recipes
 from gpart.cli.last_state import with_last_state
 from gpart.cli.message import causes, told
+from gpart.cli.own_classes import not_found
+from gpart.cli.own_folder import into_own_folder
+from gpart.cli.progress import shown_progress
 from gpart.cli.quiet import silence_warnings
 from gpart.cli.resume import ResumedSettings, ask_for_training, model_settings
+from gpart.cli.run_logger import recorded
 from gpart.cli.saved_config import SavedConfig
 from gpart.errors import GPartError
 from gpart.serialization.checkpoint_file import load_checkpoint_file
@@ -73,12 +78,14 @@ class Parser(LightningArgumentParser):
         """
         if not self.exit_on_error:
             super().error(message, ex)
-        unknown = re.search(r'Parser key "(\w+)".*Expected a dot import path string: (\w+)', message, re.DOTALL)
-        if unknown and unknown[1] in CLASSES:
-            names = ", ".join(CLASSES[unknown[1]])
+        unknown = re.search(r'Parser key "([\w.]+)".*Expected a dot import path string: (\w+)', message, re.DOTALL)
+        if unknown:
+            own = f"gpart's are {', '.join(CLASSES[unknown[1]])}, others go" if unknown[1] in CLASSES else "classes go"
             message = (
-                f"{unknown[1]}: there is no class {unknown[2]!r}; gpart's are {names}, others go by their import path"
+                f"{unknown[1]}: there is no class {unknown[2]!r}; {own} by their import path, such as my_module.Mine"
             )
+        else:
+            message = not_found(message) or message
         if message.startswith("the following arguments are required"):
             message += "; a recipe gives them, as in gpart fit --config quickstart"
         raise GPartError(message) from ex
@@ -98,6 +105,14 @@ class GPartCLI(LightningCLI):
             action="store_true",
             help="Go on from the newest checkpoint in the run's folder: --ckpt_path last.",
         )
+        parser.add_argument(
+            "--own_folder",
+            type=bool,
+            default=False,
+            help="Put all that is written below trainer.default_root_dir, such as method.save_folder.",
+        )
+        # Ten lines that tell what the method's table does.
+        parser.set_defaults({"trainer.enable_model_summary": False})
         parser.add_optimizer_args()
         parser.add_lr_scheduler_args()
         # Else they are the first lines of Lightning's docstrings, some cut in the middle.
@@ -122,6 +137,9 @@ class GPartCLI(LightningCLI):
         except (ValueError, OSError) as error:  # of a file that a word names, such as one that is no text
             raise GPartError(told(error)) from error
         self._words = list(args or [])
+        command = self.config.get("subcommand")
+        if command and self.config[command].get("own_folder"):
+            into_own_folder(self.config[command])
 
     def _parse_ckpt_path(self) -> None:
         """As Lightning's, but words of the command line go over the checkpoint's hyperparameters, and so does the class.
@@ -190,6 +208,8 @@ class GPartCLI(LightningCLI):
         present.append(ResumedSettings(ask_for_training(self._words)))
         if config.get("enable_checkpointing") is not False:
             config["callbacks"] = with_last_state(config.get("callbacks") or [])
+        present += shown_progress(config)
+        present.append(recorded(str(self.subcommand), self._words, self.config[self.subcommand], config))
         try:
             return super()._instantiate_trainer(config, present)
         except (TypeError, ValueError) as error:  # a setting that the Trainer refuses: it does nothing else yet
@@ -229,6 +249,7 @@ def run(words: list[str]) -> None:
         }
         for name, says in TRAINING.items()
     }
+    look_in_current_folder()
     try:
         with warnings.catch_warnings():
             silence_warnings()

@@ -29,6 +29,7 @@ from transformers import (
     PretrainedConfig,
 )
 
+from gpart.assets.fetching import resolve
 from gpart.errors import GPartError, GPartFileError
 from gpart.heads import head_modules
 from gpart.injection.matching import matches
@@ -64,7 +65,7 @@ def config(name: str) -> PretrainedConfig:
     """Returns the config of a model.
 
     Args:
-        name: a folder with a ``config.json``, such a file, or a name on the hub. ``roberta-base`` and
+        name: a folder with a ``config.json``, such a file, ``packaged:NAME``, or a name on the hub. ``roberta-base`` and
             ``roberta-large`` may be written without their owner.
 
     Raises:
@@ -76,7 +77,7 @@ def config(name: str) -> PretrainedConfig:
         >>> config("roberta-large").hidden_size
         1024
     """
-    path = Path(name)
+    path = Path(resolve(name))  # what is packaged lies in a folder
     if name and path.exists():
         return _local(path)
     hub_name = ALIASES.get(name, name)

@@ -151,3 +151,35 @@ def test_help_lists_the_choices(command: str, choices: list[str], capsys: pytest
     assert stop.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert all(choice in shown for choice in choices)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(13, "Permission denied", "/data/runs"),
+        OSError(28, "No space left on device", "/data/runs"),
+        OSError(30, "Read-only file system", "/data/runs"),
+        IsADirectoryError(21, "Is a directory", "/data/runs"),
+        NotADirectoryError(20, "Not a directory", "/data/runs"),
+    ],
+)
+def test_an_error_of_the_file_system_is_one_line(
+    error: OSError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(words: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("gpart.cli.configs.configs_command", fails)
+    assert main(["configs"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"gpart: error: {error}\n"
+    assert "/data/runs" in said
+
+
+def test_another_error_of_a_file_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(words: list[str]) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("gpart.cli.configs.configs_command", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        main(["configs"])

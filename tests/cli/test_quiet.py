@@ -41,7 +41,8 @@ def test_only_the_named_records_are_left_out() -> None:
         def passes(message: str, logger: logging.Logger = logger) -> bool:
             return bool(logger.filter(logger.makeRecord(logger.name, logging.WARNING, "", 1, message, (), None)))
 
-        assert not passes(f"%s {words} by torch")
+        for each in words if name != "transformers.modeling_utils" else ():
+            assert not passes(f"%s {each} by torch")
         assert passes("%s is already registered as pytree node")
 
 
@@ -52,3 +53,29 @@ def test_only_the_named_warnings_are_left_out() -> None:
         warnings.warn("The 'train_dataloader' does not have many workers", stacklevel=1)
         warnings.warn("The 'train_dataloader' is empty", stacklevel=1)
     assert [str(each.message) for each in caught] == ["The 'train_dataloader' is empty"]
+
+
+REPORT = """\x1b[1mNet LOAD REPORT\x1b[0m from: /some/where
+Key               | Status  |
+------------------+---------+-
+{}
+
+Notes:
+- \x1b[31mMISSING:\x1b[0m\tthose params were newly initialized."""
+
+
+@pytest.mark.parametrize(
+    ("rows", "passes"),
+    [
+        (["classifier.bias | \x1b[31mMISSING\x1b[0m |", "bert.pooler.dense.weight | MISSING |"], False),
+        (["classifier.bias | MISSING |", "lm_head.bias | UNEXPECTED |"], False),
+        (["classifier.bias | MISSING |", "bert.encoder.layer.0.query.weight | MISSING |"], True),
+        (["classifier.bias | MISMATCH | Reinit"], True),
+        ([], True),
+    ],
+)
+def test_a_report_on_weights_is_left_out_only_if_it_tells_of_a_head_alone(rows: list[str], passes: bool) -> None:
+    silence_imports()
+    logger = logging.getLogger("transformers.modeling_utils")
+    record = logger.makeRecord(logger.name, logging.WARNING, "", 1, REPORT.format("\n".join(rows)), (), None)
+    assert bool(logger.filter(record)) == passes

@@ -128,6 +128,9 @@ def plan_memory(name: str, settings: MemorySettings) -> MemoryPlan:
     task = find_task(config) if settings.task == "auto" else settings.task
     if task not in TEXT:
         raise GPartError(f"memory is planned for {' and '.join(TEXT)} models; {name} is for {task}")
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and settings.length > positions:
+        raise GPartError(f"length={settings.length} is more than the {positions} positions of {name}: give --length")
     AttentionInterface.register(_COUNTED, _attend)
     config._attn_implementation = _COUNTED
     config.use_cache = False

@@ -1,7 +1,7 @@
 """Reads the outcome of a run from its folder, and selects the candidate with the best validation score.
 
-Invariant: a result counts only if it was made by exactly the command line that would be run now, and by a process that
-ended without an error. A candidate is selected by validation scores alone, never by a test score.
+Invariant: a result counts only if it was made by exactly the command line that would be run now, from recipes of the
+same content, and by a process that ended without an error. A candidate is selected by validation scores alone, never by a test score.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from gpart.studies.experiments.plan import COMMAND_FILE, METRICS_FILE, Candidate, Cell, Run
+from gpart.studies.experiments.recipes import difference
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Outcome:
 
     - ``finished``: its scores count.
     - ``failed``: its process ended with an error.
-    - ``stale``: it was run with another command line.
+    - ``stale``: it was run with another command line, or a recipe has changed since.
     - ``missing``: it was not run, or its process was killed.
     """
 
@@ -60,8 +61,8 @@ def read_outcome(run: Run) -> Outcome:
     command = read_object(run.folder / COMMAND_FILE)
     if command is None:
         return Outcome("missing")
-    if command.get("words") != list(run.words):
-        return Outcome("stale", why="it was run with other words")
+    if (why := difference(command, run.words)) is not None:
+        return Outcome("stale", why=why)
     if "failed" in command:
         return Outcome("failed", why=str(command["failed"]))
     metrics = read_object(run.folder / METRICS_FILE)

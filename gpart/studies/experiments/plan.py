@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpart.errors import GPartError
+from gpart.studies.experiments.recipes import OWN_FOLDER
 from gpart.studies.experiments.study import AxisValue, Study, value_text
 
 COMMAND_FILE = "command.json"
@@ -166,6 +167,7 @@ def _own_words(seed: int, folder: Path) -> list[str]:
         f"--trainer.callbacks.path={(folder / METRICS_FILE).as_posix()}",
         "--test_best=true",
         "--trainer.enable_progress_bar=false",
+        OWN_FOLDER,
     ]
 
 

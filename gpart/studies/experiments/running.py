@@ -25,6 +25,7 @@ from gpart.serialization.atomic import replacing
 from gpart.studies.experiments.outcome import Outcome, choose, no_score, read_deciding, read_object, read_outcome
 from gpart.studies.experiments.plan import COMMAND_FILE, LOG_FILE, METRICS_FILE, Cell, Run
 from gpart.studies.experiments.processes import COMMAND, Child, start
+from gpart.studies.experiments.recipes import contents
 
 GRACE = 30.0
 """The number of seconds that a run has to end after it was asked to."""
@@ -154,7 +155,7 @@ def _locked_run(run: Run, tell: Tell, command: Sequence[str], lock: BaseFileLock
         return _ended("kept", run, before)
     if (foreign := _clear(run.folder)) is not None:
         return Event("failed", run.name, foreign)
-    tell(Event("started", run.name, "again, as its words have changed" if before.state == "stale" else ""))
+    tell(Event("started", run.name, f"again, as {before.why}" if before.state == "stale" else ""))
     why = _process(run, command, lock, bound)
     if why is not None:
         _write_command(run, command, failed=why)
@@ -240,7 +241,12 @@ def _descriptors(lock: BaseFileLock) -> tuple[int, ...]:
 
 
 def _write_command(run: Run, command: Sequence[str], failed: str | None = None) -> None:
-    content: dict[str, Any] = {"words": list(run.words), "command": shlex.join([*command, *run.words])}
+    # What is in the recipes when the process starts, not when the study did.
+    content: dict[str, Any] = {
+        "words": list(run.words),
+        "recipes": contents(run.words),
+        "command": shlex.join([*command, *run.words]),
+    }
     if failed is not None:
         content["failed"] = failed
     with replacing(run.folder / COMMAND_FILE) as file:

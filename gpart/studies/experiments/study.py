@@ -25,6 +25,7 @@ OWN_SETTINGS = (
     "trainer.callbacks.path",
     "trainer.enable_progress_bar",
     "test_best",
+    "own_folder",
 )
 """The settings that a study makes itself. A file may not set them, since its values would be silently overruled."""
 RUN_FIELDS = (

@@ -62,6 +62,7 @@ def test_words_of_every_run_in_order(tmp_path: Path) -> None:
         "--trainer.callbacks.path=out/RTE/GPart/seed-3/metrics.json",
         "--test_best=true",
         "--trainer.enable_progress_bar=false",
+        "--own_folder=true",
     )
     lora = cells[4]
     assert lora.labels == {"task": "CoLA", "method": "LoRA"}

@@ -140,7 +140,7 @@ def test_changed_words_are_run_again_in_an_empty_folder(work: Path) -> None:
     changed = cells_of(axes=methods(A={"set": {"x": 2}}))
     events = run(changed)
     assert [event.kind for event in events] == ["started", "finished"] * 2
-    assert events[0].text == "again, as its words have changed"
+    assert events[0].text == "again, as it was run with other words"
     assert not (left / "old.ckpt").exists()
     assert sorted(path.name for path in left.parent.iterdir()) == [
         "command.json",

@@ -1,0 +1,111 @@
+"""Classes of one's own in the CLI: found in the current folder, and what is not found says where it was looked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpart.cli import main
+from gpart.cli.own_classes import not_found
+
+MINE = """from lightning.pytorch import LightningDataModule
+
+
+class Texts(LightningDataModule):
+    def __init__(self, size: int = 1) -> None:
+        super().__init__()
+        print("made Texts", size)
+
+
+class Other:
+    pass
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A project's folder, current, which Python does not look in by itself."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    before = set(sys.modules)
+    (tmp_path / "mine_c.py").write_text(MINE)
+    (tmp_path / "imports_c.py").write_text("import nowhere_c\n")
+    (tmp_path / "broken_c.py").write_text("def f(:\n")
+    (tmp_path / "kit_c").mkdir()
+    (tmp_path / "kit_c" / "__init__.py").write_text("")
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0].endswith("_c"):
+            del sys.modules[name]
+
+
+def test_a_class_in_the_current_folder_is_found(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--config=quickstart", "--data=mine_c.Texts", "--data.size=3", "--print_config"])
+    out = capsys.readouterr().out
+    assert "class_path: mine_c.Texts" in out
+    assert "size: 3" in out
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        (
+            "--data=absent_c.X",
+            "data: there is no class absent_c.X: no module absent_c in the current folder, {here}, or",
+        ),
+        (
+            "--data.class_path=absent_c.X",
+            "data: there is no class absent_c.X: no module absent_c in the current folder",
+        ),
+        (
+            "--data=mine_c.Text",
+            "data: there is no class Text in mine_c ({here}/mine_c.py); its classes are Texts, Other\n",
+        ),
+        ("--data=mine_c.Other", "data: mine_c.Other ({here}/mine_c.py) is no LightningDataModule"),
+        ("--data=kit_c.sub.X", "data: there is no class kit_c.sub.X: no module kit_c.sub in {here}/kit_c/__init__.py"),
+        (
+            "--data=imports_c.X",
+            "data: the module imports_c of imports_c.X cannot be imported: No module named 'nowhere_c'",
+        ),
+        ("--data=broken_c.X", "the module broken_c of broken_c.X cannot be imported: SyntaxError: invalid syntax"),
+        ("--trainer.callbacks+=absent_c.X", "trainer.callbacks: there is no class absent_c.X: no module absent_c in"),
+        (
+            "--trainer.callbacks=Absent",
+            "trainer.callbacks: there is no class 'Absent'; classes go by their import path",
+        ),
+        ("--data=Absent", "data: there is no class 'Absent'; gpart's are GLUEDataModule, "),
+        ("--config=mine.yaml", "data: there is no class Text in mine_c ({here}/mine_c.py)"),
+    ],
+)
+def test_what_is_not_found_says_where_it_was_looked_for(
+    here: Path, capsys: pytest.CaptureFixture[str], word: str, said: str
+) -> None:
+    (here / "mine.yaml").write_text("data: {class_path: mine_c.Text, init_args: {size: 3}}\n")
+    assert main(["fit", "--config=quickstart", word]) == 2
+    error = capsys.readouterr().err
+    assert said.format(here=here) in error
+    assert error.count("\n") == 1
+
+
+def test_another_mistake_is_told_as_it_is(here: Path) -> None:
+    message = "Parser key \"trainer.devices\": Expected a <class 'int'> Given value: absent_c.txt"
+    assert not_found(message) is None
+    assert not_found("Parser key: Given value: absent_c.X not accessible or invalid") is None
+    right = "Parser key \"data\": Problem with given class_path 'mine_c.Texts': no lr"
+    sys.path.insert(0, str(here))
+    assert not_found(right) is None
+
+
+@pytest.mark.slow
+def test_the_installed_command_finds_it_too(here: Path) -> None:
+    """Its sys.path has the folder of the script, not the current one, as with ``python -P``."""
+    root = Path(__file__).parents[2]
+    code = f"import sys; sys.path.append({str(root)!r}); from gpart.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = ["fit", "--config=quickstart", "--data=mine_c.Texts", "--print_config"]
+    done = subprocess.run([sys.executable, "-P", "-c", code, *words], cwd=here, capture_output=True, text=True)
+    assert "class_path: mine_c.Texts" in done.stdout, done.stderr
