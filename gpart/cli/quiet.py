@@ -25,6 +25,10 @@ LOGGED = {
         "Tip: For seamless",  # advertises a service
         "to estimate number of stepping batches",
     ),
+    "huggingface_hub.utils._http": (
+        "thrown while requesting",  # two lines for each of its six tries; the error says it in the end
+        "Retrying in",
+    ),
     "transformers.modeling_utils": ("LOAD REPORT",),  # unless it tells of more than a head: see _only_a_head
 }
 """Records by their logger."""

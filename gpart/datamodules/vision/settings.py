@@ -15,8 +15,10 @@ from typing import Any
 
 from torchvision.transforms.v2 import InterpolationMode
 from transformers import AutoImageProcessor
+from transformers.utils import cached_file
 
 from gpart.assets.fetching import resolve
+from gpart.assets.hub_reason import hub_reason
 from gpart.errors import GPartError, GPartFileError
 
 TIMM = "timm:"
@@ -68,8 +70,19 @@ def load_settings(model: str) -> Normalisation:
     try:
         processor = AutoImageProcessor.from_pretrained(place)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
-        raise GPartFileError(f"no image processor of {model!r}, on the hub or as a folder: {error}") from error
+        raise GPartFileError(
+            f"no image processor of {model!r}, on the hub or as a folder: {_why(model, place, error)}"
+        ) from error
     return of_processor(processor.to_dict(), model)
+
+
+def _why(model: str, place: str, error: Exception) -> str:
+    """Why there is no image processor. Transformers' error does not say so; its search for the file does."""
+    try:
+        cached_file(place, "preprocessor_config.json")
+    except OSError as cause:
+        return hub_reason(model, cause)
+    return hub_reason(model, error)
 
 
 def of_processor(values: Mapping[str, Any], model: str) -> Normalisation:
@@ -175,7 +188,8 @@ def _timm_values(model: str) -> dict[str, Any]:
             return dict(values.get("pretrained_cfg", values))  # older files hold the pretrained config alone
         found = timm.get_pretrained_cfg(name)
     except (OSError, RuntimeError) as error:  # timm raises a RuntimeError for an unknown name
-        raise GPartFileError(f"timm has no model {name!r}: {error}") from error
+        why = hub_reason(name.removeprefix("hf-hub:"), error)
+        raise GPartFileError(f"timm has no model {name!r}: {why}") from error
     except ValueError as error:
         raise GPartError(f"timm's config of model {name!r} can't be read: {error}") from error
     if found is None:
