@@ -29,13 +29,18 @@ def hub_reason(name: str, error: BaseException) -> str:
         return f"it is gated: ask for access at {constants.ENDPOINT}/{name}, then {LOGIN}"
     if any(isinstance(each, RepositoryNotFoundError) for each in kinds):
         return f"there is no such folder, and none on the hub by this name, or it is private: {LOGIN}"
-    if any(isinstance(each, (LocalEntryNotFoundError, ConnectionError)) for each in kinds):
+    if is_unanswered(error):
         if is_offline_mode():
             why = "HF_HUB_OFFLINE is set, so that the hub is not asked: unset it"
         else:
             why = f"{constants.ENDPOINT} cannot be reached: look at the network and HF_ENDPOINT"
         return f"there is no such folder, it is not in the hub's cache ({constants.HF_HUB_CACHE}), and {why}"
     return " ".join(str(error).split())
+
+
+def is_unanswered(error: BaseException) -> bool:
+    """Whether an error is that the hub was not, or could not be, asked."""
+    return any(isinstance(each, (LocalEntryNotFoundError, ConnectionError)) for each in _causes(error))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor
 from transformers.utils import cached_file
 
 from gpart.assets.fetching import resolve
-from gpart.assets.hub_reason import hub_reason
+from gpart.assets.hub_reason import hub_reason, is_unanswered
 from gpart.errors import GPartError, GPartFileError
 
 TIMM = "timm:"
@@ -68,21 +68,22 @@ def load_settings(model: str) -> Normalisation:
         return _of_timm(model)
     place = resolve(model)
     try:
+        _ask(place)
         processor = AutoImageProcessor.from_pretrained(place)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise GPartFileError(
-            f"no image processor of {model!r}, on the hub or as a folder: {_why(model, place, error)}"
+            f"no image processor of {model!r}, on the hub or as a folder: {hub_reason(model, error)}"
         ) from error
     return of_processor(processor.to_dict(), model)
 
 
-def _why(model: str, place: str, error: Exception) -> str:
-    """Why there is no image processor. Transformers' error does not say so; its search for the file does."""
+def _ask(place: str) -> None:
+    """Fails if the hub is not there: Transformers would look for five files, half a minute each, and not say why."""
     try:
         cached_file(place, "preprocessor_config.json")
-    except OSError as cause:
-        return hub_reason(model, cause)
-    return hub_reason(model, error)
+    except OSError as error:
+        if is_unanswered(error):
+            raise
 
 
 def of_processor(values: Mapping[str, Any], model: str) -> Normalisation:

@@ -109,13 +109,13 @@ def test_the_command_prints_the_plan(llama: Path, capsys: pytest.CaptureFixture[
     small = ["--d", "50", "--lora-r", "2", "--vera-r", "2", "--fourierft-n", "9", "--memory", "--dropout", "0.05"]
     assert main(["params", str(llama), *small]) == 0
     shown = capsys.readouterr().out
-    for words in ("weights of the model", "group indices", "dropout masks", "in all", "length 2048"):
+    for words in ("weights of the model", "group indices", "dropout masks", "in all", "length 256"):
         assert words in shown
     least = ["--indices", "computed", "--weights", "recomputed"]
     assert main(["params", str(llama), *small, *least, "--json"]) == 0
     memory = json.loads(capsys.readouterr().out)["memory"]
     assert memory["masks"] == 0
-    assert memory["length"] == 2048
+    assert memory["length"] == 256  # all that the model has positions for
     assert (memory["indices"], memory["adapted"]) == (0, 4 * 32 * 32 // 2)
 
 
