@@ -316,7 +316,7 @@ def test_damaged_rows_are_named(table: Any, data: Any) -> None:
 def test_other_classes_of_a_split_are_refused(table: Any, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load_dataset(table({"image": "image", "label": "class"}))
     whole["test"] = whole["test"].cast_column("label", ClassLabel(names=["b", "a"]))
-    monkeypatch.setattr(tables, "load_dataset", lambda *words, **settings: whole)
+    monkeypatch.setattr(tables, "load_splits", lambda *words, **settings: whole)
     own = data("hub", path="here")
     own.setup("fit")
     with pytest.raises(
@@ -338,8 +338,8 @@ def test_the_damaged_copies_of_the_cars_are_not_asked_for(
     from gpart.datamodules.vision import tables
 
     asked: list[Any] = []
-    real = tables.load_dataset
-    monkeypatch.setattr(tables, "load_dataset", lambda *a, **k: asked.append((a, k)) or real(*a, **k))
+    real = tables.load_splits
+    monkeypatch.setattr(tables, "load_splits", lambda *a, **k: asked.append((a, k)) or real(*a, **k))
     image_folders.stanford_cars(tmp_path / "cars")
     data("stanford-cars", path=str(tmp_path / "cars")).setup("fit")
     image_folders.resisc45(tmp_path / "fields")
@@ -365,7 +365,7 @@ def test_the_hubs_names_are_the_defaults(data: Any, monkeypatch: pytest.MonkeyPa
 def test_a_training_split_without_rows_is_refused(table: Any, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load_dataset(table({"image": "image", "label": "class"}, splits=("train", "validation", "test")))
     whole["train"] = whole["train"].select([])
-    monkeypatch.setattr(tables, "load_dataset", lambda *words, **settings: whole)
+    monkeypatch.setattr(tables, "load_splits", lambda *words, **settings: whole)
     with pytest.raises(GPartError, match="here has 0 pictures to train on beside 20 for validation"):
         data("hub", path="here").setup("fit")
 
@@ -456,9 +456,9 @@ def test_an_incomplete_folder_is_named(gone: str, data: Any, tmp_path: Path, ima
         ({"dataset": "dtd"}, GPartError, "lies in root='data', where torchvision puts it; got path="),
         ({"held_out": 0.0}, GPartError, "got 0.0"),
         ({"held_out": 1.0}, GPartError, "got 1.0"),
-        ({"held_out": 0.99}, GPartError, "held_out=0.99 of 16 rows"),
-        ({"train_size": 15}, GPartError, "from 1 to the 14 rows not held out, got 15"),
-        ({"train_size": 0}, GPartError, "from 1 to the 14 rows not held out, got 0"),
+        ({"held_out": 0.99}, GPartError, "held_out=0.99 holds 16 of 16 rows out"),
+        ({"train_size": 15}, GPartError, "from 1 to the 12 rows not held out, got 15"),
+        ({"train_size": 0}, GPartError, "from 1 to the 12 rows not held out, got 0"),
         ({"image_size": 0}, GPartError, "at least 1, got 0"),
         ({"model": "nobody/nothing"}, GPartFileError, "no image processor of 'nobody/nothing'"),
         ({"model": "packaged:nothing"}, GPartError, "^no packaged asset is called 'nothing'"),
