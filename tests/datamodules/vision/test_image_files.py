@@ -316,7 +316,7 @@ def test_damaged_rows_are_named(table: Any, data: Any) -> None:
 def test_other_classes_of_a_split_are_refused(table: Any, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load_dataset(table({"image": "image", "label": "class"}))
     whole["test"] = whole["test"].cast_column("label", ClassLabel(names=["b", "a"]))
-    monkeypatch.setattr(tables, "load_dataset", lambda *words, **settings: whole)
+    monkeypatch.setattr(tables, "load_splits", lambda *words, **settings: whole)
     own = data("hub", path="here")
     own.setup("fit")
     with pytest.raises(
@@ -338,16 +338,16 @@ def test_the_damaged_copies_of_the_cars_are_not_asked_for(
     from gpart.datamodules.vision import tables
 
     asked: list[Any] = []
-    real = tables.load_dataset
-    monkeypatch.setattr(tables, "load_dataset", lambda *a, **k: asked.append((a, k)) or real(*a, **k))
+    real = tables.load_splits
+    monkeypatch.setattr(tables, "load_splits", lambda *a, **k: asked.append((a, k)) or real(*a, **k))
     image_folders.stanford_cars(tmp_path / "cars")
     data("stanford-cars", path=str(tmp_path / "cars")).setup("fit")
     image_folders.resisc45(tmp_path / "fields")
     data("resisc45", path=str(tmp_path / "fields")).setup("fit")
     (_, cars), (_, fields) = asked
-    assert cars["data_files"] == {"train": "data/train-*.parquet", "test": "data/test-*.parquet"}
+    assert cars["files"] == {"train": "data/train-*.parquet", "test": "data/test-*.parquet"}
     assert (cars["verification_mode"], fields["verification_mode"]) == ("no_checks", None)
-    assert fields["data_files"] is None
+    assert fields["files"] is None
 
 
 def test_the_hubs_names_are_the_defaults(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +365,7 @@ def test_the_hubs_names_are_the_defaults(data: Any, monkeypatch: pytest.MonkeyPa
 def test_a_training_split_without_rows_is_refused(table: Any, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load_dataset(table({"image": "image", "label": "class"}, splits=("train", "validation", "test")))
     whole["train"] = whole["train"].select([])
-    monkeypatch.setattr(tables, "load_dataset", lambda *words, **settings: whole)
+    monkeypatch.setattr(tables, "load_splits", lambda *words, **settings: whole)
     with pytest.raises(GPartError, match="here has 0 pictures to train on beside 20 for validation"):
         data("hub", path="here").setup("fit")
 
