@@ -41,16 +41,20 @@ def find_recipe(name: str) -> str:
 
 
 def with_recipes(words: list[str]) -> list[str]:
-    """A command line in which every ``--config NAME`` names a file.
+    """A command line in which every ``--config NAME`` names a file, in one word.
 
     Example:
-        >>> with_recipes(["fit", "--config=quickstart"])[1].endswith("gpart/configs/quickstart.yaml")
+        >>> [word.rpartition("/")[2] for word in with_recipes(["fit", "--config", "quickstart", "--config=glue/rte"])]
+        ['fit', 'quickstart.yaml', 'rte.yaml']
+        >>> with_recipes(["fit", "-c", "quickstart"]) == with_recipes(["fit", "--config=quickstart"])
         True
     """
     result: list[str] = []
-    for index, word in enumerate(words):
-        if index and words[index - 1] in ("--config", "-c"):
-            result.append(find_recipe(word))
+    rest = iter(words)
+    for word in rest:
+        if word in ("--config", "-c"):
+            name = next(rest, None)
+            result += [word] if name is None else ["--config=" + find_recipe(name)]
         elif word.startswith("--config="):
             result.append("--config=" + find_recipe(word.removeprefix("--config=")))
         else:

@@ -18,6 +18,9 @@ from gpart.callbacks.method import MethodCallback
 SECONDS = 10.0
 """Between two lines, if a tenth of an epoch takes longer."""
 
+LEAST = 1.0
+"""Between two lines, if it takes less: a log of a thousand short epochs is still one that can be read."""
+
 
 class EpochBar(RichProgressBar):
     """Lightning's bar, but for the epochs: the first of three is 1/3, where Lightning's own is 0/2."""
@@ -43,6 +46,7 @@ class TrainedWeights(Callback):
 class ProgressLines(Callback):
     """Prints a line after the first step, then every ten seconds or every tenth of an epoch, and after the last step.
 
+    At most one a second.
     Not where there is a bar.
     """
 
@@ -67,7 +71,9 @@ class ProgressLines(Callback):
             return
         now, batches = time.monotonic(), trainer.num_training_batches
         tenths = [int(10 * done / batches) for done in (batch_idx, batch_idx + 1)]
-        if now - self._told >= SECONDS or tenths[0] < tenths[1] or trainer.global_step >= self._total:
+        waited = now - self._told
+        due = waited >= SECONDS or (waited >= LEAST and tenths[0] < tenths[1])
+        if due or trainer.global_step >= self._total:
             self._told = now
             print(self._line(trainer, outputs, now - self._start), flush=True)
 

@@ -13,6 +13,7 @@ WARNED = (
     ".*set_vital.*",  # torchdata calls what torch deprecates
     ".*isinstance.treespec, LeafSpec.*",  # Lightning's use of torch's pytree
     ".*overridden `on_before_batch_transfer` in `LightningModule`.*",  # meant: the module checks its labels there
+    ".*Metric `SpearmanCorrcoef` will save all targets.*",  # a held-out part fits into memory
     ".*does not have many workers.*",  # texts are tokenised already, and num_workers is a setting
 )
 """Warnings, as regular expressions."""

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from gpart.bases.current_folder import look_in_current_folder
 from gpart.callbacks import PredictionWriter
 from gpart.callbacks.saving import keeper_of
-from gpart.cli.adapter_labels import take_labels
+from gpart.cli.adapter_settings import take_settings
 from gpart.cli.checkpoints import NAMES, find_checkpoint
 from gpart.cli.commands import TRAINING
 from gpart.cli.configs import with_recipes
@@ -116,8 +116,9 @@ class GPartCLI(LightningCLI):
             self.config = self.parser.parse_object({command: {"model": both}}, self.config)
 
     def before_instantiate_classes(self) -> None:
-        """Takes the labels of the adapter that the run starts from, where none are given."""
-        take_labels(self.config[str(self.subcommand)])
+        """Takes settings from the adapter that is scored or predicted with; a fit that starts from one has its own."""
+        if self.subcommand != "fit":
+            take_settings(self.config[str(self.subcommand)], self._words)
 
     def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
         """As Lightning's, but they are made when the Trainer asks: the network may not be built before.

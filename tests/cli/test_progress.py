@@ -82,6 +82,15 @@ def test_a_line_every_ten_seconds_where_steps_are_slow(
     assert steps[:8] == [1, 5, 9, 10, 14, 18, 20, 24]
 
 
+def test_at_most_a_line_a_second_where_epochs_are_short(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    clock[0] = 0.1
+    fit(tmp_path)
+    steps = [int(re.search(r"step (\d+)", line)[1]) for line in lines(capsys)]
+    assert steps == [1, 12, 24, 36, 48, 60, 72, 80]
+
+
 def test_what_is_not_known_is_not_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
     fit(tmp_path, max_epochs=-1, max_steps=-1, limit_train_batches=5, max_time={"seconds": 1})
     assert re.fullmatch(r"epoch 1  step 1  loss 0.5000  lr 0.25  [12] steps/s", lines(capsys)[0])

@@ -345,9 +345,9 @@ def test_the_damaged_copies_of_the_cars_are_not_asked_for(
     image_folders.resisc45(tmp_path / "fields")
     data("resisc45", path=str(tmp_path / "fields")).setup("fit")
     (_, cars), (_, fields) = asked
-    assert cars["data_files"] == {"train": "data/train-*.parquet", "test": "data/test-*.parquet"}
+    assert cars["files"] == {"train": "data/train-*.parquet", "test": "data/test-*.parquet"}
     assert (cars["verification_mode"], fields["verification_mode"]) == ("no_checks", None)
-    assert fields["data_files"] is None
+    assert fields["files"] is None
 
 
 def test_the_hubs_names_are_the_defaults(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
