@@ -72,8 +72,8 @@ class ImageDataModule(SeededDataModule):
             ``eurosat`` or ``resisc45``.
         batch_size: pictures per step and device.
         held_out: the fraction of all that is no test split that is held out, stratified by class. By default, the data
-            set's own validation split is held out, or a tenth if it has none (of an ``imagefolder``, enough to choose
-            by: :func:`.useful_size`).
+            set's own validation split is held out, or a tenth if it has none. Of an ``imagefolder`` that is
+            enough to choose by: 50, of fewer than 200 a quarter, and two of each class.
         train_size: train on this many of the remaining rows only, stratified. A smaller number takes a subset of what a
             larger one takes.
         seed: the seed of both choices, and of DTD's test split. Together with the seed of ``seed_everything``, if it is
