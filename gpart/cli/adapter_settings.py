@@ -1,7 +1,7 @@
 """What a command takes from the adapter that it scores or predicts with: classes, and sizes of inputs.
 
-Invariant: a head's outputs are never read in another order than they were trained in, and what the command line says goes
-over what the adapter does.
+Invariant: what the command line says goes over what the adapter does. Classes in another order than the adapter's are refused
+later, by the method's callback.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gpart.errors import GPartError
 from gpart.serialization.about import About
 from gpart.serialization.sources import read_adapter
 
@@ -33,7 +32,7 @@ def take_settings(config: Mapping[str, Any], words: Iterable[str]) -> None:
 
     Raises:
         GPartFileError: if there is no such adapter.
-        GPartError: if the model's labels are not the adapter's.
+        GPartError: if its files are damaged.
     """
     method, model, data = ((config.get(key) or {}).get("init_args") or {} for key in ("method", "model", "data"))
     adapter = method.get("adapter")
@@ -45,7 +44,7 @@ def take_settings(config: Mapping[str, Any], words: Iterable[str]) -> None:
         if name in data and name not in said:
             data[name] = value
     if "num_labels" in model:
-        _take_labels(model, about, adapter)
+        _take_labels(model, about)
 
 
 def _inputs(about: About) -> dict[str, int]:
@@ -57,12 +56,7 @@ def _inputs(about: About) -> dict[str, int]:
     return {name: value for name, value in found.items() if isinstance(value, int) and not isinstance(value, bool)}
 
 
-def _take_labels(model: Any, about: About, adapter: str) -> None:
-    if about.labels is not None and model.get("labels") is not None and model["labels"] != about.labels:
-        raise GPartError(
-            f"the model's labels are {model['labels']}, and those of {adapter} are {about.labels}: leave them out to take"
-            " the adapter's"
-        )
+def _take_labels(model: Any, about: About) -> None:
     said = {
         "labels": about.labels,
         "num_labels": len(about.labels) if about.labels else 1 if about.task == "regression" else None,
