@@ -58,8 +58,9 @@ def params_command(words: list[str]) -> int:
     shared = {key: asked[key] for key in ("d", "target_modules", "modules_to_save", "task")}
     short = ""
     if with_memory and training["length"] is None:
-        training["length"] = usual_length(name, asked["task"])
-        short = " (the model has no more positions)" if training["length"] < LENGTH else ""
+        length = usual_length(name, asked["task"])
+        short = " (the model has no more positions)" if length < LENGTH else ""
+        training["length"] = length
     # Before the table, which takes longer: what is wrong is said at once.
     memory = plan_memory(name, MemorySettings(**shared, **training)) if with_memory else None
     report = count_parameters(name, Settings(**asked))

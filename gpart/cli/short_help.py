@@ -10,8 +10,6 @@ import argparse
 from functools import partial
 from typing import Any
 
-from lightning.pytorch.cli import LightningArgumentParser
-
 Shown = dict[str, str]
 """What a setting does, by the setting with what it takes."""
 
@@ -83,7 +81,7 @@ EPILOG = """--help-all shows all settings. --method.help GPartCallback shows tho
 --data.help with the names above."""
 
 
-def short_help(parser: LightningArgumentParser, command: str, headings: dict[str, str], known: dict[str, str]) -> str:
+def short_help(parser: argparse.ArgumentParser, command: str, headings: dict[str, str], known: dict[str, str]) -> str:
     """The text.
 
     Args:

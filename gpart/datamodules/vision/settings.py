@@ -15,7 +15,7 @@ from typing import Any
 
 from torchvision.transforms.v2 import InterpolationMode
 from transformers import AutoImageProcessor
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from gpart.assets.fetching import resolve
 from gpart.assets.hub_reason import hub_reason, is_unanswered
