@@ -7,9 +7,12 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from gpart.errors import GPartError
+
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,6 +36,25 @@ def warnings_told() -> Iterator[None]:
     for each in caught:
         if issubclass(each.category, UserWarning):
             print(f"gpart: warning: {' '.join(str(each.message).split())}", file=sys.stderr)
+
+
+@contextmanager
+def own_warnings_in_a_line() -> Iterator[None]:
+    """Within it, a warning of this package is shown as the command's own, without the line of code that gave it."""
+    before = warnings.formatwarning
+
+    def shown(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if Path(filename).is_relative_to(PACKAGE):
+            return f"gpart: warning: {' '.join(str(message).split())}\n"
+        return before(message, category, filename, lineno, line)
+
+    warnings.formatwarning = shown
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -20,7 +20,7 @@ from gpart.cli.checkpoints import NAMES, find_checkpoint
 from gpart.cli.commands import TRAINING
 from gpart.cli.configs import with_recipes
 from gpart.cli.last_state import with_last_state
-from gpart.cli.message import causes, told
+from gpart.cli.message import causes, own_warnings_in_a_line, told
 from gpart.cli.own_folder import into_own_folder
 from gpart.cli.parser import HEADINGS, RECIPES, Parser, add_help
 from gpart.cli.progress import shown_progress
@@ -198,7 +198,7 @@ def run(words: list[str]) -> None:
     }
     look_in_current_folder()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), own_warnings_in_a_line():
             silence_warnings()
             GPartCLI(
                 LightningModule,
