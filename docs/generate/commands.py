@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from contextlib import suppress
 from importlib import import_module
+from unittest.mock import patch
 
 from gpart.cli.commands import COMMANDS, TRAINING
 from gpart.cli.message import Parser
@@ -21,7 +22,7 @@ one goes over an earlier one. Words such as `--trainer.max_epochs 3` go over the
 
 | keys | what they set |
 | --- | --- |
-| `--model.*` | the LightningModule: [API](lightning-modules.md) |
+| `--model.*` | the LightningModule: [API](lightning_modules.md) |
 | `--data.*` | the DataModule: [API](datamodules.md) |
 | `--method.*` | the method, [a callback](callbacks.md); without one every weight is trained |
 | `--trainer.*` | Lightning's Trainer |
@@ -46,13 +47,11 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 
     command = COMMANDS[name]
     function = getattr(import_module(command.module), command.function)
-    kept, Parser.parse_args = Parser.parse_args, stop  # type: ignore[method-assign, assignment]
-    try:
-        function([])
-    except _FoundError as found:
-        return found.args[0]  # type: ignore[no-any-return]
-    finally:
-        Parser.parse_args = kept  # type: ignore[method-assign]
+    with patch.object(Parser, "parse_args", stop), patch.object(Parser, "parse_intermixed_args", stop):
+        try:
+            function([])
+        except _FoundError as found:
+            return found.args[0]  # type: ignore[no-any-return]
     raise RuntimeError(f"gpart {name} parses nothing")
 
 
@@ -64,13 +63,11 @@ def training_parser() -> argparse.ArgumentParser:
         def parse_arguments(self, parser: argparse.ArgumentParser, args: object) -> None:
             raise _FoundError(parser)
 
-    kept, training.GPartCLI = training.GPartCLI, Caught  # type: ignore[misc]
-    try:
-        training.run(["fit"])
-    except _FoundError as found:
-        return found.args[0]  # type: ignore[no-any-return]
-    finally:
-        training.GPartCLI = kept  # type: ignore[misc]
+    with patch.object(training, "GPartCLI", Caught):
+        try:
+            training.run(["fit"])
+        except _FoundError as found:
+            return found.args[0]  # type: ignore[no-any-return]
     raise RuntimeError("gpart fit parses nothing")
 
 

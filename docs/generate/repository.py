@@ -1,7 +1,7 @@
 """Pages of the repository that do not lie in docs/, as pages of the site, with links that lead where they led.
 
 Invariant: a page's text is what stands in the repository. On GitHub its links go by the repository's folders; here each
-goes to the same file's place in the site, or is left for MkDocs to refuse.
+goes to the same file's place in the site, or is left for Sphinx to refuse.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ def shown(path: str) -> str:
     """A page that shows a file, or lists a folder."""
     there = ROOT / path
     if there.is_dir():
-        names = sorted(one.name for one in there.iterdir() if one.is_file() and not one.name.startswith("."))
+        found = (one.relative_to(there).as_posix() for one in there.rglob("*") if one.is_file())
+        names = sorted(name for name in found if "__pycache__" not in name and not name.startswith((".", "runs/")))
         return f"# {path}/\n\n" + "".join(f"- [{name}]({name})\n" for name in names)
     text = there.read_text(encoding="utf-8")
     ticks = "`" * (max(map(len, re.findall("`+", text)), default=2) + 1)
-    return f"# {path}\n\n{ticks} {{.{LANGUAGES[there.suffix]}}}\n{text}{ticks}\n"
+    return f"# {path}\n\n{ticks}{LANGUAGES[there.suffix]}\n{text}{ticks}\n"
