@@ -91,7 +91,9 @@ def _sentence(line: str) -> str:
 
 
 def _usage(parser: argparse.ArgumentParser) -> str:
-    return " ".join(parser.format_usage().removeprefix("usage: ").split())
+    with patch.dict("os.environ", COLUMNS="76"):
+        lines = parser.format_usage().removeprefix("usage: ").rstrip().splitlines()
+    return "\n".join([lines[0], *("  " + line.strip() for line in lines[1:])])
 
 
 def _prose(text: str | None) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from sphinx.application import Sphinx
+
 from gpart.version import __version__
 
 project = "GPart for Lightning"
@@ -11,6 +15,8 @@ release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 
 myst_heading_anchors = 4
+highlight_language = "none"
+smartquotes = False  # they would make one dash of two, as in --config
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints_format = "short"
@@ -31,3 +37,14 @@ html_last_updated_fmt = None
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 copybutton_exclude = ".linenos, .gp, .go"
+
+
+def setup(app: Sphinx) -> None:
+    """Sphinx calls it."""
+    app.connect("autodoc-process-docstring", keep_first_line, priority=400)
+
+
+def keep_first_line(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Napoleon takes what stands before a colon in a property's first line for its type; ours are sentences."""
+    if what in {"attribute", "property", "data"}:
+        lines.insert(0, "")

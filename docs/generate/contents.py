@@ -29,6 +29,25 @@ BELOW = {
 }  # fmt: skip
 """Pages that stand below another one."""
 
+TITLES = {
+    "fabric": "Fabric",
+    "examples/from_peft": "From PEFT",
+    "howto/networks": "Several networks, teachers",
+    "howto/fused-weights": "Fused weights, experts, LSTM",
+    "scaling": "Several devices, and faults",
+    "studies": "Studies",
+    "adapters": "Merge, export, share",
+    "several": "Several on one model",
+    "arithmetic": "As numbers",
+    "serving": "Serve",
+    "reproduce": "Tables and figures",
+    "recipes": "The recipes' sources",
+    "projections": "Other maps",
+    "projects": "Real projects",
+    "landscape": "Loss landscape",
+}
+"""What the sidebar calls a page whose own title is long."""
+
 
 def listed() -> set[str]:
     """Every page that the sidebar leads to."""
@@ -44,4 +63,8 @@ def trees(page: str) -> str:
 
 def _tree(pages: list[str], caption: str = "") -> str:
     head = f":caption: {caption}\n" if caption else ""
-    return f"\n```{{toctree}}\n:hidden:\n{head}\n" + "".join(f"/{page}\n" for page in pages) + "```\n"
+    return f"\n```{{toctree}}\n:hidden:\n{head}\n" + "".join(map(_entry, pages)) + "```\n"
+
+
+def _entry(page: str) -> str:
+    return f"{TITLES[page]} </{page}>\n" if page in TITLES else f"/{page}\n"
