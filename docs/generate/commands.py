@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from contextlib import suppress
 from importlib import import_module
 from unittest.mock import patch
@@ -122,8 +123,13 @@ def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
         told = formatter._expand_help(action) if action.help else ""
     if action.default not in (None, False, argparse.SUPPRESS, [], ()) and "default" not in told and action.option_strings:
         told += f" (default: {action.default})"
-    told = " ".join(told.split()).replace("|", r"\|").replace("<", "&lt;").replace("*", r"\*")
-    return f"| `{word}` | {told} |\n".replace("`{", "`{")
+    return f"| `{word}` | {_cell(told)} |\n"
+
+
+def _cell(told: str) -> str:
+    """A help text in a table; words that begin with two hyphens are code."""
+    plain = " ".join(told.split()).replace("|", r"\|").replace("<", "&lt;").replace("*", r"\*")
+    return re.sub(r"(?<![\w`-])--[\w.-]*\w", r"`\g<0>`", plain)
 
 
 def _own_words() -> str:
@@ -134,6 +140,6 @@ def _own_words() -> str:
     for name in TRAINING:
         for action in commands[name]._actions:
             for word in own.intersection(action.option_strings):
-                rows.setdefault(word, ([], " ".join((action.help or "").split())))[0].append(name)
+                rows.setdefault(word, ([], _cell(action.help or "")))[0].append(name)
     lines = "".join(f"| `{word}` | {', '.join(names)} | {told} |\n" for word, (names, told) in rows.items())
     return f"Beside Lightning's own:\n\n| word | of | what it does |\n| --- | --- | --- |\n{lines}\n"

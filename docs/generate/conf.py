@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.util.inspect import signature, stringify_signature
 
 from gpart.version import __version__
 
@@ -42,9 +43,23 @@ copybutton_exclude = ".linenos, .gp, .go"
 def setup(app: Sphinx) -> None:
     """Sphinx calls it."""
     app.connect("autodoc-process-docstring", keep_first_line, priority=400)
+    app.connect("autodoc-process-docstring", dashes, priority=600)
+    app.connect("autodoc-process-signature", settings)
 
 
 def keep_first_line(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Napoleon takes what stands before a colon in a property's first line for its type; ours are sentences."""
     if what in {"attribute", "property", "data"}:
         lines.insert(0, "")
+
+
+def dashes(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Napoleon writes two hyphens behind a name, for the smart quotes that are off."""
+    lines[:] = [line.replace("** -- ", "** – ") for line in lines]
+
+
+def settings(app: Sphinx, what: str, name: str, value: Any, options: Any, given: str, returns: str) -> Any:
+    """The callbacks' own settings, where the class has a __new__ that takes anything."""
+    if what == "class" and given and given.startswith("(*args"):
+        return stringify_signature(signature(value.__init__, bound_method=True), unqualified_typehints=True), None
+    return None
