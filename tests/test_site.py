@@ -70,7 +70,8 @@ def test_twenty_questions_have_answers_in_the_sidebar(generate) -> None:
     listed = generate("contents").listed()
     for question, answer in table:
         links = re.findall(r"\]\(([^)#]+)", answer)
-        assert question.endswith("?") and links
+        assert question.endswith("?")
+        assert links
         for link in links:
             page = os.path.relpath((DOCS / link).resolve(), DOCS).removeprefix("../").removesuffix(".md")
             assert page in listed, (question, link)
@@ -94,7 +95,8 @@ def test_explained_errors_are_in_the_source(generate) -> None:
     for message, cause, remedy in table:
         words = message.strip("`")
         assert any(words in text for text in known), words
-        assert cause and remedy
+        assert cause
+        assert remedy
 
 
 def test_messages_are_read_as_they_stand(generate) -> None:
@@ -111,10 +113,13 @@ def test_the_command_page_has_every_command_and_word(generate) -> None:
     page = generate("commands").page()
     assert re.findall(r"^### gpart (\w+)$", page, re.MULTILINE) == list(LINES)
     merge = page.partition("### gpart merge")[2].partition("### ")[0]
-    assert "| `--dtype" in merge and "| `OUT` |" in merge and "W0 + P·theta" in merge
+    assert "| `--dtype" in merge
+    assert "| `OUT` |" in merge
+    assert "W0 + P·theta" in merge
     assert "| `--output OUTPUT` |" not in page.partition("## The others")[0]
     fit = page.partition("### gpart validate")[0]
-    assert "| `--resume` | fit, " in fit and "| `--output` | predict |" in fit
+    assert "| `--resume` | fit, " in fit
+    assert "| `--output` | predict |" in fit
 
 
 def test_the_recipe_page_has_every_recipe(generate) -> None:
@@ -123,7 +128,9 @@ def test_the_recipe_page_has_every_recipe(generate) -> None:
     index = generate("recipe_index")
     page = index.page()
     assert set(re.findall(r"^\| `([^`]+)` \| \S", page, re.MULTILINE)) == set(recipes())
-    assert index.headline(recipes()["text"]) == "Your own texts, from a file: classes, several classes a text, or numbers."
+    assert (
+        index.headline(recipes()["text"]) == "Your own texts, from a file: classes, several classes a text, or numbers."
+    )
 
 
 def test_links_lead_to_the_same_file_in_the_site(generate) -> None:

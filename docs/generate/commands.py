@@ -77,11 +77,17 @@ def page() -> str:
     parts = [HEAD, "## Training\n\n"]
     parts += [f"### gpart {name}\n\n{_sentence(line)}\n\n" for name, line in TRAINING.items() if name == "fit"]
     parts += [TRAIN, _own_words()]
-    parts += [f"### gpart {name}\n\n{_sentence(line)} The same keys as `gpart fit`.\n\n" for name, line in TRAINING.items() if name != "fit"]
+    parts += [
+        f"### gpart {name}\n\n{_sentence(line)} The same keys as `gpart fit`.\n\n"
+        for name, line in TRAINING.items()
+        if name != "fit"
+    ]
     parts.append("## The others\n\n")
     for name, command in COMMANDS.items():
         parser = parser_of(name)
-        parts.append(f"### gpart {name}\n\n{_sentence(command.says)}\n\n```text\n{_usage(parser)}\n```\n\n{_prose(parser.description)}")
+        parts.append(
+            f"### gpart {name}\n\n{_sentence(command.says)}\n\n```text\n{_usage(parser)}\n```\n\n{_prose(parser.description)}"
+        )
         parts.append(_arguments(parser))
         parts.append(_prose(parser.epilog))
     return "".join(parts)
@@ -121,7 +127,11 @@ def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     told = ""
     with suppress(KeyError, ValueError, TypeError):
         told = formatter._expand_help(action) if action.help else ""
-    if action.default not in (None, False, argparse.SUPPRESS, [], ()) and "default" not in told and action.option_strings:
+    if (
+        action.default not in (None, False, argparse.SUPPRESS, [], ())
+        and "default" not in told
+        and action.option_strings
+    ):
         told += f" (default: {action.default})"
     return f"| `{word}` | {_cell(told)} |\n"
 

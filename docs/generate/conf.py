@@ -55,7 +55,7 @@ def keep_first_line(app: Sphinx, what: str, name: str, value: Any, options: Any,
 
 def dashes(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Napoleon writes two hyphens behind a name, for the smart quotes that are off."""
-    lines[:] = [line.replace("** -- ", "** – ") for line in lines]
+    lines[:] = [line.replace("** -- ", "** \N{EN DASH} ") for line in lines]
 
 
 def settings(app: Sphinx, what: str, name: str, value: Any, options: Any, given: str, returns: str) -> Any:

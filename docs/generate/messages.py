@@ -48,7 +48,9 @@ def page() -> str:
     for module, text in messages():
         parts = module.split(".")
         rooms[".".join(parts[:2])][text] = None
-    listed = [f"## {room}\n\n" + "".join(f"- {_plain(text)}\n" for text in texts) + "\n" for room, texts in rooms.items()]
+    listed = [
+        f"## {room}\n\n" + "".join(f"- {_plain(text)}\n" for text in texts) + "\n" for room, texts in rooms.items()
+    ]
     return HEAD + "".join(listed)
 
 

@@ -45,5 +45,8 @@ def page() -> str:
     for name, path in recipes().items():
         said = headline(path).replace("|", r"\|").replace("<", "&lt;").replace("*", r"\*")
         folders[name.rpartition("/")[0]].append(f"| `{name}` | {said} |\n")
-    parts = [f"## {SAYS[folder]}\n\n| name | what it is |\n| --- | --- |\n{''.join(rows)}\n" for folder, rows in sorted(folders.items())]
+    parts = [
+        f"## {SAYS[folder]}\n\n| name | what it is |\n| --- | --- |\n{''.join(rows)}\n"
+        for folder, rows in sorted(folders.items())
+    ]
     return HEAD + "".join(parts)

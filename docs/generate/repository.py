@@ -25,12 +25,18 @@ MOST = 80_000
 def pages() -> dict[str, Path]:
     """The site's Markdown outside docs/, by its path in the site, which is that in the repository."""
     found = [path for folder in ELSEWHERE for path in sorted((ROOT / folder).rglob("*.md"))]
-    return {path.relative_to(ROOT).as_posix(): path for path in [*found, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]}
+    return {
+        path.relative_to(ROOT).as_posix(): path for path in [*found, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+    }
 
 
 def in_repository(page: str) -> str:
     """Where a page of the site lies in the repository."""
-    return page if page.split("/")[0] in ELSEWHERE or page in ("CONTRIBUTING.md", "CHANGELOG.md") else f"docs/{page}"
+    return (
+        page
+        if page.split("/", maxsplit=1)[0] in ELSEWHERE or page in ("CONTRIBUTING.md", "CHANGELOG.md")
+        else f"docs/{page}"
+    )
 
 
 def in_site(path: str) -> str:

@@ -3,10 +3,8 @@ are parsed, the short ones run, and the quick start's are run on less data."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import sys
 import warnings
 from pathlib import Path
 
@@ -101,7 +99,8 @@ def test_commands_of_the_pages_are_known(monkeypatch: pytest.MonkeyPatch) -> Non
     from gpart.cli.configs import find_recipe
 
     lines = {line for path in DOCS.rglob("*.md") for line in commands(path.relative_to(DOCS).as_posix())}
-    assert len(lines) > 25 and set(RUN) <= lines
+    assert len(lines) > 25
+    assert set(RUN) <= lines
     for line in sorted(lines - {"gpart --version"}):
         name, *words = [word for word in shlex.split(line)[1:] if word != "&"]
         if name in TRAINING:
