@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.inspect import signature, stringify_signature
 
@@ -43,7 +44,7 @@ copybutton_exclude = ".linenos, .gp, .go"
 def setup(app: Sphinx) -> None:
     """Sphinx calls it."""
     app.connect("autodoc-process-docstring", keep_first_line, priority=400)
-    app.connect("autodoc-process-docstring", dashes, priority=600)
+    app.connect("doctree-read", dashes)
     app.connect("autodoc-process-signature", settings)
 
 
@@ -53,9 +54,11 @@ def keep_first_line(app: Sphinx, what: str, name: str, value: Any, options: Any,
         lines.insert(0, "")
 
 
-def dashes(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """Napoleon writes two hyphens behind a name, for the smart quotes that are off."""
-    lines[:] = [line.replace("** -- ", "** \N{EN DASH} ") for line in lines]
+def dashes(app: Sphinx, page: nodes.document) -> None:
+    """Sphinx writes two hyphens behind a parameter's name, for the smart quotes that are off."""
+    for text in list(page.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" \N{EN DASH} "))
 
 
 def settings(app: Sphinx, what: str, name: str, value: Any, options: Any, given: str, returns: str) -> Any:
