@@ -40,18 +40,29 @@ pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 copybutton_exclude = ".linenos, .gp, .go"
 
+SENTENCES = {"attribute", "property", "data"}
+"""What has a sentence in its docstring's first line, in autodoc's words."""
+
 
 def setup(app: Sphinx) -> None:
     """Sphinx calls it."""
-    app.connect("autodoc-process-docstring", keep_first_line, priority=400)
+    # Napoleon's own priority is 500.
+    app.connect("autodoc-process-docstring", hide_colon, priority=400)
+    app.connect("autodoc-process-docstring", show_colon, priority=600)
     app.connect("doctree-read", dashes)
     app.connect("autodoc-process-signature", settings)
 
 
-def keep_first_line(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+def hide_colon(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Napoleon takes what stands before a colon in a property's first line for its type; ours are sentences."""
-    if what in {"attribute", "property", "data"}:
-        lines.insert(0, "")
+    if what in SENTENCES and lines:
+        lines[0] = lines[0].replace(": ", ":: ")
+
+
+def show_colon(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Takes it back, after Napoleon."""
+    if what in SENTENCES:
+        lines[:] = [line.replace(":: ", ": ") for line in lines]
 
 
 def dashes(app: Sphinx, page: nodes.document) -> None:
