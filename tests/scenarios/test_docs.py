@@ -40,7 +40,7 @@ RUN = [
 """Short commands of the pages, as they stand there."""
 
 LESS = {
-    "fit": "--trainer.max_steps 4 --data.train_size 64 --trainer.enable_progress_bar false",
+    "fit": "--trainer.max_steps 2 --trainer.limit_val_batches 2 --data.train_size 64 --trainer.enable_progress_bar false",
     "predict": "--trainer.enable_progress_bar false",
 }
 """Words that make the quick start short."""
