@@ -249,7 +249,7 @@ def check_labels(model: nn.Module, manifest: Manifest, source: str) -> None:
     if its is not None and mine is not None and its != mine and sorted(its) == sorted(mine):
         raise GPartError(
             f"{source} has the classes {its} in this order, and this model's config has {mine}: its answers would go by"
-            " wrong names. Give the model's id2label in the adapter's order"
+            " wrong names. Leave the labels out, or give them (a model's id2label) in the adapter's order"
         )
 
 

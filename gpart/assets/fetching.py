@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 from safetensors import SafetensorError
 
+from gpart.assets.hub_reason import hub_reason
 from gpart.assets.registry import PACKAGED, Packaged
 from gpart.assets.unpacking import unpack
 from gpart.errors import GPartError, GPartFileError
@@ -63,7 +64,8 @@ def loading(model: str) -> Iterator[str]:
     try:
         yield name
     except OSError as error:
-        raise GPartFileError(f"model {model!r} can't be loaded, as a folder or from the hub: {error}") from error
+        why = hub_reason(model, error)
+        raise GPartFileError(f"model {model!r} can't be loaded, as a folder or from the hub: {why}") from error
     except (ValueError, SafetensorError, struct.error) as error:  # the last two: damaged safetensors and GGUF files
         raise GPartError(f"model {model!r} can't be loaded: {error}") from error
 

@@ -113,8 +113,9 @@ def save(
             try:
                 checkpoint = load_checkpoint_file(best.path)
                 write_best(checkpoint, best)
-                said = f"of step {checkpoint['global_step']}: {best.monitor} {best.value:.6g}"
-                rank_zero_info(f"what was trained is written to {folder}, {said}")
+                rank_zero_info(
+                    f"saved to {folder}: the best, step {checkpoint['global_step']}, {best.monitor} {best.value:.4g}"
+                )
             except GPartError as error:
                 why_not = str(error)
         if not (why_not := trainer.strategy.broadcast(why_not)):  # the ranks must go one way
@@ -123,7 +124,7 @@ def save(
             raise GPartError(f"{folder} was to hold the best checkpoint, and {why_not}")
         rank_zero_warn(f"{why_not}: {folder} holds the last step's numbers instead")
     write_last()
-    rank_zero_info(f"what was trained is written to {folder}, of step {trainer.global_step}")
+    rank_zero_info(f"saved to {folder}: the last, step {trainer.global_step}")
 
 
 def save_adapter(trainer: Trainer, adapter: GPartAdapter, folder: str, choice: Save | None) -> None:

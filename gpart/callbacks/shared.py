@@ -131,7 +131,7 @@ def read_peft(model: PeftModel, folder: str) -> None:
     unknown = sorted(key for key in found if key not in names)
     wrong = [
         f"{key} has shape {list(value.shape)}, here {list(live[names[key]].shape)}"
-        for key, value in found.items()
+        for key, value in sorted(found.items())
         if key in names and value.shape != live[names[key]].shape
     ]
     needed = {_written(name, model.active_adapter) for name, value in model.named_parameters() if value.requires_grad}

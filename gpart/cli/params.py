@@ -15,7 +15,7 @@ from gpart.cli.message import Parser
 from gpart.config import INDICES, WEIGHTS
 from gpart.injection.matching import ALL_LINEAR
 from gpart.studies.architectures import TASKS
-from gpart.studies.counting.memory import DTYPES, MemoryPlan, MemorySettings, plan_memory
+from gpart.studies.counting.memory import DTYPES, LENGTH, MemoryPlan, MemorySettings, plan_memory, usual_length
 from gpart.studies.counting.params import Report, Row, Settings, count_parameters
 
 DESCRIPTION = """Counts the parameters that each method trains. It reads the model's architecture and none of its weights.
@@ -42,9 +42,6 @@ SIZES = {
 }
 """What decides how many parameters a method trains."""
 
-BATCH = {"batch_size": "examples in a micro-batch", "length": "tokens in each"}
-"""What decides how much is kept for the backward pass."""
-
 
 def params_command(words: list[str]) -> int:
     """Prints the table, or the same as JSON.
@@ -59,6 +56,11 @@ def params_command(words: list[str]) -> int:
     own = ("batch_size", "length", "dtype", "dropout", "indices", "weights", "gradient_checkpointing")
     training = {key: asked.pop(key) for key in own}
     shared = {key: asked[key] for key in ("d", "target_modules", "modules_to_save", "task")}
+    short = ""
+    if with_memory and training["length"] is None:
+        length = usual_length(name, asked["task"])
+        short = " (the model has no more positions)" if length < LENGTH else ""
+        training["length"] = length
     # Before the table, which takes longer: what is wrong is said at once.
     memory = plan_memory(name, MemorySettings(**shared, **training)) if with_memory else None
     report = count_parameters(name, Settings(**asked))
@@ -68,7 +70,7 @@ def params_command(words: list[str]) -> int:
         return 0
     _print(report)
     if memory is not None:
-        _print_memory(memory, training)
+        _print_memory(memory, training | {"length": f"{training['length']}{short}"})
     return 0
 
 
@@ -101,7 +103,13 @@ def _parser() -> Parser:
 
 def _add_memory(group: argparse._ArgumentGroup, usual: MemorySettings) -> None:
     group.add_argument("--memory", action="store_true", help="print it, for the settings below")
-    _add_numbers(group, BATCH, usual)
+    _add_numbers(group, {"batch_size": "examples in a micro-batch"}, usual)
+    group.add_argument(
+        "--length",
+        type=int,
+        metavar="N",
+        help=f"tokens in each; default: {LENGTH}, or the model's positions if these are fewer",
+    )
     group.add_argument(
         "--dtype", choices=list(DTYPES), default=usual.dtype, help="of weights and activations; default: %(default)s"
     )

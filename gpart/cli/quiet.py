@@ -13,6 +13,7 @@ WARNED = (
     ".*set_vital.*",  # torchdata calls what torch deprecates
     ".*isinstance.treespec, LeafSpec.*",  # Lightning's use of torch's pytree
     ".*overridden `on_before_batch_transfer` in `LightningModule`.*",  # meant: the module checks its labels there
+    ".*Metric `SpearmanCorrcoef` will save all targets.*",  # a held-out part fits into memory
     ".*does not have many workers.*",  # texts are tokenised already, and num_workers is a setting
 )
 """Warnings, as regular expressions."""
@@ -24,6 +25,10 @@ LOGGED = {
         "GPU available: False",
         "Tip: For seamless",  # advertises a service
         "to estimate number of stepping batches",
+    ),
+    "huggingface_hub.utils._http": (
+        "thrown while requesting",  # two lines for each of its six tries; the error says it in the end
+        "Retrying in",
     ),
     "transformers.modeling_utils": ("LOAD REPORT",),  # unless it tells of more than a head: see _only_a_head
 }

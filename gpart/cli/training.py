@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from functools import update_wrapper
 from types import MethodType
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, instantiate_class
 
-# The rooms are imported so that recipes can name their classes by the short name.
-import gpart.callbacks
-import gpart.datamodules
-import gpart.lightning_modules
 from gpart.bases.current_folder import look_in_current_folder
 from gpart.callbacks import PredictionWriter
-from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.saving import keeper_of
-from gpart.cli.adapter_labels import take_labels
+from gpart.cli.adapter_settings import take_settings
 from gpart.cli.checkpoints import NAMES, find_checkpoint
 from gpart.cli.commands import TRAINING
 from gpart.cli.configs import with_recipes
 from gpart.cli.last_state import with_last_state
 from gpart.cli.message import causes, told
-from gpart.cli.own_classes import not_found
 from gpart.cli.own_folder import into_own_folder
+from gpart.cli.parser import HEADINGS, RECIPES, Parser, add_help
 from gpart.cli.progress import shown_progress
 from gpart.cli.quiet import silence_warnings
 from gpart.cli.resume import ResumedSettings, ask_for_training, model_settings
@@ -37,58 +31,8 @@ from gpart.cli.saved_config import SavedConfig
 from gpart.errors import GPartError
 from gpart.serialization.checkpoint_file import load_checkpoint_file
 
-RECIPES = """A recipe is a YAML file of the settings below. --config takes a file or a shipped recipe's name ('gpart
-configs' lists them); it may be given several times, and a later one goes over an earlier one. A setting on the command
-line goes over them all, such as --trainer.max_epochs=3. --print_config shows what results, and --method.help
-GPartCallback the settings of a class; --model.help and --data.help do the same."""
-
-CLASSES = {
-    "model": gpart.lightning_modules.__all__,
-    "data": gpart.datamodules.__all__,
-    "method": [
-        name
-        for name in gpart.callbacks.__all__
-        if isinstance(found := getattr(gpart.callbacks, name), type) and issubclass(found, MethodCallback)
-    ],
-}
-"""The short names that each key takes, for messages."""
-
 REFUSALS = (MisconfigurationException, yaml.YAMLError)
 """What Lightning and PyYAML raise of a user's mistake."""
-
-HEADINGS = {
-    "trainer": "Lightning's Trainer",
-    "model": "the model and its task",
-    "data": "the data",
-    "method": "the method; without one every weight is trained",
-    "optimizer": "an optimizer in place of the model's own",
-    "lr_scheduler": "its schedule",
-}
-"""Of the settings in ``--help``, by their key."""
-
-
-class Parser(LightningArgumentParser):
-    """Leaves telling a mistake to :func:`gpart.cli.main`, which does it in one line, without the usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises it.
-
-        Raises:
-            GPartError: always, but in a parser that jsonargparse makes to try whether a value is one of a class.
-        """
-        if not self.exit_on_error:
-            super().error(message, ex)
-        unknown = re.search(r'Parser key "([\w.]+)".*Expected a dot import path string: (\w+)', message, re.DOTALL)
-        if unknown:
-            own = f"gpart's are {', '.join(CLASSES[unknown[1]])}, others go" if unknown[1] in CLASSES else "classes go"
-            message = (
-                f"{unknown[1]}: there is no class {unknown[2]!r}; {own} by their import path, such as my_module.Mine"
-            )
-        else:
-            message = not_found(message) or message
-        if message.startswith("the following arguments are required"):
-            message += "; a recipe gives them, as in gpart fit --config quickstart"
-        raise GPartError(message) from ex
 
 
 class GPartCLI(LightningCLI):
@@ -126,6 +70,7 @@ class GPartCLI(LightningCLI):
             parser.add_argument(
                 "--output", type=str, default=None, help="Where predictions go: a .jsonl, .csv, .tsv or .parquet file."
             )
+        add_help(parser)
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -171,8 +116,9 @@ class GPartCLI(LightningCLI):
             self.config = self.parser.parse_object({command: {"model": both}}, self.config)
 
     def before_instantiate_classes(self) -> None:
-        """Takes the labels of the adapter that the run starts from, where none are given."""
-        take_labels(self.config[str(self.subcommand)])
+        """Takes settings from the adapter that is scored or predicted with; a fit that starts from one has its own."""
+        if self.subcommand != "fit":
+            take_settings(self.config[str(self.subcommand)], self._words)
 
     def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
         """As Lightning's, but they are made when the Trainer asks: the network may not be built before.
@@ -246,6 +192,7 @@ def run(words: list[str]) -> None:
         name: {
             "usage": f"gpart {name} --config RECIPE [--SETTING=VALUE ...]",
             "description": f"{says.capitalize()}. {RECIPES}",
+            "add_help": False,  # it gets one of our own
         }
         for name, says in TRAINING.items()
     }

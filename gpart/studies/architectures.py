@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from gpart.assets.fetching import resolve
+from gpart.assets.hub_reason import hub_reason
 from gpart.errors import GPartError, GPartFileError
 from gpart.heads import head_modules
 from gpart.injection.matching import matches
@@ -91,11 +92,10 @@ def config(name: str) -> PretrainedConfig:
     except _UNREADABLE as error:
         if hub_name in known and isinstance(error, OSError):  # a gated model without a token, or a failing hub
             return _shipped(known[hub_name])
-        reached = "on the hub" if online else "in the cache of the hub, which cannot be reached"
         kind = GPartFileError if isinstance(error, OSError) else GPartError
         raise kind(
-            f"no architecture for {name!r}: no such folder or file, and none {reached}; shipped are"
-            f" {', '.join([*ALIASES, *known])}; Transformers says: {error}"
+            f"no architecture for {name!r}, as a folder or file or on the hub: {hub_reason(name, error)}; shipped are"
+            f" {', '.join([*ALIASES, *known])}"
         ) from error
 
 

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, B
 from gpart import load_adapter
 from gpart.cli import main
 from gpart.cli.configs import CONFIGS, recipes
-from gpart.cli.training import HEADINGS
+from gpart.cli.parser import HEADINGS
 
 WORDS = [
     "the",
@@ -230,16 +230,9 @@ def test_the_process_shows_no_trace(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == "gpart: error: d must be a whole number, 1 or more, got 0"
 
 
-def test_help_names_the_method_key(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", "--help"])
-    assert stop.value.code == 0
-    assert "--method" in capsys.readouterr().out
-
-
 def test_help_of_a_training_command_is_this_packages_own(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["predict", "--help"])
+        main(["predict", "--help-all"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "usage: gpart predict --config RECIPE [--SETTING=VALUE ...]"
     assert "'gpart configs'" in " ".join(" ".join(lines[2:10]).split())

@@ -18,7 +18,7 @@ from gpart.bases.models import quiet
 from gpart.cli import main
 from gpart.serialization.folder import read_folder
 
-LABELS = ["acceptable", "unacceptable"]  # not GLUE's own order of names, so that it has to come from the folder
+LABELS = ["odd", "fine"]  # not GLUE's own names, so that they have to come from the folder
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_the_folder_says_what_it_is(sent: Path, capsys: pytest.CaptureFixture[st
     assert score == {"step": best["global_step"], "monitor": "val/loss", "value": float(keeper["best_model_score"])}
     assert main(["inspect", str(sent / "adapter")]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    for part in ("RobertaForSequenceClassification", "acceptable, unacceptable", "max_length 24", "val/loss"):
+    for part in ("RobertaForSequenceClassification", "odd, fine", "max_length 24", "val/loss"):
         assert part in said
 
 
@@ -153,9 +153,9 @@ def test_the_wrong_base_model(
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_labels_in_another_order(sent: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, *used(sent, command, "--model.labels=[unacceptable,acceptable]"))
+    said = refused(capsys, *used(sent, command, "--model.labels=[fine,odd]"))
     assert (
-        f"{sent / 'adapter'} has the classes {LABELS} in this order, and SequenceClassifier has {LABELS[::-1]}" in said
+        f"{sent / 'adapter'} has the classes {LABELS} in this order, and this model's config has {LABELS[::-1]}" in said
     )
 
 
@@ -167,9 +167,7 @@ def test_labels_in_another_order_in_python(sent: Path) -> None:
             sent / "base", num_labels=2, id2label=dict(enumerate(LABELS[::-1]))
         )
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(
-        GPartError, match=r"has the classes \['acceptable', 'unacceptable'\].*config has \['unacceptable'"
-    ):
+    with pytest.raises(GPartError, match=r"has the classes \['odd', 'fine'\].*config has \['fine'"):
         load_adapter(model, sent / "adapter")
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(isinstance(module, nn.Module) and not hasattr(module, "gpart") for module in model.modules())
@@ -179,7 +177,7 @@ def test_training_may_begin_from_it_for_another_task(sent: Path, capsys: pytest.
     assert main(used(sent, "fit", "--trainer.max_steps=1", "--model.labels=[wrong,right]")) == 0, (
         capsys.readouterr().err
     )
-    said = refused(capsys, *used(sent, "fit", "--trainer.max_steps=1", "--model.labels=[unacceptable,acceptable]"))
+    said = refused(capsys, *used(sent, "fit", "--trainer.max_steps=1", "--model.labels=[fine,odd]"))
     assert "in this order" in said
 
 

@@ -17,6 +17,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from pyarrow import parquet
 
+from gpart.assets.hub_reason import hub_reason
 from gpart.datamodules.common.data_sets import load_splits
 from gpart.datamodules.common.own_rows import BadRows, Row, shown
 from gpart.errors import GPartError, GPartFileError
@@ -65,7 +66,9 @@ def read_parts(source: Any, bad: BadRows, subset: str | None = None) -> dict[str
     except DatasetGenerationError as error:
         raise GPartError(f"data set {str(source)!r} can't be read: {error.__cause__ or error}") from error
     except (OSError, ValueError) as error:
-        raise GPartFileError(f"{str(source)!r} is no file, no folder and no data set on the hub: {error}") from error
+        raise GPartFileError(
+            f"{str(source)!r} is no file, no folder and no data set on the hub: {hub_reason(str(source), error)}"
+        ) from error
     return _of_splits(found, str(source))
 
 

@@ -16,6 +16,7 @@ from datasets.exceptions import DatasetGenerationError
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from gpart.assets.hub_reason import hub_reason
 from gpart.datamodules.common.data_sets import load_splits
 from gpart.datamodules.common.seeded import SeededDataModule, check_loading
 from gpart.datamodules.common.splits import check_held_out, chosen, hold_out
@@ -213,7 +214,9 @@ class GLUEDataModule(SeededDataModule):
         except DatasetGenerationError as error:
             raise GPartError(f"GLUE task {task!r} at {path!r} can't be read: {error.__cause__ or error}") from error
         except (OSError, ValueError) as error:
-            raise GPartFileError(f"no GLUE task {task!r} at {path!r}, on the hub or as a folder: {error}") from error
+            raise GPartFileError(
+                f"no GLUE task {task!r} at {path!r}, on the hub or as a folder: {hub_reason(path, error)}"
+            ) from error
 
     def _split(self, splits: DatasetDict, name: str) -> Dataset:
         if name not in splits:

@@ -6,20 +6,12 @@ Rows with the same texts, but for case and white space, are in the same part.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from gpart.datamodules.common.own_rows import BadRows, Row
-from gpart.datamodules.common.splits import hold_out
-from gpart.errors import GPartError
-
-# To choose a checkpoint by fewer rows is to choose by luck: at 50 rows, an accuracy of 90 % still has a standard error of
-# four points. Of fewer than 200 rows, a quarter is held out, since those that are left are needed more.
-_ENOUGH, _MOST = 50, 0.25
-_OF_A_CLASS = 2
-_TENTH = 0.1
+from gpart.datamodules.common.splits import chosen, hold_out, useful_size
 
 _BINS = 10  # of a regression's labels, for strata
 
@@ -66,40 +58,13 @@ def cut(
     if test is not None:
         left, out = hold_out(ids, test, seed)
         tested = {ids[at][1] for at in out}
-    share = _share(fraction, len(ids), len(left), classes)
-    _, held = hold_out([ids[at] for at in left], share, seed)
-    chosen = {ids[left[at]][1] for at in held}
+    size = useful_size(fraction, len(ids), classes, "give a file of its own, --data.val_path FILE", len(left))
+    held = chosen([ids[at] for at in left], range(len(left)), size, seed)
+    validated = {ids[left[at]][1] for at in held}
     parts: dict[str, list[Labelled]] = {name: [] for name in ("train", "val", *(() if test is None else ("test",)))}
     for one in rows:
-        parts["test" if one.key in tested else "val" if one.key in chosen else "train"].append(one)
+        parts["test" if one.key in tested else "val" if one.key in validated else "train"].append(one)
     return parts
-
-
-def _share(fraction: float | None, size: int, left: int, classes: int) -> float:
-    """The fraction of the rows that are left which is held out.
-
-    Raises:
-        GPartError: if that is too few rows to choose by.
-    """
-    needed = max(min(_ENOUGH, math.ceil(_MOST * size)), _OF_A_CLASS * classes)
-    rows = max(round(_TENTH * size), needed) if fraction is None else round(fraction * size)
-    if rows < needed or rows >= left:
-        smallest = math.ceil(1000 * needed / size) / 1000
-        few = (
-            f"{rows} of {size} different texts would be held out"
-            if fraction is None
-            else f"held_out={fraction} holds {rows} of {size} different texts out"
-        )
-        if needed >= left:
-            raise GPartError(
-                f"{few}, and choosing a checkpoint among {classes} classes takes {needed}, with others to train on:"
-                " there are too few rows; or give files of their own, --data.path for training and --data.val_path"
-            )
-        raise GPartError(
-            f"{few}, and choosing a checkpoint takes {needed}, with others to train on: the smallest useful fraction"
-            f" is {smallest}, --data.held_out {smallest}; or give a file of its own, --data.val_path FILE"
-        )
-    return rows / left
 
 
 def strata_of(rows: Sequence[Labelled]) -> list[int]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from gpart.datamodules.common.own_rows import BadRows, Row
-from gpart.datamodules.common.splits import hold_out, useful_fraction
+from gpart.datamodules.common.splits import hold_out, useful_size
 from gpart.errors import GPartError
 
 QUESTIONS = ("question", "query", "problem", "prompt", "instruction")
@@ -18,9 +18,6 @@ ANSWERS = ("answer", "response", "solution", "completion", "output")
 
 Judge = Callable[[str], "str | None"]
 """Finds the final answer in a text."""
-
-ENOUGH = 0.01
-"""The fraction that is held out where that is more than is needed to choose a checkpoint by."""
 
 
 class Usable(NamedTuple):
@@ -151,7 +148,9 @@ def cut(
     if test_held_out is not None and "test" not in done:
         kept, done["test"] = _apart(kept, test_held_out, seed)
     if "val" not in done:
-        kept, done["val"] = _apart(kept, useful_fraction(held_out, _distinct(kept), default=ENOUGH), seed)
+        count = _distinct(kept)
+        size = useful_size(held_out, count, 1, "give a folder with files called train and val")
+        kept, done["val"] = _apart(kept, size / count, seed)
     return {"train": kept, **done}
 
 

@@ -48,8 +48,8 @@ class QuestionDataModule(AskingDataModule):
             output.
         final_answers: every answer must have a final answer, if the LightningModule looks for one. Without, the loss
             alone measures, and ``test`` is refused.
-        held_out: the fraction of the questions that selects the checkpoint; the default is a tenth, of more than 500
-            questions 50 or a hundredth. Less than 50 and a tenth is refused.
+        held_out: the fraction of the questions that selects the checkpoint; the default is a tenth, but enough
+            to choose by: 50, of fewer than 200 a quarter. Less is refused.
         test_held_out: the fraction of the questions that is the test part; the default is none.
         on_bad_row: ``error`` stops at the first row that can't be used; ``skip`` leaves them out and counts them.
         prompt: the text in front of an answer, with ``{question}`` in it, as of :class:`MathDataModule`.

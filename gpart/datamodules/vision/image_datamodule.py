@@ -16,12 +16,13 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from gpart.datamodules.common.epoch_sampler import EpochSampler
 from gpart.datamodules.common.own_rows import BadRows, Policy
 from gpart.datamodules.common.seeded import SeededDataModule, check_loading
-from gpart.datamodules.common.splits import check_held_out, chosen, hold_out, useful_fraction
+from gpart.datamodules.common.splits import check_held_out
 from gpart.datamodules.vision.checking import checked
+from gpart.datamodules.vision.parts import split
 from gpart.datamodules.vision.pictures import Collate, Images
 from gpart.datamodules.vision.reading import evaluation_transform, training_transform
 from gpart.datamodules.vision.settings import Normalisation, load_settings
-from gpart.datamodules.vision.sources import DRAWN, HELD_OUT, OWN, DatasetName, Part, Source
+from gpart.datamodules.vision.sources import DRAWN, OWN, DatasetName, Part, Source
 from gpart.errors import GPartError
 
 _PARTS = {"fit": "train", "validate": "train", "test": "test", "predict": "predict"}  # that a stage needs
@@ -71,8 +72,8 @@ class ImageDataModule(SeededDataModule):
             ``eurosat`` or ``resisc45``.
         batch_size: pictures per step and device.
         held_out: the fraction of all that is no test split that is held out, stratified by class. By default, the data
-            set's own validation split is held out, or a tenth if it has none (of an ``imagefolder``, at least one
-            picture for each class).
+            set's own validation split is held out, or a tenth if it has none. Of an ``imagefolder`` that is
+            enough to choose by: 50, of fewer than 200 a quarter, and two of each class.
         train_size: train on this many of the remaining rows only, stratified. A smaller number takes a subset of what a
             larger one takes.
         seed: the seed of both choices, and of DTD's test split. Together with the seed of ``seed_everything``, if it is
@@ -215,26 +216,12 @@ class ImageDataModule(SeededDataModule):
         return {"labels": list(self.classes) or None, "inputs": inputs}
 
     def _read(self, part: str, source: Part, settings: Normalisation) -> None:
-        seed, size, fraction = (self.hparams[name] for name in ("seed", "train_size", "held_out"))
-        pictures, rows, held = source.pictures, source.rows, source.validation
+        pictures = source.pictures
         self.classes = pictures.classes or self.classes
         if part != "train":
-            self.parts[part] = Images(pictures, rows, evaluation_transform(settings))
+            self.parts[part] = Images(pictures, source.rows, evaluation_transform(settings))
             return
-        ids = pictures.rows()
-        if fraction is not None or not held:
-            if self.hparams["dataset"] == OWN[0]:
-                fraction = useful_fraction(fraction, len(rows), len(self.classes), HELD_OUT)
-            _, places = hold_out([ids[row] for row in rows], HELD_OUT if fraction is None else fraction, seed)
-            held = [rows[at] for at in places]
-        out = set(held)
-        rest = [row for row in rows if row not in out]
-        if not rest:
-            raise GPartError(f"{pictures.place} has 0 pictures to train on beside {len(held)} for validation")
-        if size is not None:
-            if not 1 <= size <= len(rest):
-                raise GPartError(f"train_size must be from 1 to the {len(rest)} rows not held out, got {size}")
-            rest = chosen(ids, rest, size, seed)
+        rest, held = split(source, self.hparams, len(self.classes))
         transform = training_transform(settings, self.hparams["crop_scale"], self.hparams["hflip"])
         self.parts["train"] = Images(pictures, rest, transform, self.run_seed)
         self.parts["val"] = Images(pictures, held, evaluation_transform(settings))

@@ -15,8 +15,10 @@ from typing import Any
 
 from torchvision.transforms.v2 import InterpolationMode
 from transformers import AutoImageProcessor
+from transformers.utils.hub import cached_file
 
 from gpart.assets.fetching import resolve
+from gpart.assets.hub_reason import hub_reason, is_unanswered
 from gpart.errors import GPartError, GPartFileError
 
 TIMM = "timm:"
@@ -66,10 +68,22 @@ def load_settings(model: str) -> Normalisation:
         return _of_timm(model)
     place = resolve(model)
     try:
+        _ask(place)
         processor = AutoImageProcessor.from_pretrained(place)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
-        raise GPartFileError(f"no image processor of {model!r}, on the hub or as a folder: {error}") from error
+        raise GPartFileError(
+            f"no image processor of {model!r}, on the hub or as a folder: {hub_reason(model, error)}"
+        ) from error
     return of_processor(processor.to_dict(), model)
+
+
+def _ask(place: str) -> None:
+    """Fails if the hub is not there: Transformers would look for five files, half a minute each, and not say why."""
+    try:
+        cached_file(place, "preprocessor_config.json")
+    except OSError as error:
+        if is_unanswered(error):
+            raise
 
 
 def of_processor(values: Mapping[str, Any], model: str) -> Normalisation:
@@ -175,7 +189,8 @@ def _timm_values(model: str) -> dict[str, Any]:
             return dict(values.get("pretrained_cfg", values))  # older files hold the pretrained config alone
         found = timm.get_pretrained_cfg(name)
     except (OSError, RuntimeError) as error:  # timm raises a RuntimeError for an unknown name
-        raise GPartFileError(f"timm has no model {name!r}: {error}") from error
+        why = hub_reason(name.removeprefix("hf-hub:"), error)
+        raise GPartFileError(f"timm has no model {name!r}: {why}") from error
     except ValueError as error:
         raise GPartError(f"timm's config of model {name!r} can't be read: {error}") from error
     if found is None:

@@ -1,6 +1,7 @@
 """What the data tells of the labels, for settings that nobody gave.
 
 Invariant: what was said and what the data tells are never both right where they differ: that is an error with both values.
+Only the classes' names may be others than the data's, all of them, in the data's order.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ def resolved_labels(said: dict[str, Any], told: DataLabels | None, default: int)
         number = len(names)
     if told is not None:
         _check("num_labels", number, told.num_labels)
-        _check("labels", names, told.names)
+        # Other names for the classes are a matter of taste; the same names elsewhere are a mistake.
+        if names is not None and not set(names).isdisjoint(told.names or ()):
+            _check("labels", names, told.names)
         _check("problem_type", problem, told.problem)
         number, names, problem = told.num_labels, names or told.names, told.problem
     number = default if number is None else number

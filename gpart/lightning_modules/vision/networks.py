@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageClassification
 
 from gpart.assets.fetching import loading
+from gpart.assets.hub_reason import hub_reason
 from gpart.errors import GPartError, GPartFileError
 from gpart.heads import head_modules
 
@@ -96,7 +97,8 @@ def _build_timm(name: str, num_labels: int) -> nn.Module:
     try:
         built: nn.Module = timm.create_model(name, pretrained=True, num_classes=num_labels)
     except OSError as error:
-        raise GPartFileError(f"model='{TIMM}{name}' can't be loaded, as a folder or from the hub: {error}") from error
+        why = hub_reason(name.removeprefix("hf-hub:"), error)
+        raise GPartFileError(f"model='{TIMM}{name}' can't be loaded, as a folder or from the hub: {why}") from error
     except (RuntimeError, ValueError, SafetensorError) as error:
         # An unknown name, no weights of that tag, weights of other shapes, a damaged file.
         raise GPartError(f"model='{TIMM}{name}' with {num_labels} classes: {error}") from error

@@ -29,6 +29,8 @@ from gpart.studies.architectures import build, default_head, default_targets, fi
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TEXT = ("causal-lm", "sequence-classification")
+LENGTH = 2048
+"""Tokens in each example, unless the model has room for fewer."""
 _COUNTED = "gpart_counted"
 
 
@@ -51,7 +53,7 @@ class MemorySettings:
     batch_size: int = 2
     """Examples in a micro-batch."""
 
-    length: int = 2048
+    length: int = LENGTH
     """Tokens in each."""
 
     dtype: str = "bfloat16"
@@ -105,6 +107,20 @@ class MemoryPlan:
         return sum(vars(self).values())
 
 
+def usual_length(name: str, task: str = "auto") -> int:
+    """``LENGTH``, or the model's positions if they are fewer.
+
+    Example:
+        >>> usual_length("roberta-base"), usual_length("openai-community/gpt2"), usual_length("Qwen/Qwen2.5-0.5B")
+        (512, 1024, 2048)
+    """
+    config = architectures.config(name)
+    task = find_task(config) if task == "auto" else task
+    if task not in TEXT or getattr(config, "max_position_embeddings", LENGTH) > LENGTH:
+        return LENGTH
+    return min(LENGTH, _positions(build(config, task)) or LENGTH)
+
+
 def plan_memory(name: str, settings: MemorySettings) -> MemoryPlan:
     """Runs a forward pass with an adapter on the meta device and counts what it keeps.
 
@@ -128,13 +144,13 @@ def plan_memory(name: str, settings: MemorySettings) -> MemoryPlan:
     task = find_task(config) if settings.task == "auto" else settings.task
     if task not in TEXT:
         raise GPartError(f"memory is planned for {' and '.join(TEXT)} models; {name} is for {task}")
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions and settings.length > positions:
-        raise GPartError(f"length={settings.length} is more than the {positions} positions of {name}: give --length")
     AttentionInterface.register(_COUNTED, _attend)
     config._attn_implementation = _COUNTED
     config.use_cache = False
     model = build(config, task).to(DTYPES[settings.dtype])
+    positions = _positions(model)
+    if positions and settings.length > positions:
+        raise GPartError(f"length={settings.length} is more than the {positions} positions of {name}: give --length")
     head = default_head(model, task) if settings.modules_to_save is None else settings.modules_to_save
     targets = default_targets(model, task) if settings.target_modules is None else settings.target_modules
     adapter = attach(model, GPartConfig(settings.d, targets, modules_to_save=head, dropout=settings.dropout))
@@ -155,6 +171,14 @@ def plan_memory(name: str, settings: MemorySettings) -> MemoryPlan:
         trained=4 * sum(map(_bytes, trained)) - sum(_bytes(value) for value in trained if value is not adapter.theta),
         activations=activations,
     )
+
+
+def _positions(model: nn.Module) -> int | None:
+    """The tokens that a model has positions for. RoBERTa and its kin keep the first ones of their table for padding."""
+    found: int | None = getattr(model.config, "max_position_embeddings", None)
+    tables = (part for key, part in model.named_modules() if key.endswith("position_embeddings"))
+    first = [part.padding_idx for part in tables if isinstance(part, nn.Embedding) and part.padding_idx is not None]
+    return found - first[0] - 1 if found and first else found
 
 
 def _forward(model: nn.Module, adapter: GPartAdapter, settings: MemorySettings) -> tuple[int, int]:

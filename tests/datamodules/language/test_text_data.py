@@ -156,7 +156,9 @@ def test_a_held_out_part_too_small_to_choose_by_is_refused_with_the_smallest_fra
     data: Any, tmp_path: Path
 ) -> None:
     path = table(tmp_path / "a.csv", tickets(120))
-    with pytest.raises(GPartError, match=r"held_out=0.1 holds 12 of 120 .* takes 30, .*--data.held_out 0.25"):
+    with pytest.raises(
+        GPartError, match=r"held_out=0.1 holds 12 of 120 .* takes 30 .*--data.held_out 0.25; or .*val_path"
+    ):
         ready(data(path, held_out=0.1), "fit")
     assert len(ready(data(path, held_out=0.25), "fit").parts["val"]) == 30
     with pytest.raises(GPartError, match=r"held_out=1 is a fraction|above 0 and below 1"):
@@ -183,7 +185,7 @@ def test_how_many_rows_are_enough_to_choose_by(rows: int, classes: int, fraction
 
 def test_too_few_rows_for_their_classes_are_refused() -> None:
     some = [Labelled(Row("t", i + 1, None, {}), str(i), i) for i in range(10)]
-    with pytest.raises(GPartError, match=r"choosing a checkpoint among 10 classes takes 20.*too few rows"):
+    with pytest.raises(GPartError, match=r"Choosing a checkpoint among 10 classes takes 20 rows.*there are 10"):
         cut(some, None, None, 10, 0)
 
 

@@ -252,7 +252,7 @@ def test_a_batch_holds_what_the_modules_expect(data: Any) -> None:
     batch = next(iter(own.val_dataloader()))
     assert list(batch) == ["pixel_values", "labels", "idx", "file"]
     assert (batch["pixel_values"].dtype, batch["labels"].dtype) == (torch.float32, torch.int64)
-    assert batch["pixel_values"].shape == (2, 3, 16, 16)
+    assert batch["pixel_values"].shape == (4, 3, 16, 16)
     assert all(isinstance(idx, int) for idx in batch["idx"])
     assert list(next(iter(own.predict_dataloader()))) == ["pixel_values", "idx", "file"]
 
@@ -493,7 +493,7 @@ def test_a_crop_scale_out_of_range_is_refused(scale: tuple[float, float]) -> Non
         ImageDataModule("imagefolder", "model", path="nowhere", crop_scale=scale)
 
 
-@pytest.mark.parametrize(("hflip", "mirrored"), [(0.0, 0), (1.0, 20)])
+@pytest.mark.parametrize(("hflip", "mirrored"), [(0.0, 0), (1.0, 16)])
 def test_how_often_a_picture_is_mirrored_is_a_setting(tmp_path: Path, hflip: float, mirrored: int) -> None:
     """Through the DataModule: pictures that rise from left to right, whole."""
     ramp = Image.fromarray(np.tile(np.arange(0, 240, 4, dtype=np.uint8)[None, :, None], (60, 1, 3)))
@@ -503,13 +503,11 @@ def test_how_often_a_picture_is_mirrored_is_a_setting(tmp_path: Path, hflip: flo
             ramp.save(tmp_path / kind / f"{number}.png")
     model = {"size": 16, "image_mean": [0.0] * 3, "image_std": [1.0] * 3, "image_processor_type": "ViTImageProcessor"}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(model))
-    data = ImageDataModule(
-        "imagefolder", str(tmp_path), path=str(tmp_path), crop_scale=(1.0, 1.0), hflip=hflip, held_out=0.09
-    )
+    data = ImageDataModule("imagefolder", str(tmp_path), path=str(tmp_path), crop_scale=(1.0, 1.0), hflip=hflip)
     data.prepare_data()
     data.setup("fit")
     pictures = torch.cat([batch["pixel_values"] for batch in data.train_dataloader()])
-    assert len(pictures) == 20
+    assert len(pictures) == 16
     assert sum(bool(one[0, 8, 0] > one[0, 8, -1]) for one in pictures) == mirrored
 
 
@@ -545,7 +543,7 @@ def reference(own: ImageDataModule, epochs: int) -> set[tuple[int, int, str]]:
 def test_the_epoch_reaches_the_pictures_also_in_persistent_workers(workers: int, data: Any, tmp_path: Path) -> None:
     own, module = data(num_workers=workers), Recorder()
     quiet(tmp_path, max_epochs=3, limit_val_batches=0).fit(module, datamodule=own)
-    assert len(module.pictures) == 3 * 14
+    assert len(module.pictures) == 3 * 12
     assert set(module.pictures) == reference(own, 3)
     orders = [[row for at, row, _ in module.pictures if at == epoch] for epoch in range(3)]
     assert len(set(map(tuple, orders))) == 3  # each epoch has an order of its own
@@ -564,7 +562,7 @@ def test_reloading_the_loader_every_epoch_changes_nothing(data: Any, tmp_path: P
     own, module = data(), Recorder()
     quiet(tmp_path, max_epochs=3, limit_val_batches=0, reload_dataloaders_every_n_epochs=1).fit(module, datamodule=own)
     assert set(module.pictures) == reference(own, 3)
-    assert len(module.pictures) == 3 * 14
+    assert len(module.pictures) == 3 * 12
 
 
 class Crash(Callback):
@@ -596,14 +594,16 @@ def test_a_resumed_run_sees_the_same_pictures(kept: str, step: int, workers: int
 
     more = {"max_epochs": 3, "val_check_interval": 0.5 if kept == "validations" else 1.0}
     whole = Recorder()
-    quiet(tmp_path, keeper("whole"), **more).fit(whole, datamodule=data(num_workers=workers))
+    quiet(tmp_path, keeper("whole"), **more).fit(whole, datamodule=data(num_workers=workers, batch_size=3))
     before, cut = Recorder(), keeper("cut")
     with pytest.raises(RuntimeError, match="power cut"):
-        quiet(tmp_path, cut, Crash(step), **more).fit(before, datamodule=data(num_workers=workers))
+        quiet(tmp_path, cut, Crash(step), **more).fit(before, datamodule=data(num_workers=workers, batch_size=3))
     (last,) = (tmp_path / "cut").glob(f"*step={step}.ckpt")
     after = Recorder()
-    quiet(tmp_path, keeper("again"), **more).fit(after, datamodule=data(num_workers=workers), ckpt_path=str(last))
-    assert len(whole.pictures) == 3 * 14
+    quiet(tmp_path, keeper("again"), **more).fit(
+        after, datamodule=data(num_workers=workers, batch_size=3), ckpt_path=str(last)
+    )
+    assert len(whole.pictures) == 3 * 12
     assert before.pictures + after.pictures == whole.pictures
 
 
@@ -680,7 +680,7 @@ def test_lightning_leaves_the_sampler_in_place_and_its_share_is_the_ranks(
     monkeypatch.setattr(type(own.trainer), "global_rank", 1)
     loader = own.train_dataloader()
     assert isinstance(loader.sampler, DistributedSampler)
-    assert (loader.sampler.num_replicas, loader.sampler.rank, len(loader.sampler)) == (2, 1, 7)
+    assert (loader.sampler.num_replicas, loader.sampler.rank, len(loader.sampler)) == (2, 1, 6)
     monkeypatch.setattr(type(own.trainer._accelerator_connector), "is_distributed", True)
     assert not own.trainer._data_connector._requires_distributed_sampler(loader)
     assert own.trainer._data_connector._requires_distributed_sampler(own.val_dataloader())

@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from gpart.datamodules import ImageDataModule
-from gpart.datamodules.common.splits import useful_fraction
 from gpart.datamodules.vision import checking
 from gpart.datamodules.vision.reading import FromFiles
 from gpart.errors import GPartError, GPartFileError
@@ -190,41 +189,16 @@ def test_the_policy_is_for_own_folders(data: Any, three_parts: Path) -> None:
 # The held-out part
 
 
-@pytest.mark.parametrize(
-    ("held_out", "rows", "classes", "fraction"),
-    [
-        (None, 1000, 2, 0.1),
-        (None, 16, 2, 0.125),  # one for each class
-        (None, 40, 2, 0.1),
-        (0.05, 1000, 2, 0.05),  # 50 rows
-        (0.3, 40, 2, 0.3),
-    ],
-)
-def test_enough_is_held_out_to_choose_by(held_out: float | None, rows: int, classes: int, fraction: float) -> None:
-    assert useful_fraction(held_out, rows, classes) == fraction
-
-
-@pytest.mark.parametrize(
-    ("held_out", "rows", "classes", "said"),
-    [
-        (0.04, 1000, 2, r"held_out=0.04 of 1000 rows is 40, .* smallest useful fraction is 0.05 \(50 rows\)"),
-        (0.05, 40, 2, r"is 2, too few .* is 0.1 \(4 rows\)"),
-        (0.1, 40, 7, r"is 4, too few .* is 0.175 \(7 rows\)"),
-    ],
-)
-def test_too_little_is_refused_with_the_smallest_fraction(held_out: float, rows: int, classes: int, said: str) -> None:
-    with pytest.raises(GPartError, match=said):
-        useful_fraction(held_out, rows, classes)
-
-
 def test_own_folders_are_held_to_it(data: Any, tmp_path: Path, image_folders: Any) -> None:
     image_folders.class_folders(tmp_path / "train", [f"class_{at}" for at in range(6)], 5)
     image_folders.class_folders(tmp_path / "test", ["class_0"], 2, first=100)
     own = data(tmp_path)
     own.setup("fit")
-    assert sorted(own.parts["val"].pictures.labels[row] for row in own.parts["val"].chosen) == list(range(6))
-    with pytest.raises(GPartError, match=r"held_out=0.1 of 30 rows is 3, .* 0.2 \(6 rows\)"):
-        data(tmp_path, held_out=0.1).setup("fit")
+    assert sorted(own.parts["val"].pictures.labels[row] for row in own.parts["val"].chosen) == sorted([*range(6)] * 2)
+    with pytest.raises(
+        GPartError, match=r"held_out=0.3 holds 9 of 30 rows out.* 0.4; or add a folder val beside train"
+    ):
+        data(tmp_path, held_out=0.3).setup("fit")
 
 
 # A table of names and labels
@@ -261,7 +235,7 @@ def test_a_table_gives_the_classes(kind: str, listed: Path, data: Any) -> None:
     own = data(listed)
     own.setup("fit")
     assert own.labels == ("ape", "zebra")
-    assert {part: len(own.parts[part]) for part in own.parts} == {"train": 18, "val": 2, "test": 5}
+    assert {part: len(own.parts[part]) for part in own.parts} == {"train": 15, "val": 5, "test": 5}
     for part in own.parts:
         for row in own.parts[part].chosen:
             number = int(Path(own.parts[part].pictures.names[row]).stem)
@@ -272,7 +246,7 @@ def test_a_table_without_splits_is_cut(listed: Path, data: Any) -> None:
     table(listed / "train", rows_of(20))
     own = data(listed / "train")
     own.setup("fit")
-    assert {part: len(own.parts[part]) for part in own.parts} == {"train": 14, "val": 2, "test": 4}
+    assert {part: len(own.parts[part]) for part in own.parts} == {"train": 12, "val": 4, "test": 4}
 
 
 def test_what_is_wrong_in_a_table_is_told_by_its_line(listed: Path, data: Any) -> None:

@@ -103,6 +103,7 @@ def test_several_classes_a_text_are_learned_by_the_binary_loss_and_scored_over_a
             {"num_labels": 2, "labels": ["a", "b"]},
             r"labels is \['b', 'a'\], and the data's is \['a', 'b'\]",
         ),
+        ({"labels": ["a", "x"]}, {"num_labels": 2, "labels": ["a", "b"]}, r"labels is \['a', 'x'\], and the data's is"),
         (
             {"problem_type": "multi_label_classification", "num_labels": 2},
             {"num_labels": 2},
@@ -116,6 +117,12 @@ def test_what_contradicts_the_data_is_refused_with_both_before_anything_is_loade
     module = SequenceClassifier(str(tmp_path / "no-model"), **said)
     with pytest.raises(GPartError, match=message):
         fitted(module, Own(torch.arange(8) % 2, **told))
+
+
+def test_other_names_for_the_classes_may_be_said(tiny_encoder: Path) -> None:
+    module = SequenceClassifier(str(tiny_encoder), labels=["bad", "good"])
+    fitted(module, Own(torch.arange(8) % 2, num_labels=2, labels=["no", "yes"]))
+    assert module.hparams["labels"] == ["bad", "good"]
 
 
 def test_what_was_said_and_agrees_stays(tiny_encoder: Path) -> None:

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from gpart import GPartConfig, attach
 from gpart.cli import main
-from gpart.studies.counting.memory import MemoryPlan, MemorySettings, plan_memory
+from gpart.errors import GPartError
+from gpart.studies.counting.memory import MemoryPlan, MemorySettings, plan_memory, usual_length
 
 LENGTH = 24
 
@@ -108,14 +109,28 @@ def test_the_command_prints_the_plan(llama: Path, capsys: pytest.CaptureFixture[
     small = ["--d", "50", "--lora-r", "2", "--vera-r", "2", "--fourierft-n", "9", "--memory", "--dropout", "0.05"]
     assert main(["params", str(llama), *small]) == 0
     shown = capsys.readouterr().out
-    for words in ("weights of the model", "group indices", "dropout masks", "in all", "length 2048"):
+    for words in ("weights of the model", "group indices", "dropout masks", "in all", "length 256"):
         assert words in shown
     least = ["--indices", "computed", "--weights", "recomputed"]
     assert main(["params", str(llama), *small, *least, "--json"]) == 0
     memory = json.loads(capsys.readouterr().out)["memory"]
     assert memory["masks"] == 0
-    assert memory["length"] == 2048
+    assert memory["length"] == 256  # all that the model has positions for
     assert (memory["indices"], memory["adapted"]) == (0, 4 * 32 * 32 // 2)
+
+
+@pytest.mark.parametrize(("name", "length"), [("roberta-base", 512), ("openai-community/gpt2", 1024)])
+def test_a_model_with_few_positions_is_planned_for_these(
+    name: str, length: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert usual_length(name) == length
+    plan_memory(name, MemorySettings(d=50, length=length))
+    with pytest.raises(GPartError, match=f"length={length + 1} is more than the {length} positions of {name}"):
+        plan_memory(name, MemorySettings(d=50, length=length + 1))
+    assert main(["params", name, "--memory"]) == 0
+    assert f"length {length} (the model has no more positions)" in " ".join(capsys.readouterr().out.split())
+    assert main(["params", name, "--memory", "--length", "64", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["memory"]["length"] == 64
 
 
 @pytest.mark.parametrize(

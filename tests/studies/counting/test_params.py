@@ -266,7 +266,8 @@ except FileNotFoundError as error:
     )
     first, *error = done.stdout.splitlines()
     assert first == "8 3072"
-    assert "none on the hub; shipped are roberta-base" in error[0]
+    assert "none on the hub by this name" in error[0]
+    assert "shipped are roberta-base" in error[0]
 
 
 # The command
