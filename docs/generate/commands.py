@@ -31,6 +31,7 @@ one goes over an earlier one. Words such as `--trainer.max_epochs 3` go over the
 | `--seed_everything` | the run's seed |
 | `--ckpt_path` | a checkpoint; `last` and `best` mean the newest run in the run's own folder |
 | `--print_config` | shows what results, and runs nothing |
+| `--help`, `--help-all` | the settings that people set most, and all of them |
 | `--method.help GPartCallback` | a class's settings; `--model.help` and `--data.help` do the same |
 
 """

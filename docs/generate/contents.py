@@ -14,7 +14,7 @@ SECTIONS = {
     "Reproduce the paper": ["reproduce", "recipes"],
     "Reference": [
         *("reference/python", "reference/cli", "reference/recipes", "projections", "reference/errors"),
-        *("reference/messages", "CONTRIBUTING", "CHANGELOG"),
+        *("reference/messages", "SECURITY", "CONTRIBUTING", "CHANGELOG"),
     ],
     "Evidence": ["benchmarks/README", "projects", "isometry", "landscape", "performance"],
 }

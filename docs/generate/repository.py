@@ -14,6 +14,9 @@ ROOT = Path(__file__).parents[2]
 ELSEWHERE = ("benchmarks", "examples")
 """Folders beside docs/ whose Markdown is in the site."""
 
+ALONE = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+"""Pages at the top of the repository that are in it too."""
+
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")
 LANGUAGES = {".py": "python", ".c": "c", ".yaml": "yaml", ".sh": "bash", ".csv": "text", ".jsonl": "json"}
 """Of files that a browser would download rather than show: they become pages."""
@@ -25,18 +28,12 @@ MOST = 80_000
 def pages() -> dict[str, Path]:
     """The site's Markdown outside docs/, by its path in the site, which is that in the repository."""
     found = [path for folder in ELSEWHERE for path in sorted((ROOT / folder).rglob("*.md"))]
-    return {
-        path.relative_to(ROOT).as_posix(): path for path in [*found, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-    }
+    return {path.relative_to(ROOT).as_posix(): path for path in [*found, *(ROOT / name for name in ALONE)]}
 
 
 def in_repository(page: str) -> str:
     """Where a page of the site lies in the repository."""
-    return (
-        page
-        if page.split("/", maxsplit=1)[0] in ELSEWHERE or page in ("CONTRIBUTING.md", "CHANGELOG.md")
-        else f"docs/{page}"
-    )
+    return page if page.split("/", maxsplit=1)[0] in ELSEWHERE or page in ALONE else f"docs/{page}"
 
 
 def in_site(path: str) -> str:
