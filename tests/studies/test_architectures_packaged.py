@@ -19,5 +19,7 @@ def test_params_counts_a_packaged_model(
     assert architectures.config("packaged:small").hidden_size == 384
     assert main(["params", "packaged:small", "--memory", "--length=64"]) == 0
     assert "GPart's training memory" in capsys.readouterr().out
-    assert main(["params", "packaged:small", "--memory"]) == 2
+    assert main(["params", "packaged:small", "--memory"]) == 0  # as many as it has positions
+    assert "length 512" in " ".join(capsys.readouterr().out.split())
+    assert main(["params", "packaged:small", "--memory", "--length=2048"]) == 2
     assert "length=2048 is more than the 512 positions of packaged:small" in capsys.readouterr().err
