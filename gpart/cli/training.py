@@ -174,7 +174,8 @@ class GPartCLI(LightningCLI):
         scores = {
             name: value.item() for name, value in self.trainer.callback_metrics.items() if name.startswith("val/")
         }
-        print("  ".join(["last epoch:", *(f"{name} {value:.4f}" for name, value in scores.items())]))
+        if scores:
+            print("  ".join(["last epoch:", *(f"{name} {value:.4f}" for name, value in scores.items())]))
         if checkpoint:
             print(f"best checkpoint: {checkpoint}")
         method = self._get(self.config_init, "method")
