@@ -122,16 +122,17 @@ def records() -> Any:
     return module
 
 
-@pytest.mark.parametrize(("study", "count"), [("methods/language", 24), ("d-sweep/digits", 14)])
+@pytest.mark.parametrize("study", ["methods/language", "d-sweep/digits"])
 def test_committed_records_are_found_as_finished(
-    records: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: str, count: int
+    records: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: str
 ) -> None:
     file = ROOT / "benchmarks" / f"{study}.yaml"
     monkeypatch.chdir(tmp_path)
     records.unpack(file, file.with_suffix(".jsonl"))
     runs = [run for cell in plan(read_study(file)) for one in cell.candidates for run in one.runs]
     states = [read_outcome(run).state for run in runs]
-    assert states.count("finished") == count
+    lines = file.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+    assert states.count("finished") == len(lines) > 0  # as many as are committed, which grow
     assert "stale" not in states
 
 
