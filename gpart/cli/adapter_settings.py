@@ -9,15 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gpart.datamodules.language.text_labels import PROBLEMS
 from gpart.serialization.about import About
-from gpart.serialization.sources import read_adapter
-
-# An adapter's word for a task, and Transformers'.
-_PROBLEMS = {
-    "classification": "single_label_classification",
-    "multi-label": "multi_label_classification",
-    "regression": "regression",
-}
+from gpart.serialization.sources import about_of
 
 
 def take_settings(config: Mapping[str, Any], words: Iterable[str]) -> None:
@@ -38,7 +32,7 @@ def take_settings(config: Mapping[str, Any], words: Iterable[str]) -> None:
     adapter = method.get("adapter")
     if adapter is None:
         return
-    about = read_adapter(adapter)[0].about
+    about = about_of(adapter, method.get("name"))
     said = {word.split("=")[0].rpartition(".")[2] for word in words if word.startswith("--data.")}
     for name, value in _inputs(about).items():
         if name in data and name not in said:
@@ -60,7 +54,7 @@ def _take_labels(model: Any, about: About) -> None:
     said = {
         "labels": about.labels,
         "num_labels": len(about.labels) if about.labels else 1 if about.task == "regression" else None,
-        "problem_type": _PROBLEMS.get(str(about.task)),
+        "problem_type": next((problem for task, problem in PROBLEMS.items() if task == about.task), None),
     }
     for name, value in said.items():
         if name in model and model[name] is None:

@@ -25,6 +25,7 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from gpart.errors import GPartError, GPartFileError
+from gpart.serialization.about import About, read_about
 from gpart.serialization.locations import Place, inside, is_file, is_folder, located, read, write
 from gpart.serialization.manifest import Manifest, read_manifest
 
@@ -113,8 +114,21 @@ def _write(folder: Place, described: Mapping[str, Any], tensors: Mapping[str, Te
     write(inside(at, BESIDE_BASE) if is_file(inside(at, BASE)) else at, {TENSORS: content, CONFIG: text.encode()})
 
 
-def _described(at: Path | str) -> tuple[dict[str, Any], Any]:
-    """The config's content, and the hash that the tensor file has to have."""
+def about_in(folder: Place) -> About:
+    """What a folder says of itself, whichever method wrote it; PEFT's own folder, and other libraries', say nothing.
+
+    Raises:
+        GPartFileError: if there is no such folder, or no config in it.
+        GPartError: if the config was changed.
+    """
+    at = adapter_place(folder)
+    if not _is_ours(_config_of(at)[1]):
+        return About()
+    return read_about(_described(at)[0].get("about", {}), str(inside(at, CONFIG)))
+
+
+def _config_of(at: Path | str) -> tuple[str, dict[str, Any]]:
+    """The config's text and content."""
     config_file = inside(at, CONFIG)
     text = read(config_file).decode("utf-8", errors="replace")
     try:
@@ -123,10 +137,16 @@ def _described(at: Path | str) -> tuple[dict[str, Any], Any]:
         raise GPartError(f"{config_file} is no JSON: {error}") from None
     if not isinstance(described, dict):
         raise GPartError(f"{config_file} holds a {type(described).__name__}, not an object")
+    return text, described
+
+
+def _described(at: Path | str) -> tuple[dict[str, Any], Any]:
+    """The config's content, and the hash that the tensor file has to have."""
+    text, described = _config_of(at)
     _check_kind(described, str(at))
     written, found = described.pop("sha256", None), _content_hash(text)
     if written != found:
-        raise GPartError(f"{config_file} was changed: its content has SHA-256 {found}, written was {written}")
+        raise GPartError(f"{inside(at, CONFIG)} was changed: its content has SHA-256 {found}, written was {written}")
     tensors_hash = described.pop("tensors_sha256", None)
     return {key: value for key, value in described.items() if key not in KIND}, tensors_hash
 
@@ -165,13 +185,18 @@ def adapter_place(folder: Place) -> Path | str:
     return at
 
 
+def _is_ours(described: Mapping[str, Any]) -> bool:
+    """Whether a config is of this package: it has a checksum, and since format 2 a kind. An empty one is a damaged one."""
+    return not described or bool({"sha256", "scheme"} & set(described))
+
+
 def _check_kind(described: Mapping[str, Any], source: str) -> None:
-    """Looks whose adapter it is: those of ours have a checksum, and since format 2 a kind.
+    """Looks whose adapter it is.
 
     Raises:
         GPartError: if it is another library's.
     """
-    if not described or {"sha256", "scheme"} & set(described):
+    if _is_ours(described):
         return
     if (kind := described.get("peft_type")) == AUTHORS:
         raise GPartError(

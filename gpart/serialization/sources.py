@@ -10,8 +10,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from gpart.serialization.about import About
 from gpart.serialization.checkpoint_file import read_checkpoint
-from gpart.serialization.folder import read_folder
+from gpart.serialization.folder import about_in, read_folder
 from gpart.serialization.hub import download, is_hub_name
 from gpart.serialization.manifest import Manifest
 
@@ -33,6 +34,21 @@ def read_adapter(source: str | PathLike[str], name: str | None = None) -> tuple[
     """
     place = fetched(source)
     return read_checkpoint(place, name) if place.endswith(".ckpt") else read_folder(place)
+
+
+def about_of(source: str | PathLike[str], name: str | None = None) -> About:
+    """What an adapter's file, or the folder of what another method has trained, says of itself.
+
+    Args:
+        source: as for :func:`read_adapter`; or a folder that another method has written.
+        name: which adapter, of a ``.ckpt`` that holds several.
+
+    Raises:
+        GPartFileError: if there is none.
+        GPartError: if a file was changed.
+    """
+    place = fetched(source)
+    return read_checkpoint(place, name)[0].about if place.endswith(".ckpt") else about_in(place)
 
 
 def fetched(source: str | PathLike[str]) -> str:

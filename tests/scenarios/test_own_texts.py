@@ -159,3 +159,27 @@ def test_mistakes_are_one_line_before_anything_is_loaded(gpart: Any, capsys: pyt
     assert not list(Path().rglob("config.yaml"))
     assert gpart("predict", f"--data.path={path}", "--output=out.xls") == 2
     assert "end in .jsonl, .csv, .tsv, .parquet, got 'out.xls'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overlay", "more"), [("linear-probe", ()), ("lora", ("--model.labels=[culture,sport,weather]",))]
+)
+def test_what_another_method_has_trained_predicts_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_encoder: Path, overlay: str, more: tuple[str, ...]
+) -> None:
+    """A probe's folder says its classes; PEFT's own has no place for them."""
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "--config=text",
+        f"--config=methods/{overlay}",
+        f"--model.model={tiny_encoder}",
+        "--trainer.accelerator=cpu",
+    ]
+    path = f"--data.path={DATA / 'headlines.jsonl'}"
+    short = ["--trainer.max_steps=2", "--trainer.enable_progress_bar=false", "--data.max_length=32"]
+    assert main(["fit", *words, *short, path, "--method.save_folder=saved"]) == 0
+    Path("new.csv").write_text("text\nThe coast is covered in fog\n", encoding="utf-8")
+    asked = ["--method.adapter=saved", "--data.path=new.csv", "--output=out.csv", *more]
+    assert main(["predict", *words, *asked]) == 0
+    (row,) = rows_of("out.csv")
+    assert row["label"] in ("culture", "sport", "weather")
