@@ -6,13 +6,19 @@ and counted.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from gpart.errors import GPartError
 
 Policy = Literal["error", "skip"]
+
+NO_TEST = (
+    "{} has no part to test on: give --data.test_path FILE; or --data.test_held_out FRACTION when training, and the same"
+    " when testing"
+)
 
 _LONGEST = 60
 
@@ -89,6 +95,53 @@ class BadRows:
             rows = "1 row was" if self.count == 1 else f"{self.count} rows were"
             rank_zero_warn(f"{rows} left out, as on_bad_row=skip asks; the first: {self._first}")
         self.count, self._first = 0, ""
+
+
+class WithKey(Protocol):
+    """A row with what its texts are compared by."""
+
+    @property
+    def row(self) -> Row:
+        """The row."""
+
+    @property
+    def key(self) -> str:
+        """Its texts, see :func:`key_of`."""
+
+
+K = TypeVar("K", bound=WithKey)
+
+
+def key_of(texts: Sequence[str]) -> str:
+    r"""Texts as they are compared: without what makes no other of them, case and white space.
+
+    Example:
+        >>> key_of(["My  parcel ", "IS late"])
+        'my parcel\tis late'
+    """
+    return "\t".join(" ".join(text.casefold().split()) for text in texts)
+
+
+def without_leaks(trained: Iterable[K], scored: Iterable[K], says: str, bad: BadRows) -> list[K]:
+    """Rows to train on, without those whose texts stand in a part that is scored as well: these are bad rows.
+
+    Args:
+        trained: the rows to train on.
+        scored: those of the other parts.
+        says: what two such rows have in common, for the message, such as ``has the same text as``.
+        bad: takes them.
+
+    Raises:
+        GPartError: if there is one, and ``bad`` does not take it.
+    """
+    elsewhere = {one.key: one.row for one in scored}
+    kept = []
+    for one in trained:
+        if one.key in elsewhere:
+            bad.add_text(f"{one.row.place} is trained on, and {says} {elsewhere[one.key].place}")
+        else:
+            kept.append(one)
+    return kept
 
 
 def shown(value: Any) -> str:

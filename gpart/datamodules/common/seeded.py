@@ -119,16 +119,21 @@ class SeededDataModule(LightningDataModule):
             sampler.progress = TrainerProgress(self.trainer)
         return sampler
 
-    def base_model(self) -> str:
+    def base_model(self, default: str | None = None) -> str:
         """The model whose tokenizer or image settings are used: the setting ``model``, else the LightningModule's.
 
         It is then the setting, since Lightning's loggers refuse a hyperparameter that differs between the two.
 
+        Args:
+            default: where neither names one.
+
         Raises:
-            GPartError: if neither names one.
+            GPartError: if neither names one, and there is no default.
         """
         module = None if self.trainer is None else self.trainer.lightning_module
         name = self.hparams["model"] or (None if module is None else module.hparams.get("model"))
+        if not isinstance(name, str) and default is not None:
+            name = default
         if not isinstance(name, str):
             raise GPartError(
                 f"model={self.hparams['model']} of the data, and the LightningModule's is {name}: name one"

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -94,6 +95,17 @@ class Keyed(Dataset[Any]):
     def __getitem__(self, key: Key | int) -> Any:
         # Lightning's overfit_batches replaces our sampler by one whose keys are plain positions.
         return self.examples[key if isinstance(key, int) else key[1]]
+
+
+def mean_label(parts: Mapping[str, Any]) -> float:
+    """The mean of the training labels.
+
+    Raises:
+        GPartError: if setup("fit") has not made the training split yet.
+    """
+    if "train" not in parts:
+        raise GPartError(f"no part 'train' among {sorted(parts)}: setup('fit') has not run")
+    return fmean(parts["train"]["labels"])
 
 
 def split_loader(

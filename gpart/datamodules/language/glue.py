@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any, Literal, get_args
 
 from datasets import ClassLabel, Dataset, DatasetDict
@@ -20,7 +19,7 @@ from gpart.assets.hub_reason import hub_reason
 from gpart.datamodules.common.data_sets import load_splits
 from gpart.datamodules.common.seeded import SeededDataModule, check_loading
 from gpart.datamodules.common.splits import check_held_out, chosen, hold_out
-from gpart.datamodules.common.text import load_tokenizer, split_loader, tokenizer_fingerprint
+from gpart.datamodules.common.text import load_tokenizer, mean_label, split_loader, tokenizer_fingerprint
 from gpart.datamodules.language.glue_rows import as_number, check_labels, check_texts
 from gpart.errors import GPartError, GPartFileError
 
@@ -187,9 +186,7 @@ class GLUEDataModule(SeededDataModule):
         Raises:
             GPartError: if setup("fit") has not run.
         """
-        if "train" not in self.parts:
-            raise GPartError(f"no part 'train' among {sorted(self.parts)}: setup('fit') has not run")
-        return fmean(self.parts["train"]["labels"])
+        return mean_label(self.parts)
 
     def train_dataloader(self) -> StatefulDataLoader:
         """The training set without the rows held out, in random order."""

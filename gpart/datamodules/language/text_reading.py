@@ -12,18 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpart.datamodules.common.own_files import PARTS, read_parts
-from gpart.datamodules.common.own_rows import BadRows, Row
+from gpart.datamodules.common.own_rows import NO_TEST, BadRows, Row, without_leaks
 from gpart.datamodules.common.splits import chosen
 from gpart.datamodules.language.text_columns import Columns, choose_columns
 from gpart.datamodules.language.text_labels import Labels, Task, classes_of, guess_task
-from gpart.datamodules.language.text_parts import Labelled, cut, strata_of, without_leaks
+from gpart.datamodules.language.text_parts import Labelled, cut, strata_of
 from gpart.datamodules.language.text_rows import labelled, with_texts
 from gpart.errors import GPartError
-
-NO_TEST = (
-    "{} has no part to test on: give --data.test_path FILE; or --data.test_held_out FRACTION when training, and the same"
-    " when testing"
-)
 
 _SHOWN = 10  # classes in the line that tells what was found
 
@@ -169,7 +164,8 @@ def _cut(parts: dict[str, list[Labelled]], labels: Labels, sources: Sources) -> 
         if set(parts) == {"test"}:
             return parts
         raise GPartError(f"{sources.name} has the parts {list(parts)}, and none is 'train'")
-    parts = without_leaks(parts, sources.bad)
+    scored = [one for name in ("val", "test") for one in parts.get(name, [])]
+    parts = {**parts, "train": without_leaks(parts["train"], scored, "has the same text as", sources.bad)}
     held_out, test, seed = settings["held_out"], settings["test_held_out"], settings["seed"]
     for part, name in (("val", "held_out"), ("test", "test_held_out")):
         if part in parts and settings[name] is not None:

@@ -13,9 +13,9 @@ from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 
-from gpart.datamodules.common.own_rows import BadRows, Row
+from gpart.datamodules.common.own_rows import BadRows, Row, key_of
 from gpart.datamodules.language.text_labels import Labels
-from gpart.datamodules.language.text_parts import Labelled, key_of
+from gpart.datamodules.language.text_parts import Labelled
 
 _AT_ONCE = 1000  # texts that are tokenised together: what is kept then is compact
 

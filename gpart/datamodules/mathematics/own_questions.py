@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from gpart.datamodules.common.own_rows import BadRows, Row
+from gpart.datamodules.common.own_rows import BadRows, Row, key_of, without_leaks
 from gpart.datamodules.common.splits import hold_out, useful_size
 from gpart.errors import GPartError
 
@@ -30,8 +30,8 @@ class Usable(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The question, without what makes no other of it: case and white space."""
-        return " ".join(self.question.casefold().split())
+        """The question as it is compared."""
+        return key_of([self.question])
 
 
 class Columns(NamedTuple):
@@ -136,13 +136,7 @@ def cut(
     if not rest:
         raise GPartError(f"there are no rows to train on, but only the parts {sorted(parts)}")
     done = {name: list(found) for name, found in parts.items() if name in ("val", "test")}
-    elsewhere = {one.key: one.row for found in done.values() for one in found}
-    kept = []
-    for one in rest:
-        if one.key in elsewhere:
-            bad.add_text(f"{one.row.place} is trained on, and asks the same as {elsewhere[one.key].place}")
-        else:
-            kept.append(one)
+    kept = without_leaks(rest, [one for found in done.values() for one in found], "asks the same as", bad)
     if not kept:
         raise GPartError(f"none of the {len(rest)} rows is left to train on")
     if test_held_out is not None and "test" not in done:

@@ -10,17 +10,12 @@ from datasets import Dataset
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from gpart.datamodules.common.own_files import read_parts
-from gpart.datamodules.common.own_rows import BadRows, Policy, Row
+from gpart.datamodules.common.own_rows import NO_TEST, BadRows, Policy, Row
 from gpart.datamodules.common.splits import check_held_out
 from gpart.datamodules.mathematics.asking import PROMPT, AskingDataModule, check_asking
 from gpart.datamodules.mathematics.own_questions import Judge, Usable, cut, find_columns, usable
 from gpart.datamodules.mathematics.questions import OwnQuestion, Question
 from gpart.errors import GPartError
-
-NO_TEST = (
-    "{} has no part to test on: give --data.test_path FILE; or --data.test_held_out FRACTION when training, and the same"
-    " when testing"
-)
 
 
 class QuestionDataModule(AskingDataModule):
