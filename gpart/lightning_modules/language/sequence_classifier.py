@@ -6,7 +6,6 @@ from collections.abc import Collection
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -16,7 +15,8 @@ from gpart.assets.fetching import loading
 from gpart.errors import GPartError
 from gpart.heads import names_of_head
 from gpart.lightning_modules.common.activations import checkpoint_activations
-from gpart.lightning_modules.common.data_labels import DataLabels, Problem, labels_told, resolved_labels
+from gpart.lightning_modules.common.classifier import Classifier
+from gpart.lightning_modules.common.data_labels import DataLabels, Problem
 from gpart.lightning_modules.common.metrics import MetricName, metric_collection, metric_names
 from gpart.lightning_modules.common.new_head import NewHead
 from gpart.lightning_modules.common.optimizers import Schedule, adamw_by_steps, check_schedule
@@ -24,7 +24,6 @@ from gpart.lightning_modules.common.row_columns import beside
 
 Batch = dict[str, Any]
 
-_DEFAULT_LABELS = 2
 _LIKELY = 0.5  # a text has the classes above this probability
 
 
@@ -50,7 +49,7 @@ def start_bias(model: nn.Module, new: Collection[str], mean: float) -> None:
                 value.fill_(mean)
 
 
-class SequenceClassifier(LightningModule):
+class SequenceClassifier(Classifier):
     """A pretrained encoder with a classification or regression head, trained by AdamW.
 
     The head has its own learning rate and weight decay. All other parameters that require a gradient when the optimizer
@@ -89,6 +88,8 @@ class SequenceClassifier(LightningModule):
         GPartError: if a setting is out of its range or the metrics do not fit the number of labels.
     """
 
+    default_labels = 2
+
     def __init__(
         self,
         model: str = "packaged:minilm",
@@ -108,26 +109,9 @@ class SequenceClassifier(LightningModule):
         allow_untrained_head: bool = False,
     ) -> None:
         super().__init__()
-        if labels is not None and num_labels is not None and len(labels) != num_labels:
-            raise GPartError(f"labels names {len(labels)} classes, num_labels is {num_labels}: {labels}")
         check_schedule(schedule, warmup_ratio)
         self.save_hyperparameters()
-        self.model: nn.Module | None = None
-        self._new_head: NewHead | None = None
-        self._said = {name: self.hparams[name] for name in ("num_labels", "labels", "problem_type", "metrics")}
-        self._labels: DataLabels | None = None
-        if num_labels is not None or labels is not None:  # else the data's, see setup
-            self._build(None)
-
-    def setup(self, stage: str) -> None:
-        """Takes over what the data tells of the labels, and what was left out here.
-
-        Raises:
-            GPartError: if the data tells something else than was said here.
-        """
-        told = labels_told(self)
-        if self._labels is None or told is not None:
-            self._build(told)
+        self.settle_said("num_labels", "labels", "problem_type", "metrics")
 
     def configure_model(self) -> None:
         """Loads the pretrained network, once. If the checkpoint has no head, the head is new and random.
@@ -140,8 +124,7 @@ class SequenceClassifier(LightningModule):
         """
         if self.model is not None:
             return
-        if self._labels is None:  # without a Trainer, which calls setup
-            self._build(None)
+        self.settle()
         place, num_labels, names = (self.hparams[name] for name in ("model", "num_labels", "labels"))
         named = (
             {}
@@ -189,14 +172,6 @@ class SequenceClassifier(LightningModule):
         self.log("val/loss", output.loss, batch_size=len(batch["labels"]), sync_dist=True)
         self._measure(self.val_metrics, output.logits, batch["labels"])
 
-    def on_test_start(self) -> None:
-        """Refuses a head that nothing has trained (:class:`NewHead`)."""
-        self._check_head("test")
-
-    def on_predict_start(self) -> None:
-        """Refuses a head that nothing has trained (:class:`NewHead`)."""
-        self._check_head("predict")
-
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Logs the metrics on the test split, which gives the score."""
         self._measure(self.test_metrics, self(batch).logits, batch["labels"])
@@ -229,17 +204,17 @@ class SequenceClassifier(LightningModule):
         """What an adapter's file should say: the base's name and the classes' names."""
         return {"base": self.hparams["model"], "labels": self.hparams["labels"]}
 
-    def _build(self, told: DataLabels | None) -> None:
-        """Settles the labels, makes the metrics for them, and writes both into the hyperparameters."""
-        found = resolved_labels(self._said, told, _DEFAULT_LABELS)
-        if found == self._labels:
-            return
-        number, problem = found.num_labels, found.problem
+    def build_metrics(self, labels: DataLabels) -> None:
+        """Makes the metrics for settled labels, and writes both into the hyperparameters.
+
+        Raises:
+            GPartError: if a metric does not fit the task.
+        """
+        number, problem = labels.num_labels, labels.problem
         metrics = metric_names(self._said["metrics"], number, problem)
         self.val_metrics = metric_collection(metrics, number, "val/", problem)
         self.test_metrics = metric_collection(metrics, number, "test/", problem)
-        self._labels = found
-        settled = {"num_labels": number, "labels": found.names, "problem_type": problem, "metrics": metrics}
+        settled = {"num_labels": number, "labels": labels.names, "problem_type": problem, "metrics": metrics}
         self.save_hyperparameters(settled)
 
     def _label_mean(self) -> float | None:
@@ -250,15 +225,6 @@ class SequenceClassifier(LightningModule):
             return None
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by its data connector
         return data.label_mean() if isinstance(data, LabelMean) else None
-
-    def _check_head(self, stage: str) -> None:
-        if self._new_head is not None:
-            self._new_head.check(self._network(), stage, self.hparams["allow_untrained_head"])
-
-    def _network(self) -> nn.Module:
-        if self.model is None:
-            raise GPartError("the network is not built yet: call configure_model() first")
-        return self.model
 
     def _measure(self, metrics: MetricCollection, logits: Tensor, labels: Tensor) -> None:
         # In half precision, different scores could become equal, and Spearman's ranks depend on ties.

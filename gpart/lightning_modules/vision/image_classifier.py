@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from gpart.errors import GPartError
 from gpart.heads import names_of_head
 from gpart.lightning_modules.common.activations import checkpoint_activations
-from gpart.lightning_modules.common.data_labels import DataLabels, labels_told, resolved_labels
+from gpart.lightning_modules.common.classifier import Classifier
+from gpart.lightning_modules.common.data_labels import DataLabels
 from gpart.lightning_modules.common.metrics import accuracies
 from gpart.lightning_modules.common.new_head import NewHead
 from gpart.lightning_modules.common.optimizers import Schedule, adamw_by_steps, check_schedule
@@ -25,13 +25,12 @@ from gpart.lightning_modules.vision.batches import check_labels, mixing_share, n
 # With more classes, a chart for each class would hide the scores among a logger's charts. The confusion matrix shows
 # them anyway.
 _MOST_SCALARS = 20
-_DEFAULT_LABELS = 10
 
 Batch = dict[str, Any]
 """``pixel_values`` (batch, channels, height, width), ``labels`` (batch,), and the lists ``idx`` and ``file``."""
 
 
-class ImageClassifier(LightningModule):
+class ImageClassifier(Classifier):
     """A pretrained image classifier with a head for these classes, trained by AdamW on the cross-entropy.
 
     The head has its own learning rate and weight decay. All other parameters that require a gradient when the optimizer
@@ -69,6 +68,8 @@ class ImageClassifier(LightningModule):
         GPartError: if a setting is out of its range.
     """
 
+    default_labels = 10
+
     def __init__(
         self,
         model: str = "packaged:dinov2-small",
@@ -88,8 +89,6 @@ class ImageClassifier(LightningModule):
         allow_untrained_head: bool = False,
     ) -> None:
         super().__init__()
-        if labels is not None and num_labels is not None and len(labels) != num_labels:
-            raise GPartError(f"labels names {len(labels)} classes, num_labels is {num_labels}: {labels}")
         if labels is not None and len(set(labels)) != len(labels):
             twice = sorted({name for name in labels if labels.count(name) > 1})
             raise GPartError(f"labels must differ, but {twice} stand more than once among {len(labels)}")
@@ -99,23 +98,8 @@ class ImageClassifier(LightningModule):
             raise GPartError(f"mixup must be 0, which is off, or above, got {mixup}")
         check_schedule(schedule, warmup_ratio)
         self.save_hyperparameters()
-        self.model: nn.Module | None = None
-        self._new_head: NewHead | None = None
         self._mistakes: list[figures.Mistake] = []
-        self._said = {"num_labels": num_labels, "labels": labels}
-        self._labels: DataLabels | None = None
-        if num_labels is not None or labels is not None:  # else the data's, see setup
-            self._build(None)
-
-    def setup(self, stage: str) -> None:
-        """Takes over what the data tells of the classes, and what was left out here.
-
-        Raises:
-            GPartError: if the data tells something else than was said here.
-        """
-        told = labels_told(self)
-        if self._labels is None or told is not None:
-            self._build(told)
+        self.settle_said("num_labels", "labels")
 
     def configure_model(self) -> None:
         """Loads the pretrained network, once. If the checkpoint's head does not fit, the head is new and random.
@@ -126,8 +110,7 @@ class ImageClassifier(LightningModule):
         """
         if self.model is not None:
             return
-        if self._labels is None:  # without a Trainer, which calls setup
-            self._build(None)
+        self.settle()
         network = networks.build(self.hparams["model"], self.hparams["num_labels"], self.hparams["labels"])
         if self.hparams["gradient_checkpointing"]:
             checkpoint_activations(network)
@@ -169,14 +152,6 @@ class ImageClassifier(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measures the loss and the scores on the validation split, which selects the checkpoint."""
         self._measure("val", self.val_table, batch)
-
-    def on_test_start(self) -> None:
-        """Refuses a head that nothing has trained (:class:`NewHead`)."""
-        self._check_head("test")
-
-    def on_predict_start(self) -> None:
-        """Refuses a head that nothing has trained (:class:`NewHead`)."""
-        self._check_head("predict")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Measures the loss and the scores on the test split."""
@@ -224,27 +199,18 @@ class ImageClassifier(LightningModule):
         """What an adapter's file should say: the base's name, the task and the classes' names."""
         return {"base": self.hparams["model"], "task": "classification", "labels": self.hparams["labels"]}
 
-    def _build(self, told: DataLabels | None) -> None:
-        """Settles the classes, makes the tables for them, and writes them into the hyperparameters."""
-        found = resolved_labels(self._said, told, _DEFAULT_LABELS)
-        if found == self._labels:
-            return
-        if found.num_labels < 2:
-            raise GPartError(f"num_labels must be at least 2, got {found.num_labels}")
+    def build_metrics(self, labels: DataLabels) -> None:
+        """Makes the tables for settled classes, and writes these into the hyperparameters.
+
+        Raises:
+            GPartError: if there are fewer than two.
+        """
+        if labels.num_labels < 2:
+            raise GPartError(f"num_labels must be at least 2, got {labels.num_labels}")
         # All scores are computed from one table of counts, with a row for each true class.
-        self.val_table = MulticlassConfusionMatrix(found.num_labels)
-        self.test_table = MulticlassConfusionMatrix(found.num_labels)
-        self._labels = found
-        self.save_hyperparameters({"num_labels": found.num_labels, "labels": found.names})
-
-    def _check_head(self, stage: str) -> None:
-        if self._new_head is not None:
-            self._new_head.check(self._network(), stage, self.hparams["allow_untrained_head"])
-
-    def _network(self) -> nn.Module:
-        if self.model is None:
-            raise GPartError("the network is not built yet: call configure_model() first")
-        return self.model
+        self.val_table = MulticlassConfusionMatrix(labels.num_labels)
+        self.test_table = MulticlassConfusionMatrix(labels.num_labels)
+        self.save_hyperparameters({"num_labels": labels.num_labels, "labels": labels.names})
 
     def _measure(self, stage: str, table: MulticlassConfusionMatrix, batch: Batch) -> None:
         labels = batch["labels"]
