@@ -44,7 +44,7 @@ def main(folder: str, data: str, model: str, name: str, checkpoint: str | None =
         strategy="auto" if name == "one" else "ddp", logger=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0,
     )  # fmt: skip
-    trainer.fit(module, datamodule=ImageDataModule("imagefolder", model, path=data, batch_size=2), ckpt_path=checkpoint)
+    trainer.fit(module, datamodule=ImageDataModule("imagefolder", model, path=data, batch_size=4), ckpt_path=checkpoint)
     (Path(folder) / f"{name}-{trainer.global_rank}.json").write_text(json.dumps(module.seen))
 
 
