@@ -14,26 +14,49 @@ from typing import Any, cast
 
 import datasets
 from datasets import DatasetDict, load_dataset
+from datasets.exceptions import DatasetGenerationError
+
+from gpart.assets.hub_reason import hub_reason
+from gpart.errors import GPartError, GPartFileError
 
 
 def load_splits(
-    place: str, config: str | None = None, files: Mapping[str, Any] | None = None, **settings: Any
+    place: str,
+    config: str | None = None,
+    files: Mapping[str, Any] | None = None,
+    *,
+    damaged: str,
+    missing: str,
+    **settings: Any,
 ) -> DatasetDict:
     """Loads a data set's splits.
 
     Args:
-        place: a name on the hub, a folder with the same layout, or the name of a reader of ``datasets``, such as ``json``.
+        place: a name on the hub, or a folder with the same layout.
         config: the configuration, if there are several.
         files: the only files to read, by split; None reads all.
+        damaged: what can't be read, for the message of that.
+        missing: what there is not, for the message of that.
         settings: others of ``datasets.load_dataset``.
 
     Raises:
-        DatasetGenerationError: if a file can't be read.
-        OSError, ValueError: if there is no such data set.
+        GPartFileError: if there is no such data set, or the hub does not give it.
+        GPartError: if a file of it can't be read.
     """
     folder = Path(place)
     cache = _cache_of(folder) if folder.is_dir() else None
-    return cast("DatasetDict", load_dataset(place, config, data_files=files, cache_dir=cache, **settings))
+    try:
+        return cast("DatasetDict", load_dataset(place, config, data_files=files, cache_dir=cache, **settings))
+    except (DatasetGenerationError, StopIteration) as error:
+        raise unreadable(damaged, error) from error
+    except (OSError, ValueError, RuntimeError) as error:  # the last: a data set that is a script
+        raise GPartFileError(f"{missing}: {hub_reason(place, error)}") from error
+
+
+def unreadable(what: str, error: Exception) -> GPartError:
+    """The error for what ``datasets`` could not read, with the cause: its own words say little."""
+    # An empty file gives a StopIteration, which says nothing.
+    return GPartError(f"{what} can't be read: {error.__cause__ or str(error) or 'it is empty'}")
 
 
 def _cache_of(folder: Path) -> str:

@@ -14,10 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, load_from_disk
-from datasets.exceptions import DatasetGenerationError
 from pyarrow import parquet
 
-from gpart.assets.hub_reason import hub_reason
 from gpart.datamodules.common.data_sets import load_splits
 from gpart.datamodules.common.own_rows import BadRows, Row, shown
 from gpart.errors import GPartError, GPartFileError
@@ -61,14 +59,9 @@ def read_parts(source: Any, bad: BadRows, subset: str | None = None) -> dict[str
         return _of_folder(path, bad)
     if path.suffix.lower() in READERS or path.is_absolute() or str(source).startswith("."):
         raise GPartFileError(f"there is no file and no folder {str(source)!r}, seen from {Path.cwd()}")
-    try:
-        found = load_splits(str(source), subset)
-    except DatasetGenerationError as error:
-        raise GPartError(f"data set {str(source)!r} can't be read: {error.__cause__ or error}") from error
-    except (OSError, ValueError) as error:
-        raise GPartFileError(
-            f"{str(source)!r} is no file, no folder and no data set on the hub: {hub_reason(str(source), error)}"
-        ) from error
+    name = repr(str(source))
+    missing = f"{name} is no file, no folder and no data set on the hub"
+    found = load_splits(str(source), subset, damaged=f"data set {name}", missing=missing)
     return _of_splits(found, str(source))
 
 

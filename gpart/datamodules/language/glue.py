@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from datasets import ClassLabel, Dataset, DatasetDict
-from datasets.exceptions import DatasetGenerationError
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from gpart.assets.hub_reason import hub_reason
 from gpart.datamodules.common.data_sets import load_splits
 from gpart.datamodules.common.seeded import SeededDataModule, check_loading
 from gpart.datamodules.common.splits import check_held_out, chosen, hold_out
 from gpart.datamodules.common.text import load_tokenizer, mean_label, split_loader, tokenizer_fingerprint
 from gpart.datamodules.language.glue_rows import as_number, check_labels, check_texts
-from gpart.errors import GPartError, GPartFileError
+from gpart.errors import GPartError
 
 
 @dataclass(frozen=True)
@@ -206,14 +204,8 @@ class GLUEDataModule(SeededDataModule):
 
     def _load(self) -> DatasetDict:
         path, task = self.hparams["path"], self.hparams["task"]
-        try:
-            return load_splits(path, task)
-        except DatasetGenerationError as error:
-            raise GPartError(f"GLUE task {task!r} at {path!r} can't be read: {error.__cause__ or error}") from error
-        except (OSError, ValueError) as error:
-            raise GPartFileError(
-                f"no GLUE task {task!r} at {path!r}, on the hub or as a folder: {hub_reason(path, error)}"
-            ) from error
+        what = f"GLUE task {task!r} at {path!r}"
+        return load_splits(path, task, damaged=what, missing=f"no {what}, on the hub or as a folder")
 
     def _split(self, splits: DatasetDict, name: str) -> Dataset:
         if name not in splits:

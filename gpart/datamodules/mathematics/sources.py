@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from gpart.datamodules.common.data_sets import load_splits
+from gpart.datamodules.common.data_sets import load_splits, unreadable
 from gpart.datamodules.mathematics.conversations import Conversations, text_columns
 from gpart.datamodules.mathematics.generated import PREFIX, generate
 from gpart.datamodules.mathematics.questions import Question
@@ -63,12 +63,7 @@ def load_split(path: str, config: Config, split: str) -> Dataset:
         if config is not None:
             raise GPartError(f"the file {path!r} has no configurations, got {config!r}")
         return _load_file(path, split)
-    try:
-        splits = load_splits(path, config)
-    except (DatasetGenerationError, StopIteration) as error:
-        raise _unreadable(path, error) from error
-    except (OSError, ValueError) as error:
-        raise GPartFileError(f"no data set {named}, on the hub or as a folder: {error}") from error
+    splits = load_splits(path, config, damaged=repr(path), missing=f"no data set {named}, on the hub or as a folder")
     if split not in splits:
         raise GPartError(f"{named} has no split {split!r}; it has {list(splits)}")
     return splits[split]
@@ -78,15 +73,10 @@ def _load_file(path: str, split: str) -> Dataset:
     if not Path(path).is_file():
         raise GPartFileError(f"no file {path!r}")
     try:
-        splits = load_splits(FILES[Path(path).suffix], files={split: path})
+        splits = cast("DatasetDict", load_dataset(FILES[Path(path).suffix], data_files={split: path}))
     except (DatasetGenerationError, StopIteration, OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(repr(path), error) from error
     return splits[split]
-
-
-def _unreadable(path: str, error: Exception) -> GPartError:
-    # An empty file gives a StopIteration, which says nothing.
-    return GPartError(f"{path!r} can't be read: {error.__cause__ or str(error) or 'it is empty'}")
 
 
 def questions_of(data: Dataset, numbers: list[int], benchmark: str, place: str, own: Conversations) -> list[Question]:

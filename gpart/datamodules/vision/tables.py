@@ -8,13 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Image, concatenate_datasets
-from datasets.exceptions import DatasetGenerationError
 
 from gpart.datamodules.common.data_sets import load_splits
 from gpart.datamodules.common.splits import split_names, splits_of
 from gpart.datamodules.vision.pictures import Pictures
 from gpart.datamodules.vision.reading import FromTable
-from gpart.errors import GPartError, GPartFileError
+from gpart.errors import GPartError
 
 
 def read_tables(
@@ -36,14 +35,10 @@ def read_tables(
         GPartError: if it can't be read, lacks a training split, an image column or a column of classes, or a row has
             no class.
     """
-    try:
-        # verification_mode: where files are named, some releases of datasets report that the splits do not match those
-        # of the data set's card (issue 7282 of datasets).
-        splits = load_splits(place, files=files, verification_mode="no_checks" if files else None)
-    except DatasetGenerationError as error:
-        raise GPartError(f"the data set {place!r} can't be read: {error.__cause__ or error}") from error
-    except (OSError, ValueError, RuntimeError) as error:
-        raise GPartFileError(f"no data set at {place!r}, on the hub or as a folder: {error}") from error
+    # verification_mode: where files are named, some releases of datasets report that the splits do not match those of the
+    # data set's card (issue 7282 of datasets).
+    mode, missing = "no_checks" if files else None, f"no data set at {place!r}, on the hub or as a folder"
+    splits = load_splits(place, files=files, damaged=f"the data set {place!r}", missing=missing, verification_mode=mode)
     names = split_names(list(splits), place)
     image, label = _columns(splits["train"], place, label_column)
     classes = splits["train"].features[label].names
