@@ -142,6 +142,21 @@ def test_links_lead_to_the_same_file_in_the_site(generate) -> None:
     assert relinked("[a](https://x.org/y.md) [b](#here)", "x.md") == "[a](https://x.org/y.md) [b](#here)"
 
 
+def test_a_notebook_is_a_page_with_its_outputs(generate) -> None:
+    pages = generate("build").written()
+    for name in ("first_adapter", "your_lightning_project", "hundred_adapters"):
+        text = pages[f"examples/notebooks/{name}.md"]
+        assert text.startswith("# ")
+        assert text.count("```python\n") > 8
+        assert len(re.findall(r"^!\[A figure of \w+\]\(data:image/png;base64,[\w+/=]+\)$", text, re.MULTILINE)) >= 4
+        assert "\x1b" not in text  # a terminal's colours
+    relinked = generate("repository").relinked
+    assert relinked("[a](first_adapter.ipynb)", "examples/notebooks/x.md") == "[a](first_adapter.md)"
+    assert (
+        relinked("[a](../examples/notebooks/first_adapter.ipynb)", "x.md") == "[a](examples/notebooks/first_adapter.md)"
+    )
+
+
 class Links(HTMLParser):
     """What a page's anchors lead to."""
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))  # the package of this checkout, installed or not
 import commands  # noqa: E402
 import contents  # noqa: E402
 import messages  # noqa: E402
+import notebooks  # noqa: E402
 import python_pages  # noqa: E402
 import recipe_index  # noqa: E402
 import repository  # noqa: E402
@@ -39,7 +40,8 @@ def made() -> dict[str, str]:
 def written() -> dict[str, str]:
     """The pages that stand in the repository, by their paths in the site, with its links."""
     here = {path.relative_to(DOCS).as_posix(): path for path in sorted(DOCS.rglob("*.md"))}
-    return {page: path.read_text(encoding="utf-8") for page, path in (here | repository.pages()).items()}
+    texts = {page: path.read_text(encoding="utf-8") for page, path in (here | repository.pages()).items()}
+    return texts | {page: notebooks.page(path) for page, path in notebooks.pages().items()}
 
 
 def collect(folder: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 SECTIONS = {
     "Start": ["start/install", "start/quick-start", "start/your-project", "questions", "when-not"],
+    "Notebooks": [
+        f"examples/notebooks/{name}" for name in ("first_adapter", "your_lightning_project", "hundred_adapters")
+    ],
     "Concepts": ["concepts/partition", "concepts/isometry", "concepts/layers", "concepts/files", "concepts/precision"],
     "How to train": [
         *("howto/recipes", "own-data", "own-pictures-and-questions", "howto/lightning-module", "fabric"),
@@ -32,6 +35,9 @@ BELOW = {
 TITLES = {
     "fabric": "Fabric",
     "examples/from_peft": "From PEFT",
+    "examples/notebooks/first_adapter": "A first adapter",
+    "examples/notebooks/your_lightning_project": "Your Lightning project",
+    "examples/notebooks/hundred_adapters": "A hundred adapters",
     "howto/networks": "Several networks, teachers",
     "howto/fused-weights": "Fused weights, experts, LSTM",
     "scaling": "Several devices, and faults",

@@ -43,6 +43,8 @@ def in_site(path: str) -> str:
     there = ROOT / path
     if there.is_dir():
         return f"{path}/README.md"
+    if there.suffix == ".ipynb":
+        return f"{path.removesuffix('.ipynb')}.md"
     return f"{path}.md" if there.suffix in LANGUAGES and there.stat().st_size <= MOST else path
 
 
