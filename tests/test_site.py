@@ -51,7 +51,7 @@ def anchors(path: Path) -> set[str]:
 def test_links_of_the_docs_lead_to_files_and_headings() -> None:
     made = {DOCS / "reference" / name for name in ("cli.md", "recipes.md", "messages.md")}
     looked_at = 0
-    for page in sorted(DOCS.rglob("*.md")):
+    for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md"))):
         text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         for link in re.findall(r"\]\(([^)\s]+)\)", text):
             if "://" in link:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 SECTIONS = {
-    "Start": ["start/install", "start/quick-start", "start/your-project", "questions", "when-not"],
+    "Start": ["start/install", "start/quick-start", "start/your-project", "questions", "when-not", "limits"],
     "Notebooks": [
         f"examples/notebooks/{name}" for name in ("first_adapter", "your_lightning_project", "hundred_adapters")
     ],
     "Concepts": ["concepts/partition", "concepts/isometry", "concepts/layers", "concepts/files", "concepts/precision"],
     "How to train": [
-        *("howto/recipes", "own-data", "own-pictures-and-questions", "howto/lightning-module", "fabric"),
-        *("examples/from_peft", "howto/networks", "howto/fused-weights", "howto/memory", "scaling", "studies"),
-        *("howto/failed-run", "examples/README"),
+        *("howto/recipes", "own-data", "own-pictures-and-questions", "howto/vision", "howto/mathematics"),
+        *("howto/lightning-module", "fabric", "examples/from_peft", "howto/networks", "howto/fused-weights"),
+        *("howto/memory", "scaling", "studies", "howto/failed-run", "examples/README"),
     ],
     "How to use adapters": ["adapters", "several", "arithmetic", "serving"],
     "Reproduce the paper": ["reproduce", "recipes"],

@@ -1,17 +1,23 @@
-"""The pages of docs/ say what runs: their blocks of Python are run, in order, in one namespace a page; their commands
-are parsed, the short ones run, and the quick start's are run on less data."""
+"""The README and the pages of docs/ say what runs: their blocks of Python are run, in order, in one namespace a page; their
+commands are parsed, the short ones run, and those of the README and the quick start are run on less data."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import warnings
 from pathlib import Path
 
 import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.utils.data import DataLoader
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+README = "../README.md"
 PAGES = [
     *("isometry.md", "landscape.md", "own-data.md", "projections.md", "several.md"),
     *("start/install.md", "start/your-project.md", "concepts/partition.md", "concepts/isometry.md"),
@@ -26,6 +32,7 @@ ELSEWHERE = {
     "serving.md": "parts of a program that has a model and a server",
     "adapters.md": "a name on the hub that is no one's",
     "start/quick-start.md": "needs what its commands train, below",
+    README: "needs a module of the reader's, below",
 }
 """Pages with blocks of Python that are not run here, and why."""
 
@@ -51,9 +58,14 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def commands(page: str) -> list[str]:
-    """The lines of a page's blocks of bash that begin with gpart, without comments."""
+    """The commands in a page's blocks of bash that begin with gpart, without comments."""
     lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
-    return [line.partition("  #")[0].strip() for line in lines if line.startswith("gpart ")]
+    each = [part.partition("  #")[0].strip() for line in lines for part in line.split(" && ")]
+    return [line for line in each if line.startswith("gpart ")]
+
+
+def pages() -> list[str]:
+    return [README, *(path.relative_to(DOCS).as_posix() for path in sorted(DOCS.rglob("*.md")))]
 
 
 def run(page: str) -> None:
@@ -75,8 +87,40 @@ def test_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_every_page_with_python_is_run_or_said_not_to_be() -> None:
-    pages = [path.relative_to(DOCS).as_posix() for path in sorted(DOCS.rglob("*.md"))]
-    assert {page for page in pages if blocks(page, "python")} == {*PAGES, *ELSEWHERE}
+    assert {page for page in pages() if blocks(page, "python")} == {*PAGES, *ELSEWHERE}
+
+
+class Reader(LightningModule):
+    """A module as the README's reader has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = {"query": nn.Linear(160, 160), "value": nn.Linear(160, 160), "classifier": nn.Linear(160, 2)}
+        self.model = nn.ModuleDict(layers)
+
+    def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
+        both = self.model["query"](batch) + self.model["value"](batch)
+        return self.model["classifier"](both).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*smaller than the logging interval")
+def test_the_one_line_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks(README, "python")
+    module = Reader()
+    before = module.model["query"].weight.detach().clone()
+    names = {"module": module, "datamodule": DataLoader(torch.randn(8, 160), batch_size=2)}
+    exec(compile(block.replace("Trainer(\n", "Trainer(max_epochs=2, accelerator='cpu',\n"), README, "exec"), names)
+    assert torch.equal(module.model["query"]._parameters["weight"], before)
+    assert not torch.equal(module.model["query"].weight, before)
+
+
+def test_the_readme_is_read_in_one_go() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 130
 
 
 @pytest.mark.parametrize("line", RUN)
@@ -98,7 +142,7 @@ def test_commands_of_the_pages_are_known(monkeypatch: pytest.MonkeyPatch) -> Non
     from gpart.cli.commands import COMMANDS, TRAINING
     from gpart.cli.configs import find_recipe
 
-    lines = {line for path in DOCS.rglob("*.md") for line in commands(path.relative_to(DOCS).as_posix())}
+    lines = {line for page in pages() for line in commands(page)}
     assert len(lines) > 25
     assert set(RUN) <= lines
     for line in sorted(lines - {"gpart --version"}):
@@ -119,8 +163,7 @@ def test_what_trains_is_known_as_a_whole(capsys: pytest.CaptureFixture[str]) -> 
     from gpart.cli import main
     from gpart.cli.commands import TRAINING
 
-    pages = [path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")]
-    lines = {line for page in pages for line in commands(page) if line.split()[1] in TRAINING}
+    lines = {line for page in pages() for line in commands(page) if line.split()[1] in TRAINING}
     looked_at = 0
     for line in sorted(lines):
         words = shlex.split(line)[1:]
@@ -147,3 +190,21 @@ def test_the_quick_start_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run("start/quick-start.md")
     for line in lines[3:]:
         assert main([*shlex.split(line)[1:], *LESS["fit"].split()]) == 0, line
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpart.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "examples" / "data", tmp_path / "examples" / "data")
+    (tmp_path / "new.csv").write_text("message\nMy card was charged twice.\n")
+    lines = commands(README)
+    assert [line.split()[1] for line in lines] == ["fit", "predict", "fit", "predict"]
+    for line in lines:
+        words = shlex.split(line)[1:]
+        less = LESS[words[0]]
+        if "text" in words:
+            less = less.replace(" --data.train_size 64", "")
+        assert main([*words, *less.split()]) == 0, line
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 2

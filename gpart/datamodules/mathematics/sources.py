@@ -72,6 +72,8 @@ def load_split(path: str, config: Config, split: str) -> Dataset:
 def _load_file(path: str, split: str) -> Dataset:
     if not Path(path).is_file():
         raise GPartFileError(f"no file {path!r}")
+    if Path(path).stat().st_size == 0:  # what datasets says of it differs by release
+        raise GPartError(f"{path!r} can't be read: it is empty")
     try:
         splits = cast("DatasetDict", load_dataset(FILES[Path(path).suffix], data_files={split: path}))
     except (DatasetGenerationError, StopIteration, OSError, ValueError) as error:
