@@ -4,7 +4,7 @@
     python examples/notebooks/execute.py                     # all
     python examples/notebooks/execute.py first_adapter       # one
 
-The outputs hold what the cells show, and nothing of the machine: no times, no versions. Figures are kept small.
+What the cells print has nothing of the machine in it, no time and no version; times are in figures alone. Figures are kept small.
 """
 
 from __future__ import annotations

@@ -20,9 +20,6 @@ _Mode = torch._C._TorchDispatchModeKey
 
 _DENSE = (nn.Parameter, Tensor)
 
-# Before torch 2.7 strict export cannot be told from torch.compile, and gets what that gets.
-_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
-
 
 def is_followed(*tensors: Tensor) -> bool:
     """Whether torch follows operations in this thread, or any on these tensors.
@@ -32,7 +29,7 @@ def is_followed(*tensors: Tensor) -> bool:
         (False, tensor([1., 1.]))
     """
     if torch.compiler.is_compiling():
-        return bool(_exporting())
+        return bool(torch.compiler.is_exporting())
     if _transforming() or _tracing() or forward_ad._current_level >= 0:
         return True
     # A mode that only watches, such as a counter of operations or selective checkpointing, follows nothing.
