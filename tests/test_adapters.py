@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from releases import needs_compiler
 from torch import Tensor, nn
 
 from gpart import (
@@ -520,7 +521,7 @@ def test_a_sum_is_computed_once_a_forward_pass_and_kept_within_cached(monkeypatc
         assert len(calls) == 1
 
 
-@pytest.mark.parametrize("form", ["compile", "vmap"])
+@pytest.mark.parametrize("form", [pytest.param("compile", marks=needs_compiler), "vmap"])
 def test_a_sum_under_compile_and_function_transforms(form: str) -> None:
     model, _ = three()
     set_active(model, ["both", "one"], weights=[0.5, 2.0])

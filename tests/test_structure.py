@@ -6,13 +6,13 @@ import ast
 import json
 import subprocess
 import sys
+import tomllib
 import zipfile
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-import tomllib
 
 import gpart
 

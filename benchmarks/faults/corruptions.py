@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +229,7 @@ def main() -> int:
     }
     unharmed = Counter((row["file"], row["kind"]) for row in rows if "same" in row.values())
     summary = {
-        "date": datetime.now(tz=timezone.utc).date().isoformat(),
+        "date": datetime.now(tz=UTC).date().isoformat(),
         "command": " ".join(["python", *sys.argv]),
         "versions": {"gpart": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
         "bytes": {name: sizes[name] for name in (CONFIG, TENSORS, "run.ckpt")},

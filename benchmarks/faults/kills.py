@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,7 @@ def main() -> int:
         different = differences(end_of(work), end_of(cut))
         adapters = [(folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (work, cut)]
     summary = {
-        "date": datetime.now(tz=timezone.utc).date().isoformat(),
+        "date": datetime.now(tz=UTC).date().isoformat(),
         "command": " ".join(["python", *sys.argv]),
         "versions": {"gpart": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
         "steps": given.steps,

@@ -92,7 +92,7 @@ def main(out: Path) -> int:
             rows.append(compile_kernel(operation, dtype, indices))
         except Exception as error:  # noqa: BLE001  # Triton raises whatever its compiler stumbles over
             rows.append({"operation": operation, "dtype": str(dtype), "indices": indices, "error": f"{error}"[:2000]})
-    date = dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds")
+    date = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     versions = {"triton": triton.__version__, "torch": torch.__version__, "python": sys.version.split()[0]}
     found = {"capability": CAPABILITY, "date": date, "versions": versions, "kernels": rows}
     out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -73,7 +73,7 @@ def run_all(given: argparse.Namespace, work: Path) -> dict[str, Any]:
         "format": 1,
         "command": shlex.join(["bash", "benchmarks/gpu/run.sh", *sys.argv[1:]]),
         "commit": given.commit or _commit(),
-        "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "budget": BUDGET,
         "trial": given.trial,
         "steps": {},

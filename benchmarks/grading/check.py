@@ -123,7 +123,7 @@ def main() -> None:
                 for name, output, right in forms:
                     judge(kind, name, output, reference, right)
     result = {
-        "date": dt.datetime.now(tz=dt.timezone.utc).date().isoformat(),
+        "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {platform.system()}, one core; Python {platform.python_version()}",
         "gpart": __version__,
         "references": len(rows),

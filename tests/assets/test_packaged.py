@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tomllib
 import types
 import zipfile
 from collections.abc import Callable
@@ -23,7 +24,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tomllib
 from safetensors import SafetensorError
 
 from gpart.assets import fetching

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from releases import needs_compiler
 from torch import Tensor, nn
 
 from gpart.callbacks import GPartCallback, load_from_checkpoint
@@ -152,6 +153,7 @@ class Compiled(Lit):
         self.net = torch.compile(self.net, backend="eager")
 
 
+@needs_compiler
 def test_a_compiled_networks_file_has_plain_names(write: Any, read: Any) -> None:
     path = write(module := Compiled())
     assert not [key for key in torch.load(path)["state_dict"] if "_orig_mod" in key]

@@ -84,7 +84,7 @@ def test_merging_is_refused_and_changes_nothing(name: str) -> None:
     adapter = attach(model, CONFIG)
     nn.init.normal_(adapter.theta)
     wanted = model(DATA)
-    with pytest.raises(ValueError, match=r"0\.weight is packed \(Int8Tensor\)"):
+    with pytest.raises(ValueError, match=r"0\.weight is packed \(\w+Tensor\)"):
         getattr(adapter, name)()
     assert not adapter.merged
     assert torch.equal(model(DATA), wanted)

@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 import torch
+from releases import needs_compiler
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
@@ -221,7 +222,9 @@ def exported_and_read_again(model):
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:.*side effects:UserWarning")
 @pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize(("weights", "indices"), FEW)
-@pytest.mark.parametrize("record", [traced, exported, exported_strictly, exported_and_read_again])
+@pytest.mark.parametrize(
+    "record", [traced, exported, pytest.param(exported_strictly, marks=needs_compiler), exported_and_read_again]
+)
 def test_recorded_programs(record, weights, indices, warm):
     model, adapter = adapted(weights, indices, warm)
     program = record(model)

@@ -10,6 +10,7 @@ import pickle
 import pytest
 import torch
 from projection_maps import dense_map
+from releases import needs_compiler
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call, grad, vmap
@@ -219,6 +220,7 @@ COMPILED = [
 ]
 
 
+@needs_compiler
 @pytest.mark.parametrize(
     ("projection", "indices"),
     [("hash", "computed"), ("fastfood", "stored"), *(pytest.param(*both, marks=SLOW) for both in COMPILED)],

@@ -6,9 +6,12 @@ import shutil
 
 import pytest
 import torch
+from releases import needs_compiler
 from torch import nn
 
 from gpart import GPartConfig, attach
+
+pytestmark = needs_compiler
 
 TEXTS = torch.arange(12).view(2, 6)
 

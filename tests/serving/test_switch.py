@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from releases import needs_compiler
 from served_models import Net, spoil, store_adapter
 from torch import nn
 
@@ -249,6 +250,7 @@ def test_it_may_be_called_in_inference_mode(folder: Path, same_bits: Callable[..
             assert same_bits(switch.model(X), alone(folder, name))
 
 
+@needs_compiler
 def test_a_swap_under_compile_makes_no_new_graph(folder: Path) -> None:
     from torch._dynamo.testing import CompileCounter
 

@@ -39,7 +39,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "commit": find_commit(Path(__file__).resolve().parents[3]),
-        "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     }
 
 

@@ -24,7 +24,7 @@ from gpart.callbacks.checkpoints.hyperparameters import loadable
 from gpart.errors import GPartError
 
 
-class Colour(str, enum.Enum):
+class Colour(str, enum.Enum):  # noqa: UP042 - as it stands in many projects
     RED = "red"
 
 

@@ -421,7 +421,7 @@ def test_a_killed_process_leaves_a_whole_file(tmp_path: Path) -> None:
         assert (loaded["x"] == loaded["i"]).all()
 
 
-class Colour(str, enum.Enum):
+class Colour(str, enum.Enum):  # noqa: UP042 - as it stands in many projects
     RED = "red"
 
 

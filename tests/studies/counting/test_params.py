@@ -7,12 +7,12 @@ import os
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import tomllib
 from transformers import PretrainedConfig
 
 from gpart.cli import main
