@@ -74,7 +74,7 @@ def shown(path: str) -> str:
     if there.is_dir():
         found = (one.relative_to(there).as_posix() for one in there.rglob("*") if one.is_file())
         names = sorted(name for name in found if "__pycache__" not in name and not name.startswith((".", "runs/")))
-        return f"# {path}/\n\n" + "".join(f"- [{name}]({name})\n" for name in names)
+        return f"# {path}/\n\n" + "".join(f"- [`{name}`]({name})\n" for name in names)
     text = there.read_text(encoding="utf-8")
     ticks = "`" * (max(map(len, re.findall("`+", text)), default=2) + 1)
     return f"# {path}\n\n{ticks}{LANGUAGES[there.suffix]}\n{text}{ticks}\n"
