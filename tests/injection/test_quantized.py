@@ -84,7 +84,8 @@ def test_merging_is_refused_and_changes_nothing(name: str) -> None:
     adapter = attach(model, CONFIG)
     nn.init.normal_(adapter.theta)
     wanted = model(DATA)
-    with pytest.raises(ValueError, match=r"0\.weight is packed \(\w+Tensor\)"):
+    kinds = "Int8Tensor|AffineQuantizedTensor"  # the latter is torchao 0.16's
+    with pytest.raises(ValueError, match=rf"0\.weight is packed \(({kinds})\)"):
         getattr(adapter, name)()
     assert not adapter.merged
     assert torch.equal(model(DATA), wanted)
