@@ -44,12 +44,14 @@ def test_a_bad_row_is_told_before_the_first_step(gpart: Any, capsys: pytest.Capt
     assert Path("adapters/questions/adapter_model.safetensors").is_file()
 
 
-def test_a_file_trains_is_tested_and_new_questions_are_answered(gpart: Any) -> None:
+def test_a_file_trains_is_tested_and_new_questions_are_answered(gpart: Any, capsys: pytest.CaptureFixture[str]) -> None:
     lines = (EXAMPLES / "questions.jsonl").read_text().splitlines(keepends=True)
     Path("own.jsonl").write_text("".join(lines[:50]))
     Path("test.jsonl").write_text("".join(lines[50:]))
     words = ["--data.path=own.jsonl", "--data.test_path=test.jsonl", "--test_best=true"]
     assert gpart("fit", *words) == 0
+    table = capsys.readouterr().out.split()
+    assert {"test/exact_match", "test/tokens_per_second"} <= set(table)
     (generations,) = Path("runs/questions").rglob("generations/test-test.jsonl")
     rows = [json.loads(line) for line in generations.read_text().splitlines()]
     assert sorted(row["idx"] for row in rows) == list(range(10))

@@ -108,7 +108,7 @@ class Answering(LightningModule):
         rows = judge(batch, outputs, self.hparams["verify"])
         counted = [row for row, repeated in zip(rows, batch["repeated"], strict=True) if not repeated]
         benchmark = batch["benchmark"][0]
-        prefix = f"{stage}/{benchmark}"
+        prefix = stage if benchmark == stage else f"{stage}/{benchmark}"  # one's own test part is called test
         for kind in ("exact_match", "verified_match") if self.hparams["verify"] else ("exact_match",):
             name = f"{stage}_{benchmark}_{kind}"
             if name not in self.scores:

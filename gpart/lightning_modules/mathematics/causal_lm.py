@@ -40,7 +40,8 @@ class CausalLM(Answering):
     a short and in a long answer. Validation logs ``val/loss``, which is averaged over tokens in the same way, and
     ``val/perplexity`` = exp(loss).
 
-    A batch with ``question`` is answered by greedy generation, which logs these scores under ``STAGE/BENCHMARK/``:
+    A batch with ``question`` is answered by greedy generation, which logs these scores under ``STAGE/BENCHMARK/``
+    (under ``test/`` for one's own test part):
 
     - ``exact_match``: the share of outputs whose marked final answer equals the reference's, see
       :func:`~gpart.lightning_modules.mathematics.answers.exact_match`.
