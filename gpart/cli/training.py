@@ -28,6 +28,7 @@ from gpart.cli.quiet import silence_warnings
 from gpart.cli.resume import ResumedSettings, ask_for_training, model_settings
 from gpart.cli.run_logger import recorded
 from gpart.cli.saved_config import SavedConfig
+from gpart.cli.scored_part import ScoredPart
 from gpart.errors import GPartError
 from gpart.serialization.checkpoint_file import load_checkpoint_file
 
@@ -152,6 +153,8 @@ class GPartCLI(LightningCLI):
             others = [one for one in config["callbacks"] if not isinstance(one, PredictionWriter)]
             config["callbacks"] = [*others, PredictionWriter(output)]
         present.append(ResumedSettings(ask_for_training(self._words)))
+        if self._get(self.config_init, "test_best"):
+            present.append(ScoredPart())
         if config.get("enable_checkpointing") is not False:
             config["callbacks"] = with_last_state(config.get("callbacks") or [])
         present += shown_progress(config)

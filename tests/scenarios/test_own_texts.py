@@ -121,6 +121,14 @@ def test_text_pairs(gpart: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert {row["label"] for row in found} <= {"same", "other"}
 
 
+def test_that_there_is_nothing_to_test_on_is_told_before_training(
+    gpart: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpart("fit", f"--data.path={DATA / 'pairs.tsv'}", "--test_best=true") == 2
+    assert "pairs.tsv has no part to test on: give --data.test_path FILE" in capsys.readouterr().err
+    assert not list(Path().rglob("*.ckpt"))
+
+
 def test_json_lines_and_several_classes_a_text(gpart: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpart("fit", f"--data.path={DATA / 'headlines.jsonl'}") == 0
     assert read_folder("adapters/text")[0].about.labels == ["culture", "sport", "weather"]

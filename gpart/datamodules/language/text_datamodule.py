@@ -168,9 +168,17 @@ class TextDataModule(SeededDataModule):
 
     def test_dataloader(self) -> StatefulDataLoader:
         """The rows that are scored."""
+        self.check_test()
+        return self._loader("test")
+
+    def check_test(self) -> None:
+        """Checks that the rows which were read have a test part.
+
+        Raises:
+            GPartError: if they have none.
+        """
         if "test" not in self.parts and "val" in self.parts:
             raise GPartError(NO_TEST.format(self.hparams["path"]))
-        return self._loader("test")
 
     def predict_dataloader(self) -> StatefulDataLoader:
         """Every row of ``path``. The batches hold no labels."""

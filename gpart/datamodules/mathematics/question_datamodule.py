@@ -137,7 +137,18 @@ class QuestionDataModule(AskingDataModule):
         if stage == "fit":
             self.pack_rows()
         if stage == "test":
-            self._check_test()
+            self.check_test()
+
+    def check_test(self) -> None:
+        """Checks that the questions which were read have a test part that can be scored.
+
+        Raises:
+            GPartError: if not.
+        """
+        if not self.hparams["final_answers"]:
+            raise GPartError("test scores final answers, and final_answers is false")
+        if "test" not in self.questions:
+            raise GPartError(NO_TEST.format(self.hparams["path"]))
 
     def _read(self, stage: str, bad: BadRows) -> None:
         """Reads all parts, also where the stage needs one only: none may have a question of another one."""
@@ -193,9 +204,3 @@ class QuestionDataModule(AskingDataModule):
             for ids, one in zip(prompts, rows, strict=True)
         ]
         return list(made)
-
-    def _check_test(self) -> None:
-        if not self.hparams["final_answers"]:
-            raise GPartError("test scores final answers, and final_answers is false")
-        if "test" not in self.questions:
-            raise GPartError(NO_TEST.format(self.hparams["path"]))

@@ -284,8 +284,9 @@ def test_some_of_them_are_asked(data: Any, tmp_path: Path) -> None:
 def test_a_file_without_a_test_part_says_how_to_get_one(data: Any, tmp_path: Path) -> None:
     own = data(jsonl(tmp_path / "own.jsonl", rows_of(20)))
     own.setup("fit")
-    with pytest.raises(GPartError, match=r"own\.jsonl has no part to test on: give --data.test_path FILE"):
-        own.setup("test")
+    for ask in (own.check_test, lambda: own.setup("test")):
+        with pytest.raises(GPartError, match=r"own\.jsonl has no part to test on: give --data.test_path FILE"):
+            ask()
 
 
 def test_a_folder_has_parts_by_its_files(data: Any, tmp_path: Path) -> None:
