@@ -77,6 +77,8 @@ def attach(
         (32, ['0.gpart.default.theta', '2.weight', '2.bias'])
     """
     check_name(name)
+    if not isinstance(model, nn.Module):  # such as torch.compile's of a compiled module
+        raise GPartError(f"model must be a torch.nn.Module, got {type(model).__name__} {model!r:.60}")
     if replicated(model):
         raise GPartError(
             f"cannot attach adapter {name!r}: DistributedDataParallel is around the model already and would not reduce"

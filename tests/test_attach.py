@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from gpart import GPartConfig, attach, get_adapters, load_adapter
+from gpart.errors import GPartError
 
 SIZES = {"vocab_size": 20, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12, "num_hidden_layers": 2}
 
@@ -35,6 +36,12 @@ def adapted(model, **settings):
     """The paths of the layers that are adapted, in order."""
     adapter = attach(model, GPartConfig(d=3, **settings))
     return [weight.name.removesuffix(".weight") for weight in adapter.plan.weights]
+
+
+@pytest.mark.parametrize("model", [None, nn.Linear, torch.compile(torch.compile(nn.Linear(2, 2)))], ids=type)
+def test_what_is_no_module_is_said(model):
+    with pytest.raises(GPartError, match=rf"must be a torch.nn.Module, got {type(model).__name__} "):
+        attach(model, GPartConfig(d=3, target_modules="all-linear"))
 
 
 # --- the choice of layers ---
