@@ -27,7 +27,7 @@ BELOW = {
     "reference/python": [f"reference/{room}" for room in
                          ("gpart", "callbacks", "lightning_modules", "datamodules", "arithmetic", "serving")],
     "benchmarks/README": [f"benchmarks/{name}/README" for name in
-                          ("quickstart", "quickstart-vision", "methods", "glue-minilm", "mrpc-recipe", "gsm8k-smollm2",
+                          ("quickstart", "quickstart-vision", "methods", "mrpc-recipe", "gsm8k-smollm2",
                            "d-sweep", "ablations", "isometry", "speed", "launch", "serving", "faults", "grading", "gpu")],
 }  # fmt: skip
 """Pages that stand below another one."""
