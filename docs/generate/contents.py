@@ -28,7 +28,7 @@ BELOW = {
                          ("gpart", "callbacks", "lightning_modules", "datamodules", "arithmetic", "serving")],
     "benchmarks/README": [f"benchmarks/{name}/README" for name in
                           ("quickstart", "quickstart-vision", "methods", "mrpc-recipe", "gsm8k-smollm2",
-                           "d-sweep", "ablations", "isometry", "speed", "launch", "serving", "faults", "grading", "gpu")],
+                           "d-sweep", "ablations", "landscape", "isometry", "speed", "launch", "serving", "faults", "grading", "gpu")],
 }  # fmt: skip
 """Pages that stand below another one."""
 
