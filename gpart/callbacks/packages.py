@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from typing import Any, TypeGuard, TypeVar
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning_utilities.core.overrides import is_overridden as overridden_from
 
 T = TypeVar("T")
@@ -39,13 +39,13 @@ def is_a(value: object, *classes: type[T]) -> TypeGuard[T]:
     return isinstance(value, both(*classes))
 
 
-def is_overridden(method: str, module: LightningModule) -> bool:
-    """Whether a LightningModule has this method of its own.
+def is_overridden(method: str, module: LightningModule | LightningDataModule) -> bool:
+    """Whether a LightningModule or a LightningDataModule has this method of its own.
 
     >>> is_overridden("setup", LightningModule())
     False
     """
-    parent = next(cls for cls in both(LightningModule) if isinstance(module, cls))
+    parent = next(cls for cls in both(LightningModule, LightningDataModule) if isinstance(module, cls))
     return bool(overridden_from(method, module, parent))
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from gpart.callbacks.packages import is_overridden
 from gpart.errors import GPartError
 
 
