@@ -56,7 +56,7 @@ def main(out: Path) -> None:
     """Writes the raw results, after each run what there is."""
     # A number of epochs and not a limit in seconds: the schedule needs to know its end.
     probe = ["--config=methods/linear-probe", "--trainer.max_epochs=8"]
-    asked: dict[str, list[str]] = {"GPart": []}
+    asked: dict[str, list[str]] = {"GPart": [], "GPart, batches of any length": ["--data.group_by_length=false"]}
     asked |= {f"linear probe, lr {rate}": [*probe, f"--model.head_lr={rate}"] for rate in ("1e-2", "1e-3")}
     machine = {"date": time.strftime("%Y-%m-%d"), "machine": platform.machine(), "cores": os.cpu_count()}
     rows = []

@@ -1,7 +1,7 @@
 """Batches of examples of similar length, so that little of a batch is padding.
 
-Invariant: the order is a function of (run's seed, epoch, number of examples in a step on all ranks). In each step, the
-examples of all ranks have similar lengths.
+Invariant: the order is a function of (run's seed, epoch, number of examples in a step on all ranks); where examples are
+scored, of the last alone. In each step, the examples of all ranks have similar lengths.
 """
 
 from __future__ import annotations
@@ -50,7 +50,31 @@ class LengthGroupedSampler(EpochSampler):
         order: list[int] = []
         for start in range(0, len(shuffled), stretch):
             order += sorted(shuffled[start : start + stretch], key=lambda at: -self.lengths[at])
-        full = len(order) // self.step
-        steps = torch.randperm(full, generator=self.generator(epoch, "steps")).tolist()
-        # A last step with fewer examples stays last. Anywhere else it would shift the borders of all later steps.
-        return [at for step in [*steps, full] for at in order[step * self.step : (step + 1) * self.step]]
+        return _mixed(order, self.step, self.generator(epoch, "steps"))
+
+
+def scoring_order(lengths: Sequence[int], step: int) -> list[int]:
+    """The positions of the examples so that those of one step have similar lengths, where nothing is trained.
+
+    It is the same in every run and epoch, so that the same weights have the same score. The steps are in no order of
+    length, so that the first few of them (``limit_val_batches``) stand for all.
+
+    Args:
+        lengths: the length of each example.
+        step: examples per step, on all ranks together.
+
+    Example:
+        >>> order = scoring_order([5, 1, 4, 2, 6, 3], step=2)
+        >>> sorted(sorted(one) for one in (order[:2], order[2:4], order[4:]))
+        [[0, 4], [1, 3], [2, 5]]
+    """
+    order = sorted(range(len(lengths)), key=lambda at: -lengths[at])
+    return _mixed(order, step, torch.Generator().manual_seed(0))
+
+
+def _mixed(order: Sequence[int], step: int, generator: torch.Generator) -> list[int]:
+    """The order cut into steps, and these shuffled."""
+    full = len(order) // step
+    steps = torch.randperm(full, generator=generator).tolist()
+    # A last step with fewer examples stays last. Anywhere else it would shift the borders of all later steps.
+    return [at for one in [*steps, full] for at in order[one * step : (one + 1) * step]]

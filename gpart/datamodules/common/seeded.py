@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from gpart.datamodules.common.epoch_sampler import EpochSampler
-from gpart.datamodules.common.length_groups import LengthGroupedSampler
+from gpart.datamodules.common.length_groups import LengthGroupedSampler, scoring_order
 from gpart.errors import GPartError
 
 T = TypeVar("T")
@@ -113,6 +113,10 @@ class SeededDataModule(LightningDataModule):
         size = self.hparams["batch_size"]
         return self.follow(LengthGroupedSampler(lengths, size, self.run_seed, self.epoch, *self.place))
 
+    def scoring_order(self, lengths: Sequence[int]) -> list[int]:
+        """The rows of all ranks, those of similar length in a batch. Lightning gives each rank its share of a plain order."""
+        return scoring_order(lengths, self.hparams["batch_size"] * self.place[0])
+
     def follow(self, sampler: EpochSampler) -> EpochSampler:
         """Connects a sampler to the trainer, so that it knows the current epoch, and returns it."""
         if self.trainer is not None:
@@ -154,7 +158,7 @@ class SeededDataModule(LightningDataModule):
         data: Sized,
         collate: Callable[[list[Any]], dict[str, Any]],
         batch_size: int,
-        sampler: Sampler[Any] | None = None,
+        sampler: Sampler[Any] | Sequence[int] | None = None,
     ) -> StatefulDataLoader:
         """A data loader that can be resumed within an epoch, with ``num_workers`` from the hyperparameters."""
         workers = self.hparams["num_workers"]

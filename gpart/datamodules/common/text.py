@@ -124,16 +124,19 @@ def split_loader(
         part: the name of the split. The batches of ``predict`` hold no labels.
         pad: the collator for the tokenizer's output; None before setup.
         lists: columns that stay lists.
-        group_by_length: whether a training batch has examples of similar length.
+        group_by_length: whether a batch has examples of similar length. Those of ``predict`` stay in order.
 
     Raises:
         GPartError: if setup() has not made this split yet.
     """
     if pad is None or part not in parts:
         raise GPartError(f"no part {part!r} among {sorted(parts)}: setup() has not run for this stage")
-    sampler: EpochSampler | None = None
-    if part == "train" and group_by_length:
-        sampler = module.grouped_sampler([len(tokens) for tokens in parts[part]["input_ids"]])
+    sampler: EpochSampler | list[int] | None = None
+    if group_by_length and part != "predict":
+        rows = parts[part]
+        texts = [row["input_ids"] for row in rows] if isinstance(rows, list) else rows["input_ids"]
+        lengths = [len(tokens) for tokens in texts]
+        sampler = module.grouped_sampler(lengths) if part == "train" else module.scoring_order(lengths)
     elif part == "train":
         sampler = module.sampler(len(parts[part]))
     collate = Collate(pad, lists, labels=part != "predict")

@@ -45,6 +45,7 @@ class MovieReviewDataModule(SeededDataModule):
             order of the training rows.
         num_workers: the number of worker processes of each data loader.
         sentences: the sentences that ``predict`` labels; the default is the test split.
+        group_by_length: put sentences of similar length into a batch, so that less of it is padding; not in predict.
 
     Raises:
         GPartError: if a setting is out of its range.
@@ -64,6 +65,7 @@ class MovieReviewDataModule(SeededDataModule):
         seed: int = 0,
         num_workers: int = 0,
         sentences: list[str] | None = None,
+        group_by_length: bool = False,
     ) -> None:
         super().__init__()
         if sentences is not None and (isinstance(sentences, str) or not sentences):
@@ -137,7 +139,8 @@ class MovieReviewDataModule(SeededDataModule):
         ]
 
     def _loader(self, part: str) -> StatefulDataLoader:
-        return split_loader(self, self.parts, part, self._pad, ("text",) if part == "predict" else ())
+        lists = ("text",) if part == "predict" else ()
+        return split_loader(self, self.parts, part, self._pad, lists, self.hparams["group_by_length"])
 
 
 def read(path: Path) -> list[Row]:

@@ -7,9 +7,10 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 
 from gpart.datamodules.common.epoch_sampler import EpochSampler
-from gpart.datamodules.common.length_groups import LengthGroupedSampler
+from gpart.datamodules.common.length_groups import LengthGroupedSampler, scoring_order
 
 LENGTHS = [min(2048, int(random.Random(7 + at).lognormvariate(5, 0.6)) + 1) for at in range(4000)]
 
@@ -95,3 +96,31 @@ def test_an_iterator_goes_on_where_it_was() -> None:
     other.load_state_dict(begun.state_dict())
     assert first + list(other) == whole
     assert {epoch for epoch, _ in whole} == {2}
+
+
+def test_scoring_has_every_row_once_in_one_order_with_less_padding() -> None:
+    positions = scoring_order(LENGTHS[:3998], 4)
+    assert sorted(positions) == list(range(3998))
+    assert padding(positions, 4) < 0.01
+    assert padding(list(range(3998)), 4) > 0.35
+    assert positions == scoring_order(LENGTHS[:3998], 4)
+
+
+def test_the_first_steps_of_scoring_stand_for_all() -> None:
+    first = scoring_order(LENGTHS, 4)[:400]
+    assert sum(LENGTHS[at] for at in first) / 400 == pytest.approx(sum(LENGTHS) / 4000, rel=0.1)
+
+
+def test_fewer_examples_than_a_step_are_scored_too() -> None:
+    assert sorted(scoring_order([3, 1, 2], 8)) == [0, 1, 2]
+    assert scoring_order([], 8) == []
+
+
+def test_two_ranks_score_the_steps_of_one() -> None:
+    """Lightning gives each rank its share of the order by this sampler of its own."""
+    whole = scoring_order(LENGTHS, 8)
+    shares = [
+        batches(list(DistributedSamplerWrapper(whole, num_replicas=2, rank=rank, shuffle=False)), 4) for rank in (0, 1)
+    ]
+    for one, *parts in zip(batches(whole, 8), *shares, strict=True):
+        assert sorted(one) == sorted(at for part in parts for at in part)

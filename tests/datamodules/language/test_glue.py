@@ -183,18 +183,26 @@ def test_padding_is_by_batch_and_cutting_by_max_length(data: Any) -> None:
     assert len(shapes) > 1
 
 
-def test_group_by_length_pads_less_and_trains_on_the_same_rows(data: Any) -> None:
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_group_by_length_pads_less_and_has_the_same_rows(data: Any, part: str) -> None:
     def padding(own: GLUEDataModule) -> tuple[int, list[int]]:
-        batches = data_batches(own)
+        own.setup("test" if part == "test" else "fit")
+        batches = list(getattr(own, f"{part}_dataloader")())
         padded = sum(int((batch["attention_mask"] == 0).sum()) for batch in batches)
         return padded, sorted(idx for batch in batches for idx in batch["idx"])
 
     (mixed, rows_mixed), (grouped, rows_grouped) = (
-        padding(data(batch_size=4)),
-        padding(data(batch_size=4, group_by_length=True)),
+        padding(data(batch_size=4, held_out=0.4)),
+        padding(data(batch_size=4, held_out=0.4, group_by_length=True)),
     )
     assert rows_grouped == rows_mixed
     assert grouped < mixed / 2
+
+
+def test_what_is_predicted_stays_in_order(data: Any) -> None:
+    own = data(batch_size=4, group_by_length=True)
+    own.setup("predict")
+    assert [idx for batch in own.predict_dataloader() for idx in batch["idx"]] == list(own.parts["predict"]["idx"])
 
 
 def data_batches(own: GLUEDataModule) -> list[dict[str, Any]]:

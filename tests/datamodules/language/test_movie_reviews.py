@@ -233,8 +233,24 @@ def test_only_training_is_shuffled_and_the_global_seed_governs_it(reviews: str, 
         assert rows[0] == rows[1]
 
 
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_group_by_length_pads_less_and_has_the_same_rows(reviews: str, tokenizer: str, part: str) -> None:
+    def padding(**settings: Any) -> tuple[int, list[tuple[list[int], int]]]:
+        batches = list(getattr(ready(reviews, tokenizer, batch_size=4, **settings), f"{part}_dataloader")())
+        rows = [
+            ([token for token in row if token], label)
+            for batch in batches
+            for row, label in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)
+        ]
+        return sum(int((batch["attention_mask"] == 0).sum()) for batch in batches), sorted(rows)
+
+    (mixed, rows), (grouped, rows_grouped) = padding(), padding(group_by_length=True)
+    assert rows_grouped == rows
+    assert grouped < mixed / 2
+
+
 def test_predict_batches_carry_texts_and_no_labels(reviews: str, tokenizer: str) -> None:
-    data = ready(reviews, tokenizer, stage="predict")
+    data = ready(reviews, tokenizer, stage="predict", group_by_length=True)  # which leaves their order
     batches = list(data.predict_dataloader())
     assert [text for batch in batches for text in batch["text"]] == texts(data, "test")
     assert all("labels" not in batch and len(batch["text"]) == len(batch["input_ids"]) for batch in batches)
