@@ -113,7 +113,8 @@ def notes(results: Results) -> list[str]:
         )
     what = (
         f"{shown} of the test metric times {study.scale:g}; seeds {', '.join(map(str, study.seeds))}.{other} Bold: the"
-        " best of a column. Parameters, bytes and seconds are medians over a row's runs, memory the maximum."
+        " best of a column. Parameters, bytes and seconds are medians over a row's runs, memory the maximum. A method that"
+        " names no head, as full fine-tuning, is counted with it."
     )
     return [what, f"Device: {', '.join(devices) or '-'}. Versions: {used or '-'}."]
 
