@@ -4,8 +4,8 @@ Invariant: a forked run is what ``python -m MODULE`` would be: its words, enviro
 ``__main__`` are its own, and nothing but imported modules comes from the process that it is forked from.
 
 Imports are 14 of the 22 s of CPU that a run of one step takes on SST-2. They are the libraries' own, and the same for
-every run. So one process, the fork server of Python's ``multiprocessing``, imports them once; it runs nothing, starts
-no CUDA, and forks the runs.
+every run. So one process, the fork server of Python's ``multiprocessing``, imports them once; it runs nothing, and forks
+the runs. Not where there is CUDA: torchao 0.18, which Transformers imports, starts it, and it does not survive a fork.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Sequence
 from multiprocessing import connection, forkserver, get_context, parent_process, reduction
 from multiprocessing.process import BaseProcess
@@ -24,6 +25,7 @@ from typing import IO, Any, Protocol
 COMMAND = (sys.executable, "-m", "gpart.cli")
 _IMPORTED = "gpart.cli.imported"
 """The module that the fork server imports: all that a run of :data:`COMMAND` needs."""
+_BOUND = "gpart.studies.experiments.bound"
 
 
 class Child(Protocol):
@@ -49,11 +51,13 @@ def start(
     """Starts a process in the current folder, without an input.
 
     Args:
-        command: what the words are appended to. On Linux, a module of this Python (``python -m MODULE``) is forked.
+        command: what the words are appended to. On Linux without CUDA, a module of this Python (``python -m MODULE``)
+            is forked.
         words: its words.
         log: a file that its output and its errors are written to, line by line.
         descriptors: of open files that it holds open too.
-        bound: whether it is killed if this process ends before it does. Only a forked one can be.
+        bound: whether it is killed if this process ends before it does. Only a module of this Python can be, and not
+            on Windows.
 
     Raises:
         OSError: if it cannot be started.
@@ -61,11 +65,41 @@ def start(
     # Unbuffered, so that its lines are in the log at once, even if it is killed.
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     # On macOS, system libraries do not survive a fork; Windows has none.
-    if tuple(command) == (*COMMAND[:2], command[-1]) and sys.platform.startswith("linux"):
+    module = command[-1] if tuple(command) == (*COMMAND[:2], command[-1]) else None
+    if module is not None and sys.platform.startswith("linux") and not _has_cuda():
         streams = [_Descriptor(log.fileno()), *map(_Descriptor, descriptors)]
-        return _Forked(command[-1], list(words), environment, streams, bound)
+        return _Forked(module, list(words), environment, streams, bound)
+    if module is not None and bound and sys.platform != "win32":
+        return _bound(module, words, log, descriptors, environment)
+    return _opened([*command, *words], log, descriptors, environment)
+
+
+def _has_cuda() -> bool:
+    import torch  # noqa: PLC0415  # for the one who asks for --help it would be a wait
+
+    return torch.cuda.is_available()
+
+
+def _bound(
+    module: str, words: Sequence[str], log: IO[bytes], descriptors: Sequence[int], environment: dict[str, str]
+) -> Child:
+    pipe, own = os.pipe()
+    try:
+        child = _opened([*COMMAND[:2], _BOUND, str(pipe), module, *words], log, [*descriptors, pipe], environment)
+    except OSError:
+        os.close(own)
+        raise
+    finally:
+        os.close(pipe)
+    weakref.finalize(child, os.close, own)
+    return child
+
+
+def _opened(
+    words: Sequence[str], log: IO[bytes], descriptors: Sequence[int], environment: dict[str, str]
+) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [*command, *words],
+        words,
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from gpart.studies.experiments.processes import start
 
@@ -49,15 +52,67 @@ def test_a_forked_run_ends_and_says_as_a_process_of_its_own_does(
     assert Path("forked/metrics.json").exists() == (what == "ok")
 
 
+@pytest.mark.parametrize("bound", [False, True])
+@pytest.mark.parametrize(("what", "status"), [("ok", 0), ("exit", 2)])
+def test_where_there_is_cuda_nothing_is_forked(
+    forked: Path, monkeypatch: pytest.MonkeyPatch, what: str, status: int, bound: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("PLAN", json.dumps([("fit", {"do": what})]))
+    Path("run").mkdir()
+    with open("run/log.txt", "wb") as log:
+        words = ["fit", "--trainer.callbacks.path=run/metrics.json"]
+        child = start(COMMAND, words, log, (), bound)
+    assert isinstance(child, subprocess.Popen)
+    assert child.wait() == status
+    assert Path("run/log.txt").read_text().startswith("the log's first line\n")
+    assert Path("run/metrics.json").exists() == (what == "ok")
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_a_bound_run_is_killed_when_the_process_that_started_it_is(
+    forked: Path, monkeypatch: pytest.MonkeyPatch, cuda: bool
+) -> None:
+    monkeypatch.setenv("PLAN", json.dumps([("fit", {"do": "hang"})]))
+    lines = (
+        "import sys, torch",
+        f"torch.cuda.is_available = lambda: {cuda}",
+        "from gpart.studies.experiments.processes import start",
+        "if __name__ == '__main__':",
+        "    words = ['fit', '--trainer.callbacks.path=metrics.json']",
+        "    with open('log.txt', 'wb') as log:",
+        "        start((sys.executable, '-m', 'study_run'), words, log, (), True).wait()",
+    )
+    Path("parent.py").write_text("\n".join(lines), encoding="utf-8")
+    parent = subprocess.Popen([sys.executable, "parent.py"])
+    until(lambda: Path("pid").exists() and Path("pid").read_text() != "")
+    child = int(Path("pid").read_text())
+    os.kill(child, 0)
+    parent.kill()
+    parent.wait()
+    until(lambda: not running(child))
+
+
+def until(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_a_forked_run_holds_the_descriptors_until_it_is_ended(forked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLAN", json.dumps([("fit", {"do": "hang"})]))
     with open("log.txt", "wb") as log, open("lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         child = start(COMMAND, ["fit", "--trainer.callbacks.path=metrics.json"], log, [lock.fileno()])
-    end = time.monotonic() + 30
-    while not Path("pid").exists():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    until(Path("pid").exists)
     with open("lock", "wb") as other:
         with pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
