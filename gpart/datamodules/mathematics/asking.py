@@ -61,8 +61,9 @@ class AskingDataModule(SeededDataModule):
 
     def val_dataloader(self) -> list[StatefulDataLoader]:
         """The rows held out, for the loss. With ``val_questions``, a second loader asks some of them as questions."""
-        loss = LossCollate(self.conversations().pad)
-        loaders = [self.loader(Keyed(self._split_of("val")), loss, self.hparams["batch_size"])]
+        examples, loss = self._split_of("val"), LossCollate(self.conversations().pad)
+        order = self.scoring_order(examples["length"][:])
+        loaders = [self.loader(Keyed(examples), loss, self.hparams["batch_size"], order)]
         if self.hparams["val_questions"]:
             loaders.append(self._ask([self.validated]))
         return loaders
@@ -99,7 +100,7 @@ class AskingDataModule(SeededDataModule):
         examples, self.report = self.conversations().encode(data, place, self.hparams["max_length"])
         if self.report.rows != len(examples) or self.report.truncated:
             rank_zero_info(f"{place}: {self.report}")
-        numbers, lengths = examples["idx"][:], examples["length"][:]
+        numbers = examples["idx"][:]
         parts: dict[str, list[int]] = {"train": [], "val": []}
         for at, number in enumerate(numbers):
             parts["val" if number in held else "train"].append(at)
@@ -110,8 +111,6 @@ class AskingDataModule(SeededDataModule):
         if size is not None:
             row_of = {numbers[at]: at for at in parts["train"]}
             parts["train"] = [row_of[at] for at in self.some(list(row_of), size, "train_size", "rows not held out")]
-        # The order of the rows held out does not matter. Sorted by length, they need less padding.
-        parts["val"].sort(key=lambda at: -lengths[at])
         self.parts = {part: examples.select(found) for part, found in parts.items()}
         return asked
 

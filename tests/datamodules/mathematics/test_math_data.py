@@ -107,8 +107,6 @@ def test_a_batch_for_the_loss_has_these_values(data: Any) -> None:
     of_ids = {tuple(one["input_ids"]): one for one in rows.values()}
     batches = list(own.train_dataloader())
     assert len(batches) == 18
-    held = [length for batch in own.val_dataloader()[0] for length in batch["attention_mask"].sum(1).tolist()]
-    assert held == sorted(held, reverse=True)
     for batch in [*batches, *own.val_dataloader()[0]]:
         assert list(batch) == ["input_ids", "attention_mask", "labels"]
         assert {value.dtype for value in batch.values()} == {torch.int64}
@@ -120,6 +118,16 @@ def test_a_batch_for_the_loss_has_these_values(data: Any) -> None:
             assert mask == [1] * length + [0] * rest
             assert ids[length:] == [0] * rest
             assert labels == [-100] * one["prompt"] + ids[one["prompt"] : length] + [-100] * rest
+
+
+def test_the_rows_held_out_have_little_padding_and_the_first_batches_stand_for_all(data: Any) -> None:
+    own = data(num_workers=0, batch_size=2)
+    examples(own)
+    steps = [batch["attention_mask"].sum(1).tolist() for batch in own.val_dataloader()[0]]
+    held = sorted((length for step in steps for length in step), reverse=True)
+    assert sorted(steps, reverse=True) == [held[at : at + 2] for at in (0, 2, 4, 6)]
+    assert steps != sorted(steps, reverse=True)  # as limit_val_batches takes the first
+    assert steps == [batch["attention_mask"].sum(1).tolist() for batch in own.val_dataloader()[0]]
 
 
 def test_the_prompt_asked_is_bit_for_bit_the_prompt_learnt(data: Any, folders: dict[str, str]) -> None:
