@@ -305,9 +305,7 @@ class GPartAdapter:
 
     def free(self) -> None:
         """Gives back the memory of kept W0 + P·theta; what is needed later is computed again."""
-        self.weights.cache.clear()
-        if self.weights.total is not None:
-            self.weights.total.kept.clear()
+        self.weights.free()
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

@@ -138,9 +138,12 @@ class Theta(nn.Module):
                 return tensor.to(device=moved.device, dtype=torch.float32)
             return moved
 
+        before = self.theta.device
         for child in self.children() if recurse else ():
             child._apply(fn)  # type: ignore[no-untyped-call]  # a head that does not stand in the model is of the model's dtype all the same
         super()._apply(kept_wide, recurse=False)  # type: ignore[no-untyped-call]  # torch has no types here
+        if self.theta.device != before:
+            self.adapter.weights.leave_device()
         return self
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:

@@ -43,6 +43,11 @@ class GroupIndex:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.partition, self.memory)  # a pickled one computes them again
 
+    def forget(self) -> None:
+        """Drops what is stored, where the model leaves a device; it is computed again at its next use."""
+        self._stored.clear()
+        self.built.clear()
+
     @property
     def nbytes(self) -> int:
         """What is stored, in bytes."""

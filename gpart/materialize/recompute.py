@@ -6,6 +6,7 @@ was written to in between it is told so, as for any saved tensor.
 While a layer runs, a saved-tensor hook replaces its adapted weight, or a view of it such as the transpose that a matrix
 product saves, by what is needed to compute it. Everything else that the layer saves passes through. Where a hook of
 someone else's is at work (activation checkpointing, offloading), ours stays away: the region is computed again anyway.
+Autocast gives a linear layer a copy of its weight in half the width, which the layer would save. So that copy is made here.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class _Layer:
 
     module: int
     hooks: saved_tensors_hooks | None
+    linear: bool
+    """Whether it does with its weight what ``nn.Linear`` does, one product, and nothing else."""
     values: Store = field(default_factory=Store)
     again: dict[int, Callable[[], Tensor]] = field(default_factory=dict)  # by storage, which a value above holds
 
@@ -81,7 +84,7 @@ class Recomputation(threading.local):
         if any(layer.module == id(module) for layer in self.layers):
             # It was left by what torch calls no hook for, such as Ctrl-C in a notebook that then goes on.
             self._leave_to(0)
-        layer = _Layer(id(module), None)
+        layer = _Layer(id(module), None, getattr(module.forward, "__func__", None) is nn.Linear.forward)
         if torch.is_grad_enabled() and not _others_hook():
             again = layer.again
             layer.hooks = saved_tensors_hooks(lambda tensor: _pack(tensor, again), _unpack)
@@ -115,6 +118,8 @@ class Recomputation(threading.local):
     ) -> Tensor:
         """Keeps a value while the layer runs, and what it takes to compute it again for the backward pass; returns it.
 
+        A linear layer under autocast gets it in autocast's dtype, to which autocast would cast it.
+
         Args:
             key: the weight.
             sources: the value is given again in this layer only to one whose sources are these.
@@ -127,17 +132,27 @@ class Recomputation(threading.local):
         """
         if self.layers:
             layer = self.layers[-1]
-            layer.values.put(key, sources, value)
             if layer.hooks is not None:
-                saved = _Saved(held, _version(held))
+                saved, wide = _Saved(held, _version(held)), value
+                value = _as_autocast_does(wide) if layer.linear else wide
+                dtype = value.dtype
 
                 def again() -> Tensor:
                     saved.get()
                     with torch.no_grad():
-                        return compute()
+                        return compute().to(dtype)
 
                 layer.again[value.untyped_storage()._cdata] = again
+            layer.values.put(key, sources, value)
         return value
+
+
+def _as_autocast_does(value: Tensor) -> Tensor:
+    """The value as autocast gives it to a matrix product."""
+    device = value.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return value
+    return value if value.dtype == torch.float64 else value.to(torch.get_autocast_dtype(device))
 
 
 def _pack(tensor: Tensor, again: dict[int, Callable[[], Tensor]]) -> _Saved | _Again:

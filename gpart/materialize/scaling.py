@@ -63,6 +63,10 @@ class Scaling:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.config, self.size, self.memory)  # a pickled one counts and draws again
 
+    def forget(self) -> None:
+        """Drops the constants, where the model leaves a device; they are made again at their next use."""
+        self._kept.clear()
+
     def __call__(self, theta: Tensor, followed: bool = False) -> Tensor:
         """theta_j / sqrt(n_j), shape (d,), or a dense map's P·theta, shape (D,); differentiable, on theta's device.
 

@@ -116,6 +116,18 @@ class Weights:
             self.scope.values.put(name, sources, value)
         return value
 
+    def leave_device(self) -> None:
+        """Leaves nothing of the model's size on a device that the model has left."""
+        self.free()
+        self.index.forget()
+        self.scaling.forget()
+
+    def free(self) -> None:
+        """Gives back the memory of kept W0 + P·theta."""
+        self.cache.clear()
+        if self.total is not None:
+            self.total.kept.clear()
+
     def enter_layer(self, module: nn.Module, args: Any) -> None:
         """Before an adapted layer runs."""
         self.scope.enter(module, args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +100,15 @@ def test_no_setting_changes_a_bit(name, dropout):
     for indices, weights in SETTINGS:
         found = trained(MODELS[name], indices, weights, dropout)
         assert all(one.equal(other) for one, other in zip(found, wanted, strict=True)), (indices, weights)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_setting_changes_a_bit_under_autocast(name):
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = trained(MODELS[name], "stored", "forward", 0.3)
+        for indices, weights in SETTINGS:
+            found = trained(MODELS[name], indices, weights, 0.3)
+            assert all(one.equal(other) for one, other in zip(found, wanted, strict=True)), (indices, weights)
 
 
 @pytest.mark.parametrize(("d", "dtype"), [(1 << 15, torch.int16), ((1 << 15) + 1, torch.int32)])
@@ -343,19 +353,54 @@ def remember(adapter, places):
     adapter.weights.read = remembered
 
 
-def test_no_adapted_weight_is_held_for_the_backward_pass_where_it_is_computed_again():
+@pytest.mark.parametrize("autocast", [False, True])
+def test_no_adapted_weight_is_held_for_the_backward_pass_where_it_is_computed_again(autocast, monkeypatch):
     """Told by the storages: each is freed when its layer is left."""
+    wide: list[Any] = []
+    cast = gpart.materialize.recompute._as_autocast_does
+
+    def remembered(value: torch.Tensor) -> torch.Tensor:
+        wide.append(value.untyped_storage()._weak_ref())
+        return cast(value)
+
+    monkeypatch.setattr(gpart.materialize.recompute, "_as_autocast_does", remembered)
     found = {}
     for weights in ("forward", "recomputed"):
         alive: list[int] = []
         model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
         remember(attach(model, GPartConfig(d=5, target_modules=["0", "1", "2", "3"]), weights=weights), alive)
-        loss = model(torch.ones(1, 64, requires_grad=True)).sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model(torch.ones(1, 64, requires_grad=True)).sum()
         found[weights] = [torch.UntypedStorage._expired(place) for place in alive]
         loss.backward()
         for place in alive:
             torch.UntypedStorage._free_weak_ref(place)
-    assert found == {"forward": [False] * 4, "recomputed": [True] * 4}
+        assert model[0].weight.dtype == torch.float32
+    # Under autocast and computed by each forward pass, what is held is the copy in half the width, not the weight.
+    assert found == {"forward": [autocast] * 4, "recomputed": [True] * 4}
+    assert [torch.UntypedStorage._expired(place) for place in wide] == [True] * 4
+    for place in wide:
+        torch.UntypedStorage._free_weak_ref(place)
+
+
+def test_a_half_width_copy_is_computed_again_too():
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
+    attach(model, GPartConfig(d=5, target_modules=["0", "1", "2", "3"]), weights="recomputed")
+    held: dict[bool, int] = {}
+    pack = gpart.materialize.recompute._pack
+    for hidden in (False, True):  # hidden: a forward of its own, which may do more with its weight than one product
+        kinds: list[type] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                gpart.materialize.recompute, "_pack", lambda *a, k=kinds: (k.append(type(made := pack(*a))), made)[1]
+            )
+            if hidden:
+                for layer in model:
+                    layer.forward = lambda x, own=layer: nn.functional.linear(x, own.weight * 1.0, own.bias)
+            with torch.autocast("cpu", torch.bfloat16):
+                model(torch.ones(1, 64)).sum().backward()
+        held[hidden] = kinds.count(gpart.materialize.recompute._Again)
+    assert held == {False: 3, True: 0}  # the first layer's input needs no gradient, so it saves no weight
 
 
 def test_a_base_that_was_written_to_before_the_backward_pass_is_told():
@@ -440,6 +485,24 @@ def test_computed_group_numbers_leave_nothing_stored():
 
 
 # --- the choice ---
+
+
+@pytest.mark.parametrize("projection", ["partition", "hash", "fastfood"])
+def test_nothing_is_left_on_a_device_that_the_model_leaves(projection):
+    model = nn.Sequential(nn.Linear(64, 64))
+    adapter = attach(model, GPartConfig(d=5, target_modules=["0"], projection=projection), indices="stored")
+    wanted = model.eval()(torch.ones(1, 64))
+    index, scaling = adapter.weights.index, adapter.weights.scaling
+    with adapter.cached():
+        model(torch.ones(1, 64))
+    assert index.nbytes + len(scaling._kept) > 0
+    model.to(torch.float64).to(torch.float32)
+    assert index.nbytes + len(scaling._kept) > 0  # it stays where the device does
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.to("meta")
+    assert (index.nbytes, index.built, scaling._kept) == (0, {}, {})
+    model.to_empty(device="cpu").load_state_dict(state)
+    assert model(torch.ones(1, 64)).equal(wanted)
 
 
 def test_auto_goes_by_a_tenth_of_the_memory(monkeypatch):
