@@ -61,7 +61,8 @@ def all_steps(work: Path, *, trial: bool, device: str) -> list[Step]:
     points = ["2"] if trial else ["16", "64"]
     sweep = ["--sweep-weights", *points, "--at-weights", points[0], "--sweep-d", "256", "23040", "--device", device]
     python = sys.executable
-    pytest = [python, "-m", "pytest", "-q", "-n", "0", "-m", "gpu", "-p", "no:cacheprovider", "tests/ops"]
+    gpu_tests = ["tests/ops", "tests/callbacks/guards"]
+    pytest = [python, "-m", "pytest", "-q", "-n", "0", "-m", "gpu", "-p", "no:cacheprovider", *gpu_tests]
     minilm = [python, str(HERE / "minilm.py"), str(CARRIED), "{folder}/minilm.json"]
     interpreted = {} if device == "cuda" else {"TRITON_INTERPRET": "1"}
     # On a GPU the step after it compiles them, for that GPU.

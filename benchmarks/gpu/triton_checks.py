@@ -66,4 +66,4 @@ def main(device: torch.device, out: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(torch.device(sys.argv[1]), Path(sys.argv[2])))
+    sys.exit(main(torch.empty(0, device=sys.argv[1]).device, Path(sys.argv[2])))  # cuda is cuda:0, as its tensors say

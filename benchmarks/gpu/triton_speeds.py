@@ -60,7 +60,7 @@ def speeds(device: torch.device) -> Iterator[dict[str, Any]]:
 def main(out: Path) -> None:
     """Writes the file after each."""
     found = []
-    for speed in speeds(torch.device("cuda")):
+    for speed in speeds(torch.device("cuda", 0)):
         found.append(speed)
         out.write_text(json.dumps(found, indent=1), encoding="utf-8")
         print(json.dumps(speed))

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
@@ -385,8 +386,9 @@ class GPartCallback(MethodCallback):
         if group is None:
             return
         norm = self.adapter.values.detach().norm()
+        rate = torch.tensor(float(group["lr"]))  # Lightning would put a number on the device, and wait for it each step
         pl_module.log_dict(
-            {f"{self._prefix}/theta_norm": norm, f"{self._prefix}/lr": float(group["lr"])}, on_step=True, on_epoch=False
+            {f"{self._prefix}/theta_norm": norm, f"{self._prefix}/lr": rate}, on_step=True, on_epoch=False
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -43,8 +43,9 @@ class MetricsWriter(OfBoth, Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins a new record."""
         self._record = {}
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        device = trainer.strategy.root_device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
@@ -83,7 +84,7 @@ class MetricsWriter(OfBoth, Callback):
         record = {
             "state": state,
             **self._record,
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": _peak_memory(trainer.strategy.root_device),
             "device": _device(trainer),
             "versions": {**versions, "transformers": transformers.__version__},
         }
@@ -106,9 +107,9 @@ def _plain(metrics: Any, prefix: str) -> dict[str, float]:
     }
 
 
-def _peak_memory() -> int | None:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def _peak_memory(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
         return None  # it has no getrusage
     import resource  # noqa: PLC0415  # Windows has no such module

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from importlib.util import find_spec
 
+from gpart.assets.fetching import resolve
 from gpart.cli.message import Parser
 from gpart.errors import GPartError
 
@@ -12,7 +13,7 @@ DESCRIPTION = """Serves one base model and every adapter in a folder by HTTP, on
 folder is looked at anew for each, so that adapters may come, go and be replaced while it runs."""
 
 EXAMPLES = """example:
-  gpart serve --base models/minilm --adapters adapters --task text-classification
+  gpart serve --base packaged:minilm --adapters adapters --task text-classification
   curl -d '{"text": "a charming film", "adapter": "anna"}' -H 'Content-Type: application/json' http://127.0.0.1:8000/predict
 
 POST /predict takes {"adapter": NAME, ...} with
@@ -44,7 +45,7 @@ def serve_command(words: list[str]) -> int:
     port = free_port(asked.host, asked.port)
     shown = f"[{asked.host}]" if ":" in asked.host else asked.host
     settings = Settings(
-        base=asked.base,
+        base=resolve(asked.base),
         adapters=asked.adapters,
         task=asked.task,
         dtype=asked.dtype,
@@ -68,7 +69,9 @@ def _parser() -> Parser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--base", required=True, metavar="MODEL", help="a Transformers folder, or a name on the hub")
+    parser.add_argument(
+        "--base", required=True, metavar="MODEL", help="a Transformers folder, a name on the hub, or packaged:NAME"
+    )
     parser.add_argument(
         "--adapters", required=True, metavar="FOLDER", help="holds one adapter folder for each name; may be empty"
     )

@@ -34,7 +34,8 @@ def expand(scaled: Tensor, weight: Tensor, blocks: tuple[Block, ...]) -> Tensor:
     return _Expand.apply(scaled, weight, blocks)  # type: ignore[no-any-return]  # torch has no types here
 
 
-@torch.library.custom_op("gpart::groups", mutates_args=())
+# It asks the device how many positions are left, which a CUDA graph cannot hold.
+@torch.library.custom_op("gpart::groups", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def groups(size: int, d: int, seed: int, start: int, stop: int, device: torch.device) -> Tensor:
     """Group indices of positions ``start`` to ``stop - 1``, int32; ``seed`` as a signed 64-bit integer."""
     return dispatch.group_indices(Partition(size, d, seed % _WRAP), start, stop, device)

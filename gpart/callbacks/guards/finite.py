@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from gpart.errors import GPartError
@@ -21,10 +22,12 @@ ADVICE = (
 class FiniteTheta:
     """Looks at theta after each step.
 
-    On a GPU the answer is read a step later, when it is there: waiting for it would let the device run dry.
+    On a GPU the answer is read a step later, when it is there: waiting for it would let the device run dry. With CUDA it is
+    copied to the CPU meanwhile, since reading it from the device waits for all that the next step has begun.
     """
 
     _flag: Tensor | None = None
+    _copied: torch.cuda.Event | None = None
     _step, _rate = 0, 0.0
 
     def look(self, theta: Tensor, step: int, rate: float) -> None:
@@ -36,12 +39,18 @@ class FiniteTheta:
         if theta.device.type != "cpu":
             self.settle(theta)
         self._flag, self._step, self._rate = theta.detach().isfinite().all(), step, rate
+        if theta.is_cuda:
+            self._flag, self._copied = self._flag.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types here
+            self._copied.record(torch.cuda.current_stream(theta.device))
         if theta.device.type == "cpu":
             self.settle(theta)
 
     def settle(self, theta: Tensor) -> None:
         """Waits for the answer of the last look, and raises as :meth:`look` does; for the end of training."""
+        if self._copied is not None:
+            self._copied.synchronize()
         if self._flag is None or bool(self._flag):
+            self._flag = self._copied = None
             return
         bad = int((~theta.detach().isfinite()).sum())
         raise GPartError(

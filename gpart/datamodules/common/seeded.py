@@ -168,6 +168,8 @@ class SeededDataModule(LightningDataModule):
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
+            # Else Lightning's copies to the GPU wait.
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             collate_fn=collate,
         )
 

@@ -39,11 +39,12 @@ class _Matthews(MulticlassConfusionMatrix):
     """
 
     def compute(self) -> Tensor:
-        table = super().compute().double()  # a row for each label, a column for each answer
+        # On the CPU, since MPS has no float64. A row for each label, a column for each answer.
+        table = super().compute().cpu().double()
         labels, answers, count = table.sum(1), table.sum(0), table.sum()
         covariance = table.trace() * count - labels @ answers
         spread = (count**2 - labels @ labels) * (count**2 - answers @ answers)
-        return (covariance / spread.sqrt() if spread > 0 else torch.zeros_like(count)).float()
+        return (covariance / spread.sqrt() if spread > 0 else torch.zeros_like(count)).float().to(self.device)
 
 
 class _SeveralF1(MultilabelF1Score):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,20 @@ class OnDevice(Tensor):
         return torch.device("cuda")
 
 
-def test_on_an_accelerator_it_is_read_a_step_later() -> None:
-    finite, theta = FiniteTheta(), torch.zeros(4).as_subclass(OnDevice)
+def of_another_device() -> Tensor:
+    return torch.zeros(4).as_subclass(OnDevice)
+
+
+def of_cuda() -> Tensor:
+    return torch.zeros(4, device="cuda")
+
+
+NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+
+@pytest.mark.parametrize("make", [of_another_device, pytest.param(of_cuda, marks=NEEDS_GPU)])
+def test_on_an_accelerator_it_is_read_a_step_later(make: Callable[[], Tensor]) -> None:
+    finite, theta = FiniteTheta(), make()
     finite.look(theta, 1, 0.1)
     theta[2] = float("nan")
     finite.look(theta, 2, 0.2)
