@@ -313,11 +313,11 @@ class GPartAdapter:
 
         Of several active adapters the others' updates stay in the weights; ``set_active(model, [])`` takes out all.
         """
-        before, self.weights.disabled = self.weights.disabled, True
+        self.weights.disabled += 1
         try:
             yield
         finally:
-            self.weights.disabled = before
+            self.weights.disabled -= 1
 
     @contextmanager
     def batch(self, names: Sequence[str | None]) -> Iterator[None]:
@@ -390,7 +390,7 @@ class GPartAdapter:
 
         That is W0 also while merged, and the base's first head where one of another adapter stands.
         """
-        values = {name: get_parameter(self.model, name) for name in self.plan.frozen}
+        values = {name: self._parameter(name) for name in self.plan.frozen}
         container = self.home._modules.get(CONTAINER) if self._held() is not None else None
         others = first_values(container if isinstance(container, Adapters) else None, self.name)
         replaced = {**others, **(self.weights.bases or {})}
@@ -438,7 +438,16 @@ class GPartAdapter:
     def saved_parameters(self) -> dict[str, Tensor]:
         """The adapter's own parameters of ``modules_to_save`` by name, wherever they stand."""
         laid = {} if (holder := self._held()) is None else laid_by(holder)
-        return {name: laid[name] if name in laid else get_parameter(self.model, name) for name in self.plan.saved}
+        return {name: laid[name] if name in laid else self._parameter(name) for name in self.plan.saved}
+
+    def _parameter(self, name: str) -> Tensor:
+        try:
+            return get_parameter(self.model, name)
+        except AttributeError as error:
+            raise GPartError(
+                f"{type(self.model).__name__} has no {name!r} any more, which it had when adapter {self.name!r} was"
+                " attached"
+            ) from error
 
     def changed_buffers(self) -> dict[str, Tensor]:
         """The persistent buffers whose values differ from those at attach (BatchNorm's statistics), by name."""

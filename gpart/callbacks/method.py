@@ -48,8 +48,8 @@ class MethodCallback(OfBoth, Callback):
 
     Args:
         module: the submodule to adapt, such as ``"model"``; default the LightningModule's only child with parameters,
-            or the LightningModule itself where there are several, or where that child is a single layer. What is
-            outside it is left as it was.
+            or the LightningModule itself where there are several, where that child is a single layer, or where the
+            LightningModule has parameters of its own. What is outside it is left as it was.
         save_folder: where what was trained is written when fit ends.
         save: what that folder holds: ``"best"``, the numbers of the best checkpoint by a ModelCheckpoint's monitor, or
             ``"last"``; default the best where there is a monitor. The model itself stays as the last step left it.
@@ -202,8 +202,8 @@ class MethodCallback(OfBoth, Callback):
     on_train_epoch_start = on_validation_epoch_start = on_train_end = _keep_frozen
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the folder, if one was asked for."""
-        if self.save_folder is not None:
+        """Writes the folder, if one was asked for; ``fast_dev_run`` writes nothing."""
+        if self.save_folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # as above
             self.write(trainer, pl_module, self.save_folder)
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: str) -> None:
@@ -261,7 +261,11 @@ class MethodCallback(OfBoth, Callback):
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path, network = self._applied_to(pl_module) or find_network(pl_module, self.module, self.copies)
         before = set(named_parameters(network))
+        own = [name for name, value in pl_module.named_parameters(recurse=False) if value.requires_grad]
+        children = [name for name, child in pl_module.named_children() if any(True for _ in child.children())]
         self._contents = self.apply(network)
+        if self.module is None and network is pl_module and self._network is not network:
+            _tell_frozen(pl_module, own, children)
         if self._network is not network:  # FSDP 1 may leave a part of it here
             self._frozen = sum(value.numel() for value in network.parameters() if not value.requires_grad)
         self._network, self._path, self._flags = network, path, Flags(network)
@@ -328,3 +332,20 @@ def install_checkpoint_io(trainer: Trainer) -> GPartCheckpointIO:
         plugin = GPartCheckpointIO(plugin)
         trainer.strategy.checkpoint_io = plugin
     return plugin
+
+
+def _tell_frozen(pl_module: LightningModule, own: list[str], children: list[str]) -> None:
+    """Warns where parameters of the LightningModule itself are frozen that may be no part of the network.
+
+    Args:
+        pl_module: the LightningModule, all of which was taken for the network.
+        own: the names of its parameters that were trained before.
+        children: the names of its children that may be networks.
+    """
+    frozen = [name for name in own if not pl_module.get_parameter(name).requires_grad]
+    if frozen and len(children) == 1:
+        rank_zero_warn(
+            f"{frozen} of {type(pl_module).__name__} is frozen: since it has parameters of its own, all of it is taken for the"
+            f" network. If {children[0]!r} is the network, say module={children[0]!r}; what stands beside it is then trained"
+            " as before"
+        )

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
@@ -50,6 +51,13 @@ def put_in_place(
     if not missing or not any(count for count, _, _ in held):
         return None
     count, optimizer, chosen = max(held, key=lambda item: item[0])
+    holders = {id(one): type(one).__name__ for number, one, _ in held if number}
+    if len(holders) > 1:
+        rank_zero_warn(
+            f"the weights that are frozen now stood in {len(holders)} optimizers, {', '.join(holders.values())}: the"
+            f" {type(optimizer).__name__} that held the most of them alone trains what the method has added. Where these are"
+            " optimizers of several networks, name the one to adapt: module='...'"
+        )
     for _, _, group in held:
         kept = [number for number, one in enumerate(group["params"]) if id(one) not in gone]
         for key in ("params", "param_names"):  # torch keeps the names of named parameters beside them

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
@@ -50,6 +51,8 @@ def check_layer(path: str, module: nn.Module) -> None:
         GPartError: if not.
     """
     what = _what(path, module)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise GPartError(f"{what} is scripted, and its code reads its weight itself: adapt it before torch.jit.script")
     if is_adapted(module):
         raise GPartError(f"{what} is parametrized already: it carries another adapter")
     if parametrize.is_parametrized(module):

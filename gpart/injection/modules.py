@@ -17,6 +17,7 @@ from __future__ import annotations
 import copyreg
 import re
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -30,6 +31,7 @@ from gpart.errors import GPartError
 from gpart.injection.names import READERS, stored
 from gpart.injection.recurrent import UPKEEP, is_recurrent, overrides
 from gpart.injection.targets import AdaptedWeight
+from gpart.injection.tensors import dense, same_bits
 
 _MOVERS = ("torch.distributed.", "accelerate.", "torch.nn.modules.module")
 """Who asks a layer for its parameters by their names: FSDP 1 and 2, offloading, ``Module.get_parameter``. They get W0."""
@@ -241,6 +243,13 @@ def _adapted_class(plain: type[nn.Module], attributes: tuple[str, ...]) -> type[
     return _made[plain, attributes]
 
 
+class _Unannounced(nn.Module):
+    """Stands before a layer's own class, so that its ``__init_subclass__``, as registries have it, is not called."""
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        pass
+
+
 def _make_class(plain: type[nn.Module], attributes: tuple[str, ...]) -> type[nn.Module]:
 
     def reduce_ex(self: nn.Module, protocol: Any) -> Any:
@@ -257,19 +266,45 @@ def _make_class(plain: type[nn.Module], attributes: tuple[str, ...]) -> type[nn.
                 state[prefix + attribute] = state.pop(old)
         plain._load_from_state_dict(self, state, prefix, *rest)
 
+    def register(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        # What sets an attribute stands behind Module.__setattr__.
+        frame = sys._getframe(1)
+        above = frame.f_back if frame.f_code is nn.Module.__setattr__.__code__ else frame
+        if name in attributes and above is not None and not _module_of(above).startswith(movers):
+            _tell_assigned(self, name)
+        plain.register_parameter(self, name, param)
+
     recurrent = is_recurrent(plain)
     movers = (*_MOVERS, UPKEEP) if recurrent else _MOVERS
     namespace: dict[str, Any] = {attribute: _weight_property(attribute, movers) for attribute in attributes}
     namespace |= overrides() if recurrent else {}
     namespace |= {"__reduce_ex__": reduce_ex, "_load_from_state_dict": load, "_gpart_plain": plain}
+    namespace |= {"register_parameter": register}
     namespace |= {"__module__": plain.__module__, "__doc__": plain.__doc__}
-    adapted = type(f"GPart{plain.__name__}", (plain,), namespace)
+    adapted = type(f"GPart{plain.__name__}", (_Unannounced, plain), namespace)
     return adapted
 
 
 def _new(plain: type[nn.Module], attributes: tuple[str, ...]) -> nn.Module:
     cls = _adapted_class(plain, attributes)
     return cls.__new__(cls)
+
+
+def _tell_assigned(layer: nn.Module, attribute: str) -> None:
+    """Warns where a value takes the place of W0 that was made of W0 + P·theta, as fusing and quantising do."""
+    base = layer._parameters.get(attribute)
+    if base is None or attribute not in layer.__dict__.get(READERS, {}) or base.is_meta:
+        return
+    reader, weight = layer.__dict__[READERS][attribute]
+    with torch.no_grad():
+        if same_bits(reader.read(weight, base, False), dense(base)):
+            return
+    warnings.warn(
+        f"{weight.name} was assigned: the value is the new W0, and P·theta is still added to it. If it was computed from the"
+        " layer's weight, as by fusing or quantising, the update counts twice: merge() before, or work within"
+        " adapter.disabled()",
+        stacklevel=4,
+    )
 
 
 def _module_of(frame: FrameType) -> str:

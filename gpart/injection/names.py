@@ -70,6 +70,11 @@ def _inside(module: nn.Module) -> str | None:
     return next((name for name in _WRAPPERS if name in module._modules), None)
 
 
+def child_of(module: nn.Module, name: str) -> nn.Module | None:
+    """The module's child of this name; None where it has none."""
+    return module._modules[name] if name in module._modules else None  # noqa: SIM401  # a scripted module's has no get
+
+
 def get_submodule(model: nn.Module, path: str) -> nn.Module:
     """The module at a plain path, without what is wrapped around it.
 
@@ -81,7 +86,7 @@ def get_submodule(model: nn.Module, path: str) -> nn.Module:
         if part == _inside(module):  # a path may name the wrappers as well
             continue
         module = unwrapped(module)
-        found = module._modules.get(part)
+        found = child_of(module, part)
         if found is None:
             raise AttributeError(f"{type(module).__name__} has no submodule {part!r} (of {path!r})")
         module = found

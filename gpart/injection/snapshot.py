@@ -11,7 +11,15 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from gpart.injection.names import get_buffer, get_parameter, named_buffers, named_modules, named_parameters
+from gpart.injection.names import (
+    get_buffer,
+    get_parameter,
+    get_submodule,
+    named_buffers,
+    named_modules,
+    named_parameters,
+    split_name,
+)
 from gpart.injection.targets import Plan
 from gpart.injection.tensors import same_bits
 
@@ -54,25 +62,34 @@ class Snapshot:
 
     def restore_flags(self, model: nn.Module) -> None:
         """requires_grad of every parameter."""
+        there = named_parameters(model, remove_duplicate=False)
         for name, flag in self._requires_grad.items():
-            get_parameter(model, name).requires_grad_(flag)
+            if name in there:  # a head may have been cut off since
+                there[name].requires_grad_(flag)
 
     @torch.no_grad()
     def restore_buffers(self, model: nn.Module) -> None:
         """The first values of the buffers."""
         buffers = named_buffers(model)
         for name, value in self._buffers.items():
-            if not value.is_meta:  # there were no first values then
+            if value.is_meta or name not in buffers:  # there were no first values then, or its module has gone
+                continue
+            if buffers[name].shape == value.shape:
                 buffers[name].copy_(value)
+            else:  # its module has made it anew, such as a table of positions that grows with the longest text
+                path, attribute = split_name(name)
+                get_submodule(model, path)._buffers[attribute] = value.to(buffers[name], copy=True)
 
     @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
-        """The first values of heads and buffers."""
+        """The first values of heads and buffers; a head that was replaced by one of another shape, or cut off, is left."""
+        there = named_parameters(model, remove_duplicate=False)
         for name, value in self._saved.items():
-            parameter = get_parameter(model, name)
-            if not value.is_meta:
-                parameter.copy_(value)
-            parameter.grad = None
+            if name not in there:
+                continue
+            if not value.is_meta and there[name].shape == value.shape:
+                there[name].copy_(value)
+            there[name].grad = None
         self.restore_buffers(model)
 
 

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from gpart.errors import GPartError
 from gpart.injection.heads import lay_by, put_buffers, take_up
 from gpart.injection.modules import CONTAINER, Adapters, Theta
+from gpart.injection.names import child_of
 from gpart.injection.snapshot import Snapshot
 from gpart.injection.surgery import add_hooks, laid_aside, remove_hooks, wire
 from gpart.injection.targets import Plan
@@ -48,7 +49,7 @@ class Member(Protocol):
 
 def container_of(model: nn.Module) -> Adapters | None:
     """What holds the adapters of this very module; None where it has none."""
-    found = model._modules.get(CONTAINER, model.__dict__.get(CONTAINER))  # in the second place where home is below
+    found = child_of(model, CONTAINER) or model.__dict__.get(CONTAINER)  # in the second place where home is below
     if not isinstance(found, Adapters):
         return None
     return found if any(member.model is model for member in members(found).values()) else None

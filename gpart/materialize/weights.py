@@ -63,7 +63,8 @@ class Weights:
 
     def __init__(self, home: nn.Module, name: str, plan: Plan, config: GPartConfig, memory: MemoryPolicy) -> None:
         self.home, self.name, self.plan, self.config, self.memory = home, name, plan, config, memory
-        self.disabled = False
+        self.disabled = 0
+        """How many have switched the update off: ``disabled()`` may be entered by several threads at once."""
         self.bases: dict[str, Tensor] | None = None
         """W0 of every weight that was merged, while what the model computes with stands in the stored ones."""
         self.total: Any = None

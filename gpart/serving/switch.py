@@ -205,10 +205,11 @@ class Switch:
             self._plans.popitem(last=False)
 
     def _detach(self) -> None:
-        if self._adapter is not None:
-            self._adapter.detach()  # heads and buffers are the base's again
-            self._adapter = self._layout = self._active = None
+        adapter, self._adapter = self._adapter, None
+        self._layout = self._active = None  # also if detach raises: nothing is then taken for what is no longer there
         self._first.clear()
+        if adapter is not None:
+            adapter.detach()  # heads and buffers are the base's again
 
     @torch.no_grad()
     def _fill(self, wanted: StoredAdapter) -> None:
@@ -225,7 +226,7 @@ class Switch:
             if name not in self._first:
                 self._first[name] = held.detach().clone()
             held.copy_(value)
-        adapter.weights.disabled = False
+        adapter.weights.disabled = 0
         self._active = wanted
 
     @torch.no_grad()
@@ -233,7 +234,7 @@ class Switch:
         if self._adapter is not None:
             for name, value in self._first.items():
                 self._held(name).copy_(value)
-            self._adapter.weights.disabled = True
+            self._adapter.weights.disabled = 1
         self._active = None
 
     def _held(self, name: str) -> Tensor:

@@ -73,6 +73,29 @@ def test_the_named_one_is_adapted_and_the_other_left_alone(lit_trainer: Any, lit
     assert all(value.equal(before[key]) for key, value in teacher.state_dict().items())
 
 
+class Weighted(Lit):
+    """Learns how much each of two losses counts, as in Kendall et al. 2018."""
+
+    def __init__(self, **networks: nn.Module) -> None:
+        super().__init__(**networks)
+        self.log_vars = nn.Parameter(torch.zeros(2))
+
+    def training_step(self, batch: list[torch.Tensor], number: int) -> torch.Tensor:
+        return (super().training_step(batch, number) * torch.exp(-self.log_vars) + self.log_vars).sum()
+
+
+@pytest.mark.parametrize("module", [None, "net", ""])
+def test_a_frozen_parameter_of_the_lightning_module_itself_is_told(
+    module: str | None, lit_trainer: Any, lit_loader: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    lit = Weighted(net=Net())
+    for _ in range(2):  # it is told once
+        lit_trainer(callback(module=module, name="default"), max_steps=2).fit(lit, lit_loader())
+        assert bool(lit.log_vars.any()) == (module == "net")
+    told = [str(one.message) for one in recwarn if "log_vars" in str(one.message)]
+    assert [("module='net'" in one, "Weighted" in one) for one in told] == [(True, True)] * (module is None)
+
+
 def test_two_adapted_networks_are_not_chosen_between(lit_trainer: Any, lit_loader: Any) -> None:
     module = Lit(first=adapted(1), second=adapted(2))
     with pytest.raises(ValueError, match=r"\['first', 'second'\].*module='first'.*module='second'"):

@@ -93,7 +93,8 @@ def test_two_optimizers_theta_goes_where_most_of_its_weights_were() -> None:
     big, small, head, new = (nn.Parameter(torch.zeros(size)) for size in (50, 5, 3, 2))
     one = torch.optim.SGD([{"params": [small, head], "lr": 0.5}], lr=1)
     other = torch.optim.Adam([{"params": [big], "lr": 0.125}, {"params": [nn.Parameter(torch.zeros(1))]}], lr=2)
-    said = put_in_place([one, other], {"theta": new}, [big, small])
+    with pytest.warns(UserWarning, match=r"stood in 2 optimizers, SGD, Adam: the Adam .* module="):
+        said = put_in_place([one, other], {"theta": new}, [big, small])
     assert said is not None
     assert "lr=0.125" in said
     assert "[0.125, 0.5]" in said

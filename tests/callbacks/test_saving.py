@@ -81,6 +81,16 @@ def test_buffers_that_training_left_alone_are_not_in_the_folder(
     assert "table" not in tensors
 
 
+def test_a_fast_dev_run_leaves_the_folder_as_it_is(
+    fit: Any, lit_class: Any, lit_loader: Any, lit_gpart: Any, lit_trainer: Any
+) -> None:
+    _, _, folder = fit()
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    lit_trainer(lit_gpart(save_folder=str(folder)), fast_dev_run=2).fit(lit_class(), lit_loader())
+    lit_trainer(lit_gpart(save_folder=str(folder / "new")), fast_dev_run=2).fit(lit_class(), lit_loader())
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
 @pytest.mark.parametrize(("keeper", "save"), [({}, "last"), (None, None), (None, "last"), ({"save_top_k": 0}, None)])
 def test_else_it_holds_the_last_step(fit: Any, keeper: Any, save: Any, same_bits: Any) -> None:
     module, _, folder = fit(keeper, save=save)
