@@ -124,7 +124,8 @@ def split_loader(
         part: the name of the split. The batches of ``predict`` hold no labels.
         pad: the collator for the tokenizer's output; None before setup.
         lists: columns that stay lists.
-        group_by_length: whether a batch has examples of similar length. Those of ``predict`` stay in order.
+        group_by_length: whether a batch of ``train`` and ``test`` has examples of similar length. Those of ``val`` always
+            have, since their order changes no score; those of ``predict`` stay in order.
 
     Raises:
         GPartError: if setup() has not made this split yet.
@@ -132,13 +133,15 @@ def split_loader(
     if pad is None or part not in parts:
         raise GPartError(f"no part {part!r} among {sorted(parts)}: setup() has not run for this stage")
     sampler: EpochSampler | list[int] | None = None
-    if group_by_length and part != "predict":
-        rows = parts[part]
-        # A Dataset's column is read in half the time of its rows.
-        texts = [row["input_ids"] for row in rows] if isinstance(rows, list) else rows["input_ids"]
-        lengths = [len(tokens) for tokens in texts]
-        sampler = module.grouped_sampler(lengths) if part == "train" else module.scoring_order(lengths)
-    elif part == "train":
-        sampler = module.sampler(len(parts[part]))
+    if part == "train":
+        sampler = module.grouped_sampler(_lengths(parts[part])) if group_by_length else module.sampler(len(parts[part]))
+    elif part == "val" or (part == "test" and group_by_length):
+        sampler = module.scoring_order(_lengths(parts[part]))
     collate = Collate(pad, lists, labels=part != "predict")
     return module.loader(Keyed(parts[part]), collate, module.hparams["batch_size"], sampler)
+
+
+def _lengths(rows: Any) -> list[int]:
+    # A Dataset's column is read in half the time of its rows.
+    texts = [row["input_ids"] for row in rows] if isinstance(rows, list) else rows["input_ids"]
+    return [len(tokens) for tokens in texts]

@@ -246,7 +246,7 @@ def test_group_by_length_pads_less_and_has_the_same_rows(reviews: str, tokenizer
 
     (mixed, rows), (grouped, rows_grouped) = padding(), padding(group_by_length=True)
     assert rows_grouped == rows
-    assert grouped < mixed / 2
+    assert grouped == mixed if part == "val" else grouped < mixed / 2
 
 
 def test_predict_batches_carry_texts_and_no_labels(reviews: str, tokenizer: str) -> None:
@@ -347,7 +347,8 @@ def test_ranks_share_one_order(reviews: str, tokenizer: str) -> None:
         torch.manual_seed(rank)
         data = ready(reviews, tokenizer)
         loop = SimpleNamespace(epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)))
-        data.trainer = SimpleNamespace(world_size=2, global_rank=rank, fit_loop=loop)  # type: ignore[assignment]
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        data.trainer = SimpleNamespace(world_size=2, global_rank=rank, fit_loop=loop, strategy=strategy)  # type: ignore[assignment]
         share = [at for _, at in data.train_dataloader().sampler]
         assert share != sorted(share)
         seen += share
