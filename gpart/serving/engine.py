@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from gpart.errors import GPartError, GPartFileError
+from gpart.serialization.about import About
 from gpart.serving.names import check_stored_name
 from gpart.serving.requests import BROKEN, NOT_FOUND, UNPROCESSABLE, RequestError
 from gpart.serving.switch import Switch
@@ -32,8 +33,8 @@ class Task(Protocol):
     def group(self, read: Any) -> Hashable:
         """What must be equal for two requests to run together."""
 
-    def run(self, model: nn.Module, read: Sequence[Any]) -> list[Answer]:
-        """The answers, in order."""
+    def run(self, model: nn.Module, read: Sequence[Any], about: About | None = None) -> list[Answer]:
+        """The answers, in order; ``about`` is what the adapter's file says of its task and labels."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Engine:
         try:
             self.switch.use(adapter)
             with self.switch.running() as model:
-                return self.task.run(model, inputs)
+                return self.task.run(model, inputs, self.switch.about)
         except GPartFileError as error:
             return [RequestError(NOT_FOUND, str(error))] * len(inputs)
         except GPartError as error:

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from gpart.serialization.about import About
 from gpart.serving.requests import UNPROCESSABLE, Limits, RequestError, check_fields, whole
 from gpart.serving.texts import scores
 
@@ -79,9 +80,11 @@ class ImageClassification:
         return tuple(read[0].shape)
 
     @torch.no_grad()
-    def run(self, model: nn.Module, read: Sequence[tuple[Tensor, int]]) -> list[dict[str, Any]]:
+    def run(
+        self, model: nn.Module, read: Sequence[tuple[Tensor, int]], about: About | None = None
+    ) -> list[dict[str, Any]]:
         """The answers, in order."""
         first = next(model.parameters())
         pixels = torch.stack([pixels for pixels, _ in read]).to(first.device, first.dtype)
         logits = model(pixel_values=pixels).logits.cpu()
-        return [scores(row, self.config, top_k) for row, (_, top_k) in zip(logits, read, strict=True)]
+        return [scores(row, self.config, top_k, about) for row, (_, top_k) in zip(logits, read, strict=True)]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gpart.errors import GPartError, GPartFileError
 from gpart.injection.modules import theta_key
+from gpart.serialization.about import About
 from gpart.serialization.folder import read_folder
 from gpart.serialization.manifest import Manifest
 from gpart.serving.names import CONFIG, TENSORS, adapter_files, check_folder, check_stored_name, listed
@@ -66,6 +67,9 @@ class StoredAdapter:
 
     others: Mapping[str, Tensor]
     """The saved modules' parameters and the buffers that training changed, by name."""
+
+    about: About
+    """What its file says of its task, labels and inputs."""
 
     @property
     def nbytes(self) -> int:
@@ -196,7 +200,7 @@ class AdapterStore:
             raise GPartError(f"{TENSORS} has no {key}")
         if tuple(theta.shape) != (manifest.config.d,):
             raise GPartError(f"{key} has shape {list(theta.shape)}, the config has d={manifest.config.d}")
-        return StoredAdapter(name, self._layout(manifest), manifest.base, theta, tensors)
+        return StoredAdapter(name, self._layout(manifest), manifest.base, theta, tensors, manifest.about)
 
     def _layout(self, manifest: Manifest) -> Layout:
         values = {**manifest.to_dict(), "name": "", "base": "", "parts": "", "versions": {}, "about": {}}

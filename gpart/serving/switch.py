@@ -25,6 +25,7 @@ from gpart.injection.names import get_parameter, get_submodule, split_name, stor
 from gpart.injection.targets import Plan, plan
 from gpart.loading import check_same, check_tensors
 from gpart.materialize.group_index import GroupIndex
+from gpart.serialization.about import About
 from gpart.serialization.manifest import WITH_PADDING_ROWS
 from gpart.serving.store import GIB, AdapterStore, Layout, StoredAdapter
 
@@ -97,6 +98,11 @@ class Switch:
     def active(self) -> str | None:
         """The name of the adapter in use; None for the base."""
         return None if self._active is None else self._active.name
+
+    @property
+    def about(self) -> About | None:
+        """What the file of the adapter in use says of its task, labels and inputs; None for the base."""
+        return None if self._active is None else self._active.about
 
     @property
     def adapter(self) -> GPartAdapter | None:

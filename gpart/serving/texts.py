@@ -13,13 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpart.serialization.about import About
 from gpart.serving.requests import Limits, check_fields, check_tokens, number, text, whole
 
 Encoded = dict[str, list[int]]
 _MOST_LABELS = 1000
+_TASK_OF = {"regression": "regression", "multi_label_classification": "multi-label"}
+"""An adapter's task by Transformers' ``problem_type``."""
+_TASKS = ("classification", *_TASK_OF.values())
 
 
-def scores(logits: Tensor, config: Any, top_k: int) -> dict[str, Any]:
+def scores(logits: Tensor, config: Any, top_k: int, about: About | None = None) -> dict[str, Any]:
     """A classifier's answer for one row of logits.
 
     Args:
@@ -27,6 +31,7 @@ def scores(logits: Tensor, config: Any, top_k: int) -> dict[str, Any]:
         config: the model's; its ``problem_type`` decides: probabilities by softmax, for several labels at a time by the
             sigmoid, for regression the number itself.
         top_k: how many labels.
+        about: what the adapter's file says of its task and its labels, which goes before what the model's config says.
 
     Returns:
         ``label`` and ``score`` of the best, and ``top``, the first ``top_k`` of them; for regression ``score`` alone.
@@ -37,12 +42,15 @@ def scores(logits: Tensor, config: Any, top_k: int) -> dict[str, Any]:
         >>> scores(torch.tensor([0.0, 0.0]), config, 1)
         {'label': 'no', 'score': 0.5, 'top': [{'label': 'no', 'score': 0.5}]}
     """
-    values = logits.float()
-    if config.num_labels == 1 or config.problem_type == "regression":
+    values, about = logits.float(), about or About()
+    task = about.task if about.task in _TASKS else _TASK_OF.get(config.problem_type)
+    if config.num_labels == 1 or task == "regression":
         return {"score": values.flatten()[0].item()} if values.numel() == 1 else {"scores": values.tolist()}
-    values = values.sigmoid() if config.problem_type == "multi_label_classification" else values.softmax(-1)
+    values = values.sigmoid() if task == "multi-label" else values.softmax(-1)
+    own = about.labels is not None and len(about.labels) == values.numel()
+    labels: Any = about.labels if own else config.id2label
     best = torch.argsort(values, descending=True, stable=True)[:top_k].tolist()
-    top = [{"label": str(config.id2label[i]), "score": values[i].item()} for i in best]
+    top = [{"label": str(labels[i]), "score": values[i].item()} for i in best]
     return {**top[0], "top": top}
 
 
@@ -73,11 +81,13 @@ class TextClassification:
         return None
 
     @torch.no_grad()
-    def run(self, model: nn.Module, read: Sequence[tuple[Encoded, int]]) -> list[dict[str, Any]]:
+    def run(
+        self, model: nn.Module, read: Sequence[tuple[Encoded, int]], about: About | None = None
+    ) -> list[dict[str, Any]]:
         """The answers, in order."""
         batch = self.tokenizer.pad([encoded for encoded, _ in read], return_tensors="pt")
         logits = model(**{key: value.to(_device(model)) for key, value in batch.items()}).logits.cpu()
-        return [scores(row, self.config, top_k) for row, (_, top_k) in zip(logits, read, strict=True)]
+        return [scores(row, self.config, top_k, about) for row, (_, top_k) in zip(logits, read, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,9 @@ class Generation:
         return read[1]
 
     @torch.no_grad()
-    def run(self, model: nn.Module, read: Sequence[tuple[Encoded, tuple[int, float, float]]]) -> list[dict[str, Any]]:
+    def run(
+        self, model: nn.Module, read: Sequence[tuple[Encoded, tuple[int, float, float]]], about: About | None = None
+    ) -> list[dict[str, Any]]:
         """The continuations, in order."""
         new, temperature, top_p = read[0][1]
         batch = self.tokenizer.pad([encoded for encoded, _ in read], return_tensors="pt", padding_side="left")

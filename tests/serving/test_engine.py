@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from served_models import TEXT, bert_adapters, bert_folder, spoil
 
-from gpart import load_adapter
+from gpart import attach, load_adapter
 from gpart.errors import GPartError
 from gpart.serving.api import Settings, make_engine
 from gpart.serving.engine import Engine
@@ -27,8 +28,6 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bert_adapters(root / "base", root / "adapters", ["u0", "u1", "u2", "broken"])
     spoil(root / "adapters" / "broken")
     from transformers import AutoModelForSequenceClassification
-
-    from gpart import attach
 
     other = AutoModelForSequenceClassification.from_pretrained(root / "base")
     with torch.no_grad():
@@ -67,6 +66,21 @@ def by_label(answer: Any) -> list[float]:
     found = {each["label"]: each["score"] for each in answer["top"]}
     assert (answer["label"], answer["score"]) == max(found.items(), key=lambda item: item[1])
     return [found[f"LABEL_{i}"] for i in range(len(found))]
+
+
+def test_each_answer_has_the_names_of_its_adapters_labels(bert: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    for name, labels in (("film", ["bad", "fair", "good"]), ("mail", ["ham", "mail", "spam"])):
+        model = AutoModelForSequenceClassification.from_pretrained(bert / "base")
+        adapter = attach(model, TEXT)
+        adapter.about = replace(adapter.about, labels=labels)
+        adapter.save(tmp_path / name)
+    engine = make_engine(Settings(str(bert / "base"), str(tmp_path)))
+    asked = [engine.read({"text": "film", "adapter": name}) for name in ("film", "mail", "film", None)]
+    found = [sorted(each["label"] for each in answer["top"]) for answer in engine.answer(asked)]  # type: ignore[index]
+    film, mail = ["bad", "fair", "good"], ["ham", "mail", "spam"]
+    assert found == [film, mail, film, ["LABEL_0", "LABEL_1", "LABEL_2"]]
 
 
 def test_a_mixed_batch_gives_each_what_its_adapter_gives_alone(engine: Engine, bert: Path) -> None:
@@ -116,10 +130,10 @@ def test_an_input_that_fails_fails_alone(engine: Engine, monkeypatch: pytest.Mon
     real = type(engine.task).run
     poison = engine.read({"text": "no no no", "adapter": "u0"})
 
-    def run(task: Any, model: Any, read: Any) -> Any:
+    def run(task: Any, model: Any, read: Any, about: Any) -> Any:
         if any(inputs is poison.inputs for inputs in read):  # type: ignore[union-attr]
             raise RuntimeError("CUDA error: device-side assert")
-        return real(task, model, read)
+        return real(task, model, read, about)
 
     monkeypatch.setattr(type(engine.task), "run", run)
     good = engine.read({"text": "film", "adapter": "u0"})
@@ -182,8 +196,6 @@ def test_pairs_and_fewer_labels(engine: Engine) -> None:
 
 def test_a_base_without_a_head_takes_the_adapters_and_answers_nothing_itself(bert: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
-
-    from gpart import attach
 
     base = bert_folder(tmp_path / "base", labels=2, head=False)
     attach(AutoModelForSequenceClassification.from_pretrained(base, num_labels=5), TEXT).save(tmp_path / "all" / "five")

@@ -139,5 +139,26 @@ def test_scores_of_several_kinds() -> None:
     assert [each["label"] for each in answer["top"]] == ["b", "a"]
     assert answer["top"][1]["score"] == pytest.approx(0.5)
     assert scores(torch.tensor([2.5]), SimpleNamespace(num_labels=1, problem_type=None), 5) == {"score": 2.5}
-    two = SimpleNamespace(num_labels=2, problem_type="regression")
+    two = SimpleNamespace(num_labels=2, problem_type="regression", id2label={0: "no", 1: "yes"})
     assert scores(torch.tensor([2.5, 1.0]), two, 5) == {"scores": [2.5, 1.0]}
+
+
+def test_an_adapters_own_labels_and_task_go_before_the_bases() -> None:
+    from types import SimpleNamespace
+
+    from gpart.serialization.about import About
+    from gpart.serving.texts import scores
+
+    config, logits = SimpleNamespace(num_labels=2, problem_type=None, id2label={0: "no", 1: "yes"}), torch.zeros(2)
+
+    def top(about: About | None) -> list[tuple[str, float]]:
+        return [(each["label"], each["score"]) for each in scores(logits, config, 2, about)["top"]]
+
+    assert top(None) == top(About(task="text-generation")) == [("no", 0.5), ("yes", 0.5)]
+    assert top(About(labels=["bad", "good"])) == [("bad", 0.5), ("good", 0.5)]
+    assert top(About(labels=["of", "another", "head"])) == [("no", 0.5), ("yes", 0.5)]
+    logits = torch.tensor([0.0, 20.0])
+    assert top(About(task="multi-label"))[1] == ("no", 0.5)
+    assert scores(logits, config, 2, About(task="regression")) == {"scores": [0.0, 20.0]}
+    config.problem_type = "multi_label_classification"
+    assert top(About(task="classification"))[1][1] < 1e-6
