@@ -25,9 +25,13 @@ PAIRS = (
 )
 """By their last names, as Transformers has them."""
 
-FUSED = ("qkv", "Wqkv", "c_attn", "in_proj")
+FUSED = ("qkv", "Wqkv", "c_attn")
 """One layer for query, key and value, in this order: timm's, ModernBERT's, GPT-2's. Its output is three times as wide as
-its input; where several queries share a key it is not, and the layer is not taken for one of these."""
+its input; where several queries share a key it is not, and the layer is not taken for one of these. DeBERTa's ``in_proj``
+has query, key and value of each head together, and LFM2's is a convolution's."""
+
+BY_HEAD = ("GPTBigCodeAttention",)
+"""Classes whose fused layer has such a name, and query, key and value of each head together."""
 
 
 def query_value(model: nn.Module) -> tuple[list[str], dict[str, list[list[int]]]]:
@@ -71,7 +75,9 @@ def has_query_value(model: nn.Module) -> bool:
 
 
 def _found(model: nn.Module) -> tuple[list[str], dict[str, list[list[int]]]]:
-    modules = {path: module for path, module in named_modules(model) if is_linear(module)}
+    every = named_modules(model)
+    modules = {path: module for path, module in every if is_linear(module)}
+    by_head = {path for path, module in every if type(module).__name__ in BY_HEAD}
     below: dict[str, set[str]] = {}
     for path in modules:
         parent, _, name = path.rpartition(".")
@@ -80,7 +86,11 @@ def _found(model: nn.Module) -> tuple[list[str], dict[str, list[list[int]]]]:
     names = [name for pair in PAIRS if any(found.issuperset(pair) for found in below.values()) for name in pair]
     slices: dict[str, list[list[int]]] = {}
     for name in FUSED:
-        widths = {_width(module) for path, module in modules.items() if path.rpartition(".")[2] == name}
+        widths = {
+            0 if path.rpartition(".")[0] in by_head else _width(module)
+            for path, module in modules.items()
+            if path.rpartition(".")[2] == name
+        }
         if len(widths) == 1 and (width := widths.pop()):
             names.append(name)
             slices[name] = [[0, width], [2 * width, 3 * width]]

@@ -255,7 +255,8 @@ def _places(runs: int) -> Tensor:
 
 
 def _bytes(values: Tensor) -> memoryview:
-    return values.contiguous().view(torch.uint8).numpy().data
+    # A copy: torch fixes the size of memory that numpy has seen, and FSDP2 gives a parameter's memory back by resizing it.
+    return values.contiguous().clone().view(torch.uint8).numpy().data
 
 
 def _evenly(value: Tensor) -> Tensor:

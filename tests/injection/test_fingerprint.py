@@ -93,3 +93,11 @@ def test_the_parts_name_what_differs_and_stay_short(count):
     assert "layers.0002.weight" in found or found.startswith("layers.0000.weight to ")
     del weights["layers.0000.weight"]
     assert differing(weights, "") == []
+
+
+def test_memory_that_was_looked_at_can_be_given_back() -> None:
+    """FSDP2 resizes a parameter's memory, which torch refuses for what numpy has seen."""
+    for numbers in (8, 100_000):
+        value = torch.ones(numbers)
+        fingerprint({"weight": value})
+        value.untyped_storage().resize_(0)

@@ -12,8 +12,14 @@ from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
+    DebertaConfig,
+    DebertaModel,
     DebertaV2Config,
     DistilBertConfig,
+    GPTBigCodeConfig,
+    GPTBigCodeModel,
+    Lfm2Config,
+    Lfm2Model,
     LlamaConfig,
     ModernBertConfig,
     Phi3Config,
@@ -82,6 +88,25 @@ def test_of_a_fused_layer_the_key_stays() -> None:
         adapter.theta.fill_(1.0)
     rows = adapter.delta("attention.qkv.weight").abs().sum(1)
     assert [bool(row) for row in rows] == [True] * 4 + [False] * 4 + [True] * 4
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: DebertaModel(DebertaConfig(**SMALL)),
+        lambda: GPTBigCodeModel(GPTBigCodeConfig(n_embd=8, n_layer=1, n_head=2, vocab_size=20, multi_query=False)),
+    ],
+)
+def test_a_fused_layer_that_goes_head_by_head_is_not_cut_in_three(model: Any) -> None:
+    with pytest.raises(GPartError, match=r"query-value.*name the layers"):
+        attach(model(), GPartConfig(d=2, target_modules="query-value"))
+
+
+def test_a_convolutions_projection_is_no_attention() -> None:
+    config = Lfm2Config(
+        **SMALL, num_key_value_heads=2, layer_types=["conv", "full_attention"], block_multiple_of=8, pad_token_id=0
+    )
+    assert query_value(Lfm2Model(config)) == (["q_proj", "v_proj"], {})
 
 
 def test_own_slices_go_over_those_found() -> None:
