@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
@@ -84,7 +84,12 @@ def write_peft(
         first: the buffers before training; those that it left alone are not written.
     """
     network = model.get_base_model()
-    state = {**model.state_dict(), **{f"{WRAPPED}{name}": value for name, value in tensors.items()}}
+    # A parameter may have several names, such as VB-LoRA's bank of vectors, and PEFT may read it by another than we do.
+    named = dict(model.named_parameters(remove_duplicate=False))
+    given = {f"{WRAPPED}{name}": value for name, value in tensors.items()}
+    values = {id(named[key]): value for key, value in given.items() if key in named}
+    state = {**model.state_dict(), **given}
+    state |= {key: values[id(one)] for key, one in named.items() if id(one) in values and key in state}
     held: dict[str, Tensor] = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
     outermost = [path for path in heads if not any(path.startswith(f"{other}.") for other in heads)]
     # PEFT takes what ends in a name, also within a word: "classifier" means "pre_classifier" too, and then needs both.
@@ -126,26 +131,34 @@ def read_peft(model: PeftModel, folder: str) -> None:
         f"{key} is {theirs.get(key)!r} there, {mine[key]!r} here" for key in mine if theirs.get(key) != mine[key]
     ]:
         raise GPartError(f"{folder} and this callback have different settings: {'; '.join(different)}")
-    live, found = model.state_dict(), load_tensors(read(inside(at, TENSORS)))
-    names = {_written(name, model.active_adapter): name for name in live}
-    unknown = sorted(key for key in found if key not in names)
+    found = {key: value for key, value in load_tensors(read(inside(at, TENSORS))).items() if not _is_copy(key)}
+    # PEFT's own names for what the method has added, which differ from the network's by method; then heads and buffers.
+    added: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    live = model.state_dict()
+    others = {key: name for name in live if (key := _written(name, model.active_adapter)) not in added}
+    shapes = {**{key: live[name].shape for key, name in others.items()}, **{key: v.shape for key, v in added.items()}}
+    unknown, missing = sorted(set(found) - set(shapes)), sorted(set(added) - set(found))
     wrong = [
-        f"{key} has shape {list(value.shape)}, here {list(live[names[key]].shape)}"
+        f"{key} has shape {list(value.shape)}, here {list(shapes[key])}"
         for key, value in sorted(found.items())
-        if key in names and value.shape != live[names[key]].shape
+        if key in shapes and value.shape != shapes[key]
     ]
-    needed = {_written(name, model.active_adapter) for name, value in model.named_parameters() if value.requires_grad}
-    missing = sorted(needed - set(found))
     if unknown or wrong or missing:
         raise GPartError(
             f"{folder}: tensors missing {missing[:3]}, too many {unknown[:3]}, of another shape {wrong[:3]}"
         )
-    put(live, {names[key]: value for key, value in found.items()})
+    put(live, {others[key]: value for key, value in found.items() if key in others})
+    set_peft_model_state_dict(model, {key: found[key] for key in added}, model.active_adapter)
 
 
 def heads_of(network: nn.Module, modules_to_save: Any) -> list[str]:
     """The paths of what is trained in full."""
     return list(dict.fromkeys(saved_parameters(network, modules_to_save)[0]))
+
+
+def _is_copy(key: str) -> bool:
+    """Whether PEFT has written a head once more by the names within its wrapper, as it does with ``bias="all"``."""
+    return ".modules_to_save." in key or ".original_module." in key
 
 
 def _written(name: str, adapter: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_bases import bert_folder, classifier
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -31,6 +31,10 @@ PEFTS: dict[str, dict[str, Any]] = {
     "VERA": {"r": 4},
     "FOURIERFT": {"n_frequency": 5},
     "IA3": {"feedforward_modules": []},
+    # PEFT's files have other names for these than the network has.
+    "LORA as DoRA": {"r": 2, "use_dora": True},
+    "VBLORA": {"r": 2, "num_vectors": 8, "vector_length": 8},
+    "SHIRA": {"r": 1},
 }
 
 
@@ -131,7 +135,7 @@ def test_plain_peft_reads_the_folder_of_its_methods(
     kind: str, monitor: str | None, base: Path, tmp_path: Path, lit_trainer: Any
 ) -> None:
     def method(**more: Any) -> PeftCallback:
-        return PeftCallback(kind, ["query", "value"], ["classifier"], PEFTS[kind], **more)
+        return PeftCallback(kind.split(maxsplit=1)[0], ["query", "value"], ["classifier"], PEFTS[kind], **more)
 
     expected = fit(base, method(save_folder=str(tmp_path / "saved")), tmp_path, lit_trainer, monitor)
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
@@ -148,6 +152,21 @@ def test_plain_peft_reads_the_folder_of_its_methods(
     network = classifier(base, 2)
     method(adapter=str(tmp_path / "saved")).apply(network)
     assert torch.equal(outputs(network), outputs(expected))
+
+
+def test_the_callback_reads_pefts_own_folder_with_biases_and_a_head(base: Path, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    settings = {"r": 2, "bias": "all", "init_lora_weights": False}
+    config = LoraConfig(target_modules=["query", "value"], modules_to_save=["classifier"], **settings)
+    theirs = get_peft_model(classifier(base, 2), config)
+    with torch.no_grad():
+        for value in theirs.parameters():
+            if value.requires_grad:
+                value.add_(0.1)
+    theirs.save_pretrained(str(tmp_path / "saved"))
+    network = classifier(base, 2)
+    PeftCallback("LORA", ["query", "value"], ["classifier"], settings, adapter=str(tmp_path / "saved")).apply(network)
+    assert torch.equal(outputs(network), outputs(theirs))
 
 
 def test_pefts_folder_that_does_not_fit(base: Path, tmp_path: Path, lit_trainer: Any) -> None:
