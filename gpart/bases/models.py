@@ -33,6 +33,7 @@ from gpart.assets.fetching import gguf, loading, resolve
 from gpart.bases.current_folder import look_in_current_folder
 from gpart.bases.fitting import Needs, choose, head_size
 from gpart.errors import GPartError, GPartFileError
+from gpart.serialization.about import PROBLEM_TYPES, About
 from gpart.serialization.manifest import Manifest
 
 TIMM, PYTHON = "timm:", "python:"
@@ -149,13 +150,16 @@ def base_of(
             f"{source} was trained on {wanted!r}, which it names, and that cannot be loaded here: {error}. Give the base's"
             " folder or name where it is another one here"
         ) from error
-    name_classes(base.model, manifest.about.labels)
+    name_classes(base.model, manifest.about)
     return base
 
 
-def name_classes(model: nn.Module, labels: list[str] | None) -> None:
-    """Gives a model of Transformers an adapter's names for its classes."""
+def name_classes(model: nn.Module, about: About) -> None:
+    """Gives a model of Transformers an adapter's names for its classes, and its kind of task, which pipelines go by."""
     config: Any = getattr(model, "config", None)
+    labels = about.labels
+    if about.task in PROBLEM_TYPES and config is not None:
+        config.problem_type = PROBLEM_TYPES[about.task]
     if labels and getattr(config, "num_labels", None) == len(labels):
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}

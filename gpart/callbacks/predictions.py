@@ -26,7 +26,7 @@ class PredictionWriter(OfBoth, Callback):
 
     Rows are in the order of the data. Those without an ``idx`` get the place of their row in the data, from 0. In CSV and
     TSV, lists and mappings are written as JSON. With several devices each rank writes a file of its own,
-    ``<path>.rank<k>``.
+    ``<path>.rank<k>``. They are written to ``<path>.part``, which becomes the file when all are there.
 
     Args:
         path: the file: JSON lines, CSV, TSV or Parquet, by its extension; None prints JSON lines.
@@ -44,11 +44,19 @@ class PredictionWriter(OfBoth, Callback):
         self._kept: list[dict[str, Any]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts with an empty file."""
+        """Starts with an empty file.
+
+        Raises:
+            GPartError: if it is the file that the rows come from.
+        """
         self._columns, self._kept = [], []
-        if self.path is not None:
-            self._file(trainer).parent.mkdir(parents=True, exist_ok=True)
-            self._file(trainer).write_text("")
+        if self.path is None:
+            return
+        source = getattr(getattr(trainer, "datamodule", None), "hparams", {}).get("path")
+        if isinstance(source, str) and Path(source).expanduser().resolve() == self._file(trainer).resolve():
+            raise GPartError(f"the predictions would take the place of the rows, {source}: name another file")
+        self._file(trainer).parent.mkdir(parents=True, exist_ok=True)
+        self._part(trainer).write_text("")
 
     def on_predict_batch_end(
         self,
@@ -75,18 +83,20 @@ class PredictionWriter(OfBoth, Callback):
         if self.path is None:
             print(_lines(found), end="")
         else:
-            self._write(found, self._file(trainer), Path(self.path).suffix.lower())
+            self._write(found, self._part(trainer), Path(self.path).suffix.lower())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes what can only be written whole."""
+        """Writes what can only be written whole, and gives the file its name."""
         if self._kept:
             try:
-                parquet.write_table(pa.Table.from_pylist(self._kept), self._file(trainer))
+                parquet.write_table(pa.Table.from_pylist(self._kept), self._part(trainer))
             except pa.ArrowException as error:
                 raise GPartError(
                     f"{self.path}: a column has values of several kinds, which Parquet does not take: {error}; .jsonl does"
                 ) from error
             self._kept = []
+        if self.path is not None:
+            self._part(trainer).replace(self._file(trainer))
 
     def _write(self, found: list[dict[str, Any]], file: Path, extension: str) -> None:
         if extension == ".parquet":  # a column's type is known when all its values are
@@ -109,6 +119,10 @@ class PredictionWriter(OfBoth, Callback):
     def _file(self, trainer: Trainer) -> Path:
         path = Path(self.path or "")
         return path if trainer.world_size == 1 else path.with_name(f"{path.name}.rank{trainer.global_rank}")
+
+    def _part(self, trainer: Trainer) -> Path:
+        file = self._file(trainer)
+        return file.with_name(f"{file.name}.part")
 
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}

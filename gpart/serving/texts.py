@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpart.serialization.about import About
+from gpart.serialization.about import PROBLEM_TYPES, About
 from gpart.serving.requests import Limits, check_fields, check_tokens, number, text, whole
 
 Encoded = dict[str, list[int]]
 _MOST_LABELS = 1000
-_TASK_OF = {"regression": "regression", "multi_label_classification": "multi-label"}
-"""An adapter's task by Transformers' ``problem_type``."""
+_TASK_OF = {problem: task for task, problem in PROBLEM_TYPES.items()}
 _TASKS = ("classification", *_TASK_OF.values())
 
 

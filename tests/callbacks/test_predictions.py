@@ -75,6 +75,9 @@ def test_ranks_are_dealt_the_rows_one_by_one(tmp_path: Path, monkeypatch: pytest
     writer.on_predict_start(Two(), None)  # type: ignore[arg-type]
     for at in range(2):
         writer.on_predict_batch_end(Two(), None, {"label": ["x", "y"]}, None, at)  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl.rank1.part"]
+    writer.on_predict_end(Two(), None)  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl.rank1"]
     lines = (tmp_path / "out.jsonl.rank1").read_text().splitlines()
     assert [json.loads(line)["idx"] for line in lines] == [1, 3, 5, 7]
 

@@ -109,6 +109,29 @@ def test_a_regression(gpart: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert row == {"idx": 0, "review": "The bed was soft and the room was quiet."}
 
 
+def test_the_columns_named_on_the_command_line_and_a_file_from_pandas(
+    gpart: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = pd.read_csv(DATA / "tickets.csv")
+    rows["answer"] = "We have written to " + rows["message"]  # a second column of texts
+    rows.to_csv("tickets.csv")  # with its index, a column without a name
+    words = ["--data.path=tickets.csv", "--data.text=message", "--data.label=team"]
+    assert gpart("fit", *words) == 0
+    # A prediction of what was predicted keeps every column, and the rows themselves stay.
+    before = Path("tickets.csv").read_bytes()
+    words = ["--method.adapter=adapters/text", "--data.text=message"]
+    assert gpart("predict", *words, "--data.path=tickets.csv", "--output=tickets.csv") == 2
+    assert "the predictions would take the place of the rows" in capsys.readouterr().err
+    assert Path("tickets.csv").read_bytes() == before
+    renamed = rows.rename(columns={"team": "label"})
+    renamed.to_csv("renamed.csv", index=False)
+    assert gpart("predict", *words, "--data.path=renamed.csv", "--output=first.csv") == 0
+    assert gpart("predict", *words, "--data.path=first.csv", "--output=second.csv") == 0
+    found = pd.read_csv("second.csv")
+    assert found["input_label"].tolist() == renamed["label"].tolist()
+    assert found["input_input_label"].tolist() == found["label"].tolist()
+
+
 def test_text_pairs(gpart: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpart("fit", f"--data.path={DATA / 'pairs.tsv'}", "--data.test_held_out=0.2", "--test_best=true") == 0
     assert "test/accuracy" in capsys.readouterr().out
@@ -129,7 +152,9 @@ def test_that_there_is_nothing_to_test_on_is_told_before_training(
     assert not list(Path().rglob("*.ckpt"))
 
 
-def test_json_lines_and_several_classes_a_text(gpart: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_lines_and_several_classes_a_text(
+    gpart: Any, capsys: pytest.CaptureFixture[str], tiny_encoder: Path
+) -> None:
     assert gpart("fit", f"--data.path={DATA / 'headlines.jsonl'}") == 0
     assert read_folder("adapters/text")[0].about.labels == ["culture", "sport", "weather"]
     tagged = [json.loads(line) for line in (DATA / "headlines.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -148,6 +173,10 @@ def test_json_lines_and_several_classes_a_text(gpart: Any, capsys: pytest.Captur
     for row in found:
         assert row["label"] == [name for name, value in row["probability"].items() if value > 0.5]
         assert list(row["probability"]) == about.labels
+    # A merged model says of itself what the scores are, for those who have no gpart.
+    assert main(["merge", str(tiny_encoder), "adapters/tags", "merged"]) == 0
+    config = json.loads(Path("merged/config.json").read_text())
+    assert (config["problem_type"], config["id2label"]["1"]) == ("multi_label_classification", "north")
 
 
 def test_mistakes_are_one_line_before_anything_is_loaded(gpart: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,9 +77,10 @@ def read_file(path: Path, bad: BadRows) -> list[Row]:
     try:
         rows = list(reader(path, bad))
     except UnicodeDecodeError as error:
+        encoding = "UTF-16" if path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
         raise GPartError(
             f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at byte {error.start + 1} of a block of it."
-            f" Save it as UTF-8, or convert it: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > NEW{path.suffix}"
+            f" Save it as UTF-8, or convert it: iconv -f {encoding} -t UTF-8 {path.name} > NEW{path.suffix}"
         ) from error
     if not rows:
         raise GPartError(f"{path} has no rows")
@@ -104,8 +105,9 @@ def _delimited(path: Path, bad: BadRows) -> Iterator[Row]:
 
 
 def _fields(path: Path, reader: Any, bad: BadRows) -> Iterator[Row]:
-    header = [name.strip() for name in next(reader, [])]
-    if len(set(header)) != len(header) or "" in header:
+    # pandas leaves the name of its index empty, and a comma at a line's end makes a column without one.
+    header = [name.strip() or f"column {at}" for at, name in enumerate(next(reader, []), start=1)]
+    if len(set(header)) != len(header):
         raise GPartError(f"{path}: the first line names the columns, each once, got {header}")
     number = 0
     for fields in reader:

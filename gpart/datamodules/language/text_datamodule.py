@@ -113,6 +113,8 @@ class TextDataModule(SeededDataModule):
         # Plain types, since a checkpoint holds the hyperparameters and torch.load(weights_only=True) refuses others.
         path, val_path, test_path = (_name_of(source) for source in (path, val_path, test_path))
         self.save_hyperparameters()
+        # From the command line it takes what was written there, not these names.
+        self.save_hyperparameters({"path": path, "val_path": val_path, "test_path": test_path, "text": text})
         self.parts: dict[str, Any] = {}
         self._labels: Labels | None = None
         self._pad: DataCollatorWithPadding | None = None

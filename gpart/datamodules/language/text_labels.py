@@ -6,6 +6,7 @@ Invariant: a label is never taken for another than it says. What fits no class, 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ PROBLEMS: dict[Task, str] = {
 """What Transformers calls each."""
 
 _MOST_WHOLE = 20  # whole numbers are classes if they are of this many kinds at most: stars and marks, not prices
+_COMMA = re.compile(r"[+-]?\d+,\d+")
 _NUMBERS = 0.9  # a column is one of numbers if this share of it is; the others are then bad rows
 
 
@@ -49,7 +51,7 @@ def guess_task(values: Sequence[Any], column: str, separator: str | None) -> Tas
         separator: what stands between the classes of a text.
 
     Raises:
-        GPartError: if whole numbers could be either.
+        GPartError: if whole numbers could be either, or numbers have a decimal comma.
 
     Example:
         >>> guess_task(["billing", "delivery"], "team", None), guess_task(["0.5", "1"], "score", None)
@@ -60,6 +62,12 @@ def guess_task(values: Sequence[Any], column: str, separator: str | None) -> Tas
     there = [value for value in values if value is not None]
     if separator is not None or any(isinstance(value, list) for value in there):
         return "multi-label"
+    commas = [value for value in there if isinstance(value, str) and _COMMA.fullmatch(value.strip())]
+    if commas and len(commas) >= _NUMBERS * len(there):
+        raise GPartError(
+            f"column {column!r} has numbers with a decimal comma, such as {commas[0]!r}: write them with a point, or say"
+            " --data.task classification if they are names"
+        )
     numbers = [number for value in there if (number := number_of(value)) is not None]
     if not numbers or len(numbers) < _NUMBERS * len(there):
         return "classification"
@@ -98,6 +106,8 @@ def name_of(value: Any) -> str | None:
     """
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float) and math.isnan(value):
+        return None  # as JSON and Parquet have a missing one; a text "NaN" stays one
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a column of whole numbers and missing ones comes as floats
     name = "" if value is None else str(value).strip()

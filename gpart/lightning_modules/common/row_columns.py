@@ -41,9 +41,17 @@ def beside(batch: Mapping[str, Any], answers: dict[str, list[Any]]) -> dict[str,
     Example:
         >>> beside({"rows": [{"text": "late", "label": "x"}]}, {"label": ["delivery"]})
         {'text': ['late'], 'input_label': ['x'], 'label': ['delivery']}
+        >>> beside({"rows": [{"input_label": "w", "label": "x"}]}, {"label": ["delivery"]})
+        {'input_label': ['w'], 'input_input_label': ['x'], 'label': ['delivery']}
     """
     columns = row_columns(batch)
-    return {**{f"input_{name}" if name in answers else name: value for name, value in columns.items()}, **answers}
+    renamed: dict[str, list[Any]] = {}
+    for name, value in columns.items():
+        free = name
+        while free in answers or (free != name and free in columns):  # such as the answers of another prediction
+            free = f"input_{free}"
+        renamed[free] = value
+    return {**renamed, **answers}
 
 
 def _listed(value: Any) -> list[Any]:

@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from gpart.datamodules.common.own_files import read_parts
 from gpart.datamodules.common.own_rows import BadRows
+from gpart.datamodules.language.text_labels import guess_task, name_of
 from gpart.errors import GPartError, GPartFileError
 
 TABLE = 'id,message,team\n1,"late, and\nwet",delivery\n2,NA,\n3,x,true\n'
@@ -117,7 +118,7 @@ def test_a_row_that_cannot_be_read_is_named_or_left_out(name: str, content: str,
     ("name", "content", "said"),
     [
         ("a.csv", "text\nGrüße\n".encode("latin-1"), r"a.csv is not UTF-8: byte 0xfc .*iconv -f WINDOWS-1252"),
-        ("a.csv", "text\nx\n".encode("utf-16"), "is not UTF-8: byte 0xff"),
+        ("a.csv", "text\nx\n".encode("utf-16"), "is not UTF-8: byte 0xff.*iconv -f UTF-16 -t UTF-8 a.csv"),
         ("a.jsonl", b'{"text": "\xe4"}\n', "is not UTF-8: byte 0xe4"),
         ("a.csv", b'text\n"never closed\n', "can't be read as CSV, near line 2: unexpected end"),
         ("a.csv", b"text,text\n1,2\n", r"names the columns, each once, got \['text', 'text'\]"),
@@ -160,3 +161,23 @@ def test_a_long_field_is_read_and_csvs_own_limit_stays(tmp_path: Path) -> None:
 def test_an_unknown_policy_is_refused() -> None:
     with pytest.raises(GPartError, match=r"on_bad_row must be one of \['error', 'skip'\], got 'drop'"):
         BadRows("drop")
+
+
+def test_a_column_without_a_name_has_one_by_its_place(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",text,label,\n0,late,x,\n1,lost,y,\n", encoding="utf-8")
+    assert read(tmp_path / "a.csv")[""] == [
+        {"column 1": "0", "text": "late", "label": "x", "column 4": None},
+        {"column 1": "1", "text": "lost", "label": "y", "column 4": None},
+    ]
+
+
+def test_a_missing_number_is_no_class() -> None:
+    assert [name_of(value) for value in (float("nan"), "nan", 1.0)] == [None, "nan", "1"]
+
+
+def test_decimal_commas_are_told() -> None:
+    with pytest.raises(
+        GPartError, match=r"'score' has numbers with a decimal comma, such as '0,5': write them with a point"
+    ):
+        guess_task(["0,5", " 1,25 ", "-3,0"], "score", None)
+    assert guess_task(["0,5", "a,b", "c", "d"], "kind", None) == "classification"
