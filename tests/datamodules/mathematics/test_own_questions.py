@@ -7,9 +7,11 @@ import json
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 
 from gpart.datamodules import QuestionDataModule
@@ -28,6 +30,7 @@ class Run:
     """Stands for a Trainer."""
 
     is_global_zero, world_size, global_rank, lightning_module = True, 1, 0, Module()
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
