@@ -140,11 +140,13 @@ class Theta(nn.Module):
                 return tensor.to(device=moved.device, dtype=torch.float32)
             return moved
 
-        before = self.theta.device
+        before = self._parameters.get("theta")
+        device = None if before is None else before.device  # FSDP 1 keeps it in a flat parameter of its own
         for child in self.children() if recurse else ():
             child._apply(fn)  # type: ignore[no-untyped-call]  # a head that does not stand in the model is of the model's dtype all the same
         super()._apply(kept_wide, recurse=False)  # type: ignore[no-untyped-call]  # torch has no types here
-        if self.theta.device != before:
+        after = self._parameters.get("theta")
+        if device is not None and after is not None and after.device != device:
             self.adapter.weights.leave_device()
         return self
 
