@@ -33,7 +33,8 @@ from gpart.assets.fetching import gguf, loading, resolve
 from gpart.bases.current_folder import look_in_current_folder
 from gpart.bases.fitting import Needs, choose, head_size
 from gpart.errors import GPartError, GPartFileError
-from gpart.serialization.about import PROBLEM_TYPES, About
+from gpart.injection.facts import PROBLEM_TYPES
+from gpart.serialization.about import About
 from gpart.serialization.manifest import Manifest
 
 TIMM, PYTHON = "timm:", "python:"

@@ -26,7 +26,7 @@ from gpart.callbacks.checkpoints.random_states import install_random_states
 from gpart.callbacks.guards.averages import COPYING, check_copies, keep_frozen, refuse_empty_copies
 from gpart.callbacks.guards.flags import Flags, refuse_unfrozen
 from gpart.callbacks.guards.refusals import check_callbacks, check_strategy, strategy_name
-from gpart.callbacks.networks import find_network
+from gpart.callbacks.networks import find_network, tell_frozen
 from gpart.callbacks.optimizers import put_in_place
 from gpart.callbacks.packages import OfBoth, is_a, is_overridden
 from gpart.callbacks.saving import Save, check_keeper, check_save
@@ -265,7 +265,7 @@ class MethodCallback(OfBoth, Callback):
         children = [name for name, child in pl_module.named_children() if any(True for _ in child.children())]
         self._contents = self.apply(network)
         if self.module is None and network is pl_module and self._network is not network:
-            _tell_frozen(pl_module, own, children)
+            tell_frozen(pl_module, own, children)
         if self._network is not network:  # FSDP 1 may leave a part of it here
             self._frozen = sum(value.numel() for value in network.parameters() if not value.requires_grad)
         self._network, self._path, self._flags = network, path, Flags(network)
@@ -332,20 +332,3 @@ def install_checkpoint_io(trainer: Trainer) -> GPartCheckpointIO:
         plugin = GPartCheckpointIO(plugin)
         trainer.strategy.checkpoint_io = plugin
     return plugin
-
-
-def _tell_frozen(pl_module: LightningModule, own: list[str], children: list[str]) -> None:
-    """Warns where parameters of the LightningModule itself are frozen that may be no part of the network.
-
-    Args:
-        pl_module: the LightningModule, all of which was taken for the network.
-        own: the names of its parameters that were trained before.
-        children: the names of its children that may be networks.
-    """
-    frozen = [name for name in own if not pl_module.get_parameter(name).requires_grad]
-    if frozen and len(children) == 1:
-        rank_zero_warn(
-            f"{frozen} of {type(pl_module).__name__} is frozen: since it has parameters of its own, all of it is taken for the"
-            f" network. If {children[0]!r} is the network, say module={children[0]!r}; what stands beside it is then trained"
-            " as before"
-        )

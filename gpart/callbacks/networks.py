@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from lightning.pytorch import LightningModule
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
 from gpart.adapter import find_adapters
@@ -47,6 +48,23 @@ def find_network(pl_module: LightningModule, path: str | None, copies: Collectio
             f" {[name for name, _ in children]}: name one, as in module='student'"
         )
     return ("", pl_module) if whole else children[0]
+
+
+def tell_frozen(pl_module: LightningModule, own: list[str], children: list[str]) -> None:
+    """Warns where parameters of the LightningModule itself are frozen that may be no part of the network.
+
+    Args:
+        pl_module: the LightningModule, all of which was taken for the network.
+        own: the names of its parameters that were trained before.
+        children: the names of its children that may be networks.
+    """
+    frozen = [name for name in own if not pl_module.get_parameter(name).requires_grad]
+    if frozen and len(children) == 1:
+        rank_zero_warn(
+            f"{frozen} of {type(pl_module).__name__} is frozen: since it has parameters of its own, all of it is taken for the"
+            f" network. If {children[0]!r} is the network, say module={children[0]!r}; what stands beside it is then trained"
+            " as before"
+        )
 
 
 def submodule(pl_module: LightningModule, path: str, argument: str) -> nn.Module:

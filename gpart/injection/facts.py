@@ -16,6 +16,8 @@ TASKS = {
     "ForConditionalGeneration": "seq2seq-lm",
 }
 """By the end of the name of a class of Transformers."""
+PROBLEM_TYPES = {"regression": "regression", "multi-label": "multi_label_classification"}
+"""What the configs of Transformers' classifiers call a task; one without a ``problem_type`` is classification."""
 
 
 def facts_of(model: nn.Module) -> dict[str, Any]:
@@ -36,8 +38,7 @@ def facts_of(model: nn.Module) -> dict[str, Any]:
         facts["base"] = f"timm:{name}.{tag}" if tag else f"timm:{name}"
     classes: Any = getattr(config, "num_labels", None)
     if kind.endswith(CLASSIFIERS) and isinstance(classes, int):
-        several = getattr(config, "problem_type", None) == "multi_label_classification"
-        facts["task"] = "multi-label" if several else "regression" if classes == 1 else "classification"
+        facts["task"] = classifiers_task(config)
         names: Any = getattr(config, "id2label", None) or {}
         labels = [names.get(index) for index in range(classes)]
         # LABEL_0, LABEL_1 are what Transformers calls classes without names.
@@ -46,3 +47,18 @@ def facts_of(model: nn.Module) -> dict[str, Any]:
     elif task := next((task for ending, task in TASKS.items() if kind.endswith(ending)), None):
         facts["task"] = task
     return facts
+
+
+def classifiers_task(config: Any) -> str:
+    """The task of one of Transformers' classifiers, by its config's ``problem_type`` and ``num_labels``.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> classifiers_task(SimpleNamespace(num_labels=1)), classifiers_task(SimpleNamespace(num_labels=3))
+        ('regression', 'classification')
+        >>> classifiers_task(SimpleNamespace(num_labels=3, problem_type="multi_label_classification"))
+        'multi-label'
+    """
+    problem = getattr(config, "problem_type", None)
+    said = next((task for task, name in PROBLEM_TYPES.items() if name == problem), None)
+    return said or ("regression" if config.num_labels == 1 else "classification")

@@ -31,7 +31,7 @@ from gpart.errors import GPartError
 from gpart.injection.names import READERS, stored
 from gpart.injection.recurrent import UPKEEP, is_recurrent, overrides
 from gpart.injection.targets import AdaptedWeight
-from gpart.injection.tensors import dense, same_bits
+from gpart.injection.tensors import dense, is_packed, same_bits
 
 _MOVERS = ("torch.distributed.", "accelerate.", "torch.nn.modules.module")
 """Who asks a layer for its parameters by their names: FSDP 1 and 2, offloading, ``Module.get_parameter``. They get W0."""
@@ -273,7 +273,7 @@ def _make_class(plain: type[nn.Module], attributes: tuple[str, ...]) -> type[nn.
         frame = sys._getframe(1)
         above = frame.f_back if frame.f_code is nn.Module.__setattr__.__code__ else frame
         if name in attributes and above is not None and not _module_of(above).startswith(movers):
-            _tell_assigned(self, name)
+            _tell_assigned(self, name, param)
         plain.register_parameter(self, name, param)
 
     recurrent = is_recurrent(plain)
@@ -292,11 +292,13 @@ def _new(plain: type[nn.Module], attributes: tuple[str, ...]) -> nn.Module:
     return cls.__new__(cls)
 
 
-def _tell_assigned(layer: nn.Module, attribute: str) -> None:
+def _tell_assigned(layer: nn.Module, attribute: str, value: nn.Parameter | None) -> None:
     """Warns where a value takes the place of W0 that was made of W0 + P·theta, as fusing and quantising do."""
     base = layer._parameters.get(attribute)
-    if base is None or attribute not in layer.__dict__.get(READERS, {}) or base.is_meta:
-        return
+    if base is None or value is base or attribute not in layer.__dict__.get(READERS, {}):
+        return  # nothing is there yet, or it is W0 again, as tie_weights puts it
+    if base.is_meta or not (type(base) in (Tensor, nn.Parameter) or is_packed(base)):
+        return  # no numbers that can be compared, such as a fake tensor's
     reader, weight = layer.__dict__[READERS][attribute]
     with torch.no_grad():
         if same_bits(reader.read(weight, base, False), dense(base)):

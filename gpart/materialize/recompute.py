@@ -133,8 +133,9 @@ class Recomputation(threading.local):
         if self.layers:
             layer = self.layers[-1]
             if layer.hooks is not None:
-                saved, wide = _Saved(held, _version(held)), value
-                value = _as_autocast_does(wide) if layer.linear else wide
+                saved = _Saved(held, _version(held))
+                if layer.linear:
+                    value = _as_autocast_does(value)
                 dtype = value.dtype
 
                 def again() -> Tensor:

@@ -12,9 +12,6 @@ from typing import Any
 
 from gpart.errors import GPartError
 
-PROBLEM_TYPES = {"regression": "regression", "multi-label": "multi_label_classification"}
-"""What Transformers' configs call a task; they take one without a name for classification."""
-
 
 @dataclass(frozen=True)
 class About:

@@ -33,7 +33,7 @@ class Task(Protocol):
     def group(self, read: Any) -> Hashable:
         """What must be equal for two requests to run together."""
 
-    def run(self, model: nn.Module, read: Sequence[Any], about: About | None = None) -> list[Answer]:
+    def run(self, model: nn.Module, read: Sequence[Any], about: About | None) -> list[Answer]:
         """The answers, in order; ``about`` is what the adapter's file says of its task and labels."""
 
 

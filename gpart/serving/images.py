@@ -80,9 +80,7 @@ class ImageClassification:
         return tuple(read[0].shape)
 
     @torch.no_grad()
-    def run(
-        self, model: nn.Module, read: Sequence[tuple[Tensor, int]], about: About | None = None
-    ) -> list[dict[str, Any]]:
+    def run(self, model: nn.Module, read: Sequence[tuple[Tensor, int]], about: About | None) -> list[dict[str, Any]]:
         """The answers, in order."""
         first = next(model.parameters())
         pixels = torch.stack([pixels for pixels, _ in read]).to(first.device, first.dtype)

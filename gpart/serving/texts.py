@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpart.serialization.about import PROBLEM_TYPES, About
+from gpart.injection.facts import PROBLEM_TYPES, classifiers_task
+from gpart.serialization.about import About
 from gpart.serving.requests import Limits, check_fields, check_tokens, number, text, whole
 
 Encoded = dict[str, list[int]]
 _MOST_LABELS = 1000
-_TASK_OF = {problem: task for task, problem in PROBLEM_TYPES.items()}
-_TASKS = ("classification", *_TASK_OF.values())
 
 
 def scores(logits: Tensor, config: Any, top_k: int, about: About | None = None) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def scores(logits: Tensor, config: Any, top_k: int, about: About | None = None) 
         {'label': 'no', 'score': 0.5, 'top': [{'label': 'no', 'score': 0.5}]}
     """
     values, about = logits.float(), about or About()
-    task = about.task if about.task in _TASKS else _TASK_OF.get(config.problem_type)
+    task = about.task if about.task in ("classification", *PROBLEM_TYPES) else classifiers_task(config)
     if config.num_labels == 1 or task == "regression":
         return {"score": values.flatten()[0].item()} if values.numel() == 1 else {"scores": values.tolist()}
     values = values.sigmoid() if task == "multi-label" else values.softmax(-1)
@@ -80,9 +79,7 @@ class TextClassification:
         return None
 
     @torch.no_grad()
-    def run(
-        self, model: nn.Module, read: Sequence[tuple[Encoded, int]], about: About | None = None
-    ) -> list[dict[str, Any]]:
+    def run(self, model: nn.Module, read: Sequence[tuple[Encoded, int]], about: About | None) -> list[dict[str, Any]]:
         """The answers, in order."""
         batch = self.tokenizer.pad([encoded for encoded, _ in read], return_tensors="pt")
         logits = model(**{key: value.to(_device(model)) for key, value in batch.items()}).logits.cpu()
@@ -117,7 +114,7 @@ class Generation:
 
     @torch.no_grad()
     def run(
-        self, model: nn.Module, read: Sequence[tuple[Encoded, tuple[int, float, float]]], about: About | None = None
+        self, model: nn.Module, read: Sequence[tuple[Encoded, tuple[int, float, float]]], about: About | None
     ) -> list[dict[str, Any]]:
         """The continuations, in order."""
         new, temperature, top_p = read[0][1]

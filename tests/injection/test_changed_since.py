@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from gpart import GPartConfig, GPartError, attach, get_adapters, load_adapter
 from gpart.adapter import find_adapters
@@ -161,6 +162,10 @@ def test_where_w0_is_meant_nothing_is_told() -> None:
     attach(net, GPartConfig(d=5, target_modules=["layer"]))  # theta is 0: both are the same
     assigned(net, net.layer.weight.detach() * 2)
     net.head.weight = nn.Parameter(torch.ones(2, 8))
+    net = adapted()
+    net.layer.weight = net.get_parameter("layer.weight")  # W0 itself, as Transformers' tie_weights puts it
+    with FakeTensorMode():  # no numbers to compare
+        assigned(adapted(), torch.ones(8, 8))
 
 
 def test_quantising_an_adapted_model_is_told() -> None:

@@ -82,8 +82,8 @@ class GLUEDataModule(SeededDataModule):
         seed: the seed of both choices. Together with the seed of ``seed_everything``, if it is called, it also gives
             the order of the training rows.
         num_workers: the number of worker processes of each data loader.
-        group_by_length: put examples of similar length into a batch, so that less of it is padding: in train and test. Validation
-            always does, and predict never.
+        group_by_length: put examples of similar length into a batch of train and test, so that less of it is padding.
+            Validation always does, and predict never.
         score_split: the split that ``test`` scores; the default is the task's (for mnli ``validation_matched``).
         predict_split: the split that ``predict`` labels; the default is the task's (for mnli ``test_matched``).
 

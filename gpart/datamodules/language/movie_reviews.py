@@ -45,8 +45,8 @@ class MovieReviewDataModule(SeededDataModule):
             order of the training rows.
         num_workers: the number of worker processes of each data loader.
         sentences: the sentences that ``predict`` labels; the default is the test split.
-        group_by_length: put sentences of similar length into a batch, so that less of it is padding: in train and test. Validation
-            always does, and predict never.
+        group_by_length: put sentences of similar length into a batch of train and test, so that less of it is padding.
+            Validation always does, and predict never.
 
     Raises:
         GPartError: if a setting is out of its range.

@@ -64,8 +64,8 @@ class TextDataModule(SeededDataModule):
         seed: the seed of the parts. Together with the seed of ``seed_everything``, if it is called, it also gives the
             order of the training rows.
         num_workers: the number of worker processes of each data loader.
-        group_by_length: put texts of similar length into a batch, so that less of it is padding: in train and test. Validation
-            always does, and predict never.
+        group_by_length: put texts of similar length into a batch of train and test, so that less of it is padding.
+            Validation always does, and predict never.
 
     Raises:
         GPartError: if a setting is out of its range.
