@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gpart.adapter import GPartAdapter, attach, get_adapters
@@ -23,7 +23,7 @@ from gpart.callbacks.guards.learning import FirstGradient, warn_of_lost_updates
 from gpart.callbacks.guards.refusals import refuse_merging
 from gpart.callbacks.logged import log_settings
 from gpart.callbacks.method import MethodCallback
-from gpart.callbacks.networks import find_attached
+from gpart.callbacks.networks import find_attached, overlap
 from gpart.callbacks.optimizers import group_of
 from gpart.callbacks.saving import Save, save_adapter
 from gpart.callbacks.sharding.strategies import (
@@ -39,7 +39,7 @@ from gpart.config import Bias, GPartConfig, IndicesSetting, MemoryPolicy, Projec
 from gpart.errors import GPartError
 from gpart.injection.homes import check_elements
 from gpart.injection.matching import with_own_names
-from gpart.injection.names import named_modules
+from gpart.injection.names import get_parameter, named_modules
 from gpart.loading import load_adapter
 from gpart.materialize.merging import check_mergeable
 
@@ -227,25 +227,45 @@ class GPartCallback(MethodCallback):
             set_active(network, list(before), list(before.values()), heads)
             raise
 
+    def places(
+        self, frozen: list[nn.Parameter], optimizers: Sequence[Optimizer]
+    ) -> tuple[list[nn.Parameter], list[Tensor]]:
+        """Theta stands in for what it adapts; what another adapter's theta will stand in for stays until then."""
+        network = self.adapter.model
+        waiting = [
+            weight.name
+            for one in get_adapters(network).values()
+            if one is not self.adapter and one.theta.requires_grad and group_of(one.theta, optimizers) is None
+            for weight in one.plan.weights
+        ]
+        stay = {id(get_parameter(network, name)) for name in waiting}
+        own = [get_parameter(network, weight.name) for weight in self.adapter.plan.weights]
+        return [one for one in frozen if id(one) not in stay], own
+
     def check_others(self, others: list[MethodCallback], trainer: Trainer) -> None:
-        """Several adapters may be trained at once, each by a callback of its own with a name of its own.
+        """Several adapters may be trained at once, of one network or of several, each by a callback with a name of its own.
 
         Raises:
-            GPartError: if two have one name, they adapt different modules, or the strategy shards the model.
+            GPartError: if two have one name, one's network is inside the other's, or the strategy shards the model.
         """
         for other in others:
             if not isinstance(other, GPartCallback):
                 super().check_others(others, trainer)
             elif other.name == self.name:
                 raise GPartError(f"two GPartCallbacks have the name {self.name!r}: give one another, by name=...")
-            elif other.module != self.module:
+            elif other.module != self.module and overlap(self.module, other.module):
                 raise GPartError(
-                    f"the adapters {self.name!r} and {other.name!r} are for different modules, {self.module!r} and"
-                    f" {other.module!r}: a trainer takes several adapters of one module"
+                    f"the adapters {self.name!r} and {other.name!r} are for modules that may contain each other,"
+                    f" {self.module!r} and {other.module!r}: name one module for both, or two that are apart"
                 )
             elif shards(trainer.strategy) or self.copies or other.copies:
                 raise GPartError(
                     f"adapters {self.name!r} and {other.name!r} at once: not with a sharded model, nor with copies"
+                )
+            elif other.module != self.module and "merged" in (self.checkpoints, other.checkpoints):
+                raise GPartError(
+                    f"checkpoints='merged' holds one adapter's W0 + P·theta, and {self.name!r} and {other.name!r} are two:"
+                    " write adapters, and merge at the end, by merge_at_end=True"
                 )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -32,6 +32,7 @@ from gpart.loading import check_manifest_name, check_model
 from gpart.materialize.active import bare
 from gpart.serialization.checkpoint_file import (
     CHECKPOINT_KEY,
+    NETWORKS,
     SEVERAL,
     entries_in,
     load_checkpoint_file,
@@ -98,19 +99,19 @@ def load_from_checkpoint(
         placed = [value for value in state.values() if isinstance(value, Tensor)] if isinstance(state, dict) else []
         if placed:  # Lightning moves it to its first tensor's device, and that will be the module's own
             module.to(placed[0].device)
-        path = described[0]["module"]
-        network = _network(module, path, source)
-        contents: Contents
-        if "method" in described[0]["manifest"]:
-            contents = _method(described[0]["manifest"], source).apply(network)
-        else:
-            for one in described:
-                contents = adapted = _adapted(network, one["manifest"], source, check_base, _copies(one, source))
-                read.append(adapted)
-                adapt_copies(adapted.adapter, module, adapted.copies)
-        if several:
-            _activate(network, entry, source)
-        checkpoint.update(filled(checkpoint, source, module, path, contents, strict))
+        parts: dict[str, Contents] = {}
+        for one in described:
+            path = one["module"]
+            network = _network(module, path, source)
+            if "method" in one["manifest"]:
+                parts[path] = _method(one["manifest"], source).apply(network)
+                continue
+            parts[path] = adapted = _adapted(network, one["manifest"], source, check_base, _copies(one, source))
+            read.append(adapted)
+            adapt_copies(adapted.adapter, module, adapted.copies)
+        for path in parts if several else ():
+            _activate(get_submodule(module, path), _of_network(entry, path, source), source)
+        checkpoint.update(filled(checkpoint, source, module, parts, strict))
 
     try:
         with _before_loading(_built_class(cls, found), complete):
@@ -211,6 +212,15 @@ def _activate(network: nn.Module, entry: dict[str, Any], source: str) -> None:
     if not isinstance(active, dict) or not all(isinstance(factor, float) for factor in active.values()):
         raise GPartError(f"{source} says which adapters are active by {active!r}, where names and factors are expected")
     set_active(network, list(active), list(active.values()), entry.get("heads"))
+
+
+def _of_network(entry: dict[str, Any], path: str, source: str) -> dict[str, Any]:
+    """What the file says of the adapters of one of several networks."""
+    networks = entry.get(NETWORKS, {path: entry})
+    found = networks.get(path) if isinstance(networks, dict) else networks
+    if not isinstance(found, dict):
+        raise GPartError(f"{source} says of the adapters of {path!r} {found!r}, where a dict is expected")
+    return found
 
 
 def _copies(entry: dict[str, Any], source: str) -> tuple[str, ...]:

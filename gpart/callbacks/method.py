@@ -11,14 +11,15 @@ checkpoint is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from gpart.callbacks.checkpoints.filling import Contents
 from gpart.callbacks.checkpoints.plugin import GPartCheckpointIO
@@ -60,6 +61,9 @@ class MethodCallback(OfBoth, Callback):
 
     modules_to_save: SavedModules | None = None
     """What is trained and stored in full beside the method's own parameters: the head."""
+
+    name: str = "default"
+    """The adapter's, where a trainer may have several."""
 
     copies: tuple[str, ...] = ()
     """Paths of copies of the network, which follow it."""
@@ -126,6 +130,12 @@ class MethodCallback(OfBoth, Callback):
         """
         yield network
 
+    def places(
+        self, frozen: list[nn.Parameter], optimizers: Sequence[Optimizer]
+    ) -> tuple[list[nn.Parameter], list[Tensor]]:
+        """Which of the frozen parameters leave the optimizers, and in whose place the method's own numbers are trained."""
+        return frozen, [*frozen]
+
     def check_others(self, others: list[MethodCallback], trainer: Trainer) -> None:
         """Checks that the trainer's other methods may be there as well.
 
@@ -172,7 +182,7 @@ class MethodCallback(OfBoth, Callback):
         check_copies(self._callbacks(trainer), pl_module)
         added = {name: named[name] for name in sorted(self._added) if name in named}
         frozen = [value for value in named.values() if not value.requires_grad]
-        if said := put_in_place(trainer.optimizers, added, frozen):
+        if said := put_in_place(trainer.optimizers, added, *self.places(frozen, trainer.optimizers)):
             rank_zero_info(f"{type(self).__name__}: {said}")
         if not network.training:
             rank_zero_warn(
@@ -271,7 +281,7 @@ class MethodCallback(OfBoth, Callback):
         self._network, self._path, self._flags = network, path, Flags(network)
         self._known = set(named_parameters(network))
         self._added |= self._known - before
-        install_checkpoint_io(trainer).connect(pl_module, path, self._contents)
+        install_checkpoint_io(trainer).connect(pl_module, path, self._contents, self.name)
 
     def _applied_to(self, pl_module: LightningModule) -> tuple[str, nn.Module] | None:
         """Where this method is applied already: a child that was built since does not change the choice."""

@@ -95,9 +95,10 @@ class MetricsWriter(OfBoth, Callback):
 
 def _counts(trainer: Trainer, pl_module: LightningModule) -> tuple[int, int]:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
-    for callback in callbacks:
-        if isinstance(callback, MethodCallback):
-            return callback.counts()
+    # Those of one network count all that is trained in it.
+    counts = {one.module: one.counts() for one in callbacks if isinstance(one, MethodCallback)}.values()
+    if counts:
+        return sum(trained for trained, _ in counts), sum(head for _, head in counts)
     return sum(value.numel() for value in pl_module.parameters() if value.requires_grad), 0
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
@@ -27,38 +27,42 @@ def group_of(parameter: nn.Parameter, optimizers: Iterable[Optimizer]) -> dict[s
 
 
 def put_in_place(
-    optimizers: Sequence[Optimizer], added: Mapping[str, nn.Parameter], frozen: Iterable[nn.Parameter]
+    optimizers: Sequence[Optimizer],
+    added: Mapping[str, nn.Parameter],
+    frozen: Iterable[nn.Parameter],
+    adapted: Iterable[Tensor],
 ) -> str | None:
-    """Puts a method's own parameters into the group that holds the most of the weights that it has frozen.
+    """Puts a method's own parameters into the group that holds the most of the weights that they are trained in place of.
 
-    These weights leave all groups; the groups themselves and their settings stay, as schedulers know them.
+    The frozen weights leave all groups; the groups themselves and their settings stay, as schedulers know them.
 
     Args:
         optimizers: before their first step.
         added: the parameters that the method has added, by name.
-        frozen: those that it has frozen.
+        frozen: those that leave.
+        adapted: those in whose place they are trained.
 
     Returns:
         What was done, in one line; None where there was nothing to do, or no optimizer holds frozen weights.
     """
     missing = {name: one for name, one in added.items() if group_of(one, optimizers) is None}
-    gone = {id(one) for one in frozen}
-    held = [
-        (sum(one.numel() for one in group["params"] if id(one) in gone), optimizer, group)
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-    ]
-    if not missing or not any(count for count, _, _ in held):
+    gone, replaced = {id(one) for one in frozen}, {id(one) for one in adapted}
+    groups = [(optimizer, group) for optimizer in optimizers for group in optimizer.param_groups]
+    held = [(_held(group, replaced), _held(group, gone), optimizer, group) for optimizer, group in groups]
+    if not missing or not any(count for _, count, _, _ in held):
         return None
-    count, optimizer, chosen = max(held, key=lambda item: item[0])
-    holders = {id(one): type(one).__name__ for number, one, _ in held if number}
+    _, count, optimizer, chosen = max(held, key=lambda item: item[:2])
+    going_on = {id(one) for one, group in groups if any(id(value) not in gone for value in group["params"])}
+    holders = {
+        id(one): type(one).__name__ for first, second, one, _ in held if first or (second and id(one) not in going_on)
+    }
     if len(holders) > 1:
         rank_zero_warn(
             f"the weights that are frozen now stood in {len(holders)} optimizers, {', '.join(holders.values())}: the"
             f" {type(optimizer).__name__} that held the most of them alone trains what the method has added. Where these are"
-            " optimizers of several networks, name the one to adapt: module='...'"
+            " optimizers of several networks, name the one to adapt: module='...', or give each a GPartCallback of its own"
         )
-    for _, _, group in held:
+    for _, group in groups:
         kept = [number for number, one in enumerate(group["params"]) if id(one) not in gone]
         for key in ("params", "param_names"):  # torch keeps the names of named parameters beside them
             if key in group:
@@ -66,10 +70,15 @@ def put_in_place(
     chosen["params"] += missing.values()
     if "param_names" in chosen:
         chosen["param_names"] += missing
-    rates = sorted({float(group["lr"]) for number, _, group in held if number and "lr" in group})
+    rates = sorted({float(group["lr"]) for _, number, _, group in held if number and "lr" in group})
     several = f"; frozen weights stood in groups with the learning rates {rates}" if len(rates) > 1 else ""
     return (
         f"{type(optimizer).__name__} was made with the {count:,} weights that are frozen now: it trains the"
         f" {sum(one.numel() for one in missing.values()):,} new numbers in their place, with their group's settings"
         f" (lr={float(chosen.get('lr', 0.0)):g}){several}"
     )
+
+
+def _held(group: Mapping[str, Any], parameters: set[int]) -> int:
+    """How many numbers of these parameters a group holds."""
+    return sum(one.numel() for one in group["params"] if id(one) in parameters)

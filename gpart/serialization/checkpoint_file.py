@@ -28,6 +28,9 @@ CHECKPOINT_KEY = "gpart"
 SEVERAL = "adapters"
 """In that place: the entries of several adapters, where there is more than one; each with its own tensors."""
 
+NETWORKS = "networks"
+"""In that place: by the path of each adapted module, which adapters were active, where there is more than one module."""
+
 _ZIP = b"PK\x03\x04"
 """How a file of ``torch.save`` begins; what says that it is whole stands at its end."""
 
@@ -168,10 +171,10 @@ def adapter_in(checkpoint: Mapping[str, Any], path: str, name: str | None = None
         GPartError: if it holds no adapter, or several and none was named, or was changed.
     """
     found = entries_in(checkpoint, path)
-    named = {read_manifest(one.get("manifest"), path).name: one for one in found}
-    if len(found) > 1 and name not in named:
-        raise GPartError(f"{path} holds several adapters, {list(named)}, and which one is meant? name={name!r}")
-    entry = found[0] if len(found) == 1 else named[str(name)]
+    names = [read_manifest(one.get("manifest"), path).name for one in found]
+    if len(found) > 1 and names.count(str(name)) != 1:
+        raise GPartError(f"{path} holds several adapters, {names}, and which one is meant? name={name!r}")
+    entry = found[0] if len(found) == 1 else found[names.index(str(name))]
     manifest = read_manifest(entry.get("manifest"), path)
     inside = tensors_in(entry, checkpoint, path)
     # Where the adapted module is a container, theta stands further down in it, and has a longer key than in a folder.

@@ -94,19 +94,19 @@ def test_two_optimizers_theta_goes_where_most_of_its_weights_were() -> None:
     one = torch.optim.SGD([{"params": [small, head], "lr": 0.5}], lr=1)
     other = torch.optim.Adam([{"params": [big], "lr": 0.125}, {"params": [nn.Parameter(torch.zeros(1))]}], lr=2)
     with pytest.warns(UserWarning, match=r"stood in 2 optimizers, SGD, Adam: the Adam .* module="):
-        said = put_in_place([one, other], {"theta": new}, [big, small])
+        said = put_in_place([one, other], {"theta": new}, [big, small], [big, small])
     assert said is not None
     assert "lr=0.125" in said
     assert "[0.125, 0.5]" in said
     assert [id(value) for value in one.param_groups[0]["params"]] == [id(head)]
     assert [id(value) for value in other.param_groups[0]["params"]] == [id(new)]
-    assert put_in_place([one, other], {"theta": new}, [big, small]) is None
+    assert put_in_place([one, other], {"theta": new}, [big, small], [big, small]) is None
 
 
 def test_the_names_of_named_parameters_stay_in_step() -> None:
     net = nn.Linear(3, 3)
     optimizer = torch.optim.SGD(net.named_parameters(), lr=1)
-    put_in_place([optimizer], {"theta": nn.Parameter(torch.zeros(2))}, [net.weight])
+    put_in_place([optimizer], {"theta": nn.Parameter(torch.zeros(2))}, [net.weight], [net.weight])
     (group,) = optimizer.param_groups
     assert group["param_names"] == ["bias", "theta"]
     assert [tuple(value.shape) for value in group["params"]] == [(3,), (2,)]

@@ -62,12 +62,27 @@ class Contents(Protocol):
         """
 
 
+Parts = Mapping[str, Contents]
+"""By the path of each partly trained module in the LightningModule, what of it is trained. None is inside another."""
+
+
+def adapters_in(parts: Parts) -> list[tuple[str, AdapterContents]]:
+    """Every adapter of these modules, active or not, with the path of its module."""
+    adapted = [(path, contents) for path, contents in parts.items() if isinstance(contents, AdapterContents)]
+    return [(path, one) for path, contents in adapted for one in contents.each()]
+
+
+def within(path: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries below a path, by their names relative to it."""
+    prefix = f"{path}." if path else ""
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+
+
 def filled(
     checkpoint: dict[str, Any],
     source: str,
     module: LightningModule,
-    path: str,
-    contents: Contents,
+    parts: Parts,
     strict: bool | None = None,
 ) -> dict[str, Any]:
     """A loaded checkpoint, checked against the live module and completed with its frozen parameters.
@@ -76,42 +91,46 @@ def filled(
         checkpoint: as it was read.
         source: the file, for messages.
         module: the LightningModule.
-        path: of the adapted submodule.
-        contents: what of it is trained.
+        parts: the partly trained submodules, at least one.
         strict: whether every key has to be there; default as the module's ``strict_loading`` says. A module that edits
             what it loads in a hook, or loads it by a method of its own, is checked by its own strictness afterwards.
 
     Raises:
         GPartError: if it was written by another method, for another submodule, or does not fit; with both values.
     """
-    entry, several = _entry(checkpoint, source, module, path), None
-    if isinstance(contents, AdapterContents) and (SEVERAL in entry or len(contents.each()) > 1):
-        several = _paired(entry, contents.each(), source)
+    entry, several = _entry(checkpoint, source, module, parts), None
+    if (every := adapters_in(parts)) and (SEVERAL in entry or len(every) > 1):
+        several = _paired(entry, every, source)
     named, state = named_by(module), _state(checkpoint, source)
     digested = state
     live_keys = {plain_name(key): key for key in named}
-    prefix = f"{path}." if path else ""
-    frozen = entries(named, frozen_tensors(module, path, contents))
+    frozen = entries(named, frozen_tensors(module, parts))
 
     def live(key: str) -> str:
         """The live key of what a file has under this one."""
-        placed = prefix + contents.placed(key[len(prefix) :]) if key.startswith(prefix) else key
-        return live_keys.get(placed, placed)
+        for path, contents in parts.items():
+            prefix = f"{path}." if path else ""
+            if key.startswith(prefix):
+                key = prefix + contents.placed(key[len(prefix) :])
+                break
+        return live_keys.get(key, key)
 
     if isinstance(tensors := entry.get("tensors"), Mapping):  # its state is a plain module's, with merged weights
         state = {key: value for key, value in state.items() if live_keys.get(key, key) not in frozen}
+        prefix = f"{entry['module']}." if entry["module"] else ""
         state |= {f"{prefix}{name}": value for name, value in tensors.items()}
         digested = dict(tensors)
     state = {live(key): value for key, value in state.items()}
     names = {key: named[key][0] if key in named else key for key in state}
-    inside = {name[len(prefix) :]: state[key] for key, name in names.items() if name.startswith(prefix)}
+    plain = {name: state[key] for key, name in names.items()}
     strict = module.strict_loading if strict is None else strict
     whole = strict and not any(overrides(module, method) for method in _READING)
     if several is None:
-        contents.check(entry.get("manifest"), inside, source, whole)
-    for one, its in several or ():
+        for path, contents in parts.items():
+            contents.check(entry.get("manifest"), within(path, plain), source, whole)
+    for path, one, its in several or ():
         own = {one.placed(key): value for key, value in its["tensors"].items()}
-        one.check(its.get("manifest"), inside, source, whole, own)
+        one.check(its.get("manifest"), within(path, plain), source, whole, own)
         check_digest(its, its["tensors"], source)
     check_digest(entry, digested, source)
 
@@ -124,11 +143,11 @@ def filled(
     return with_states({**checkpoint, "state_dict": state}, completed)
 
 
-def _entry(checkpoint: Mapping[str, Any], source: str, module: LightningModule, path: str) -> Mapping[str, Any]:
+def _entry(checkpoint: Mapping[str, Any], source: str, module: LightningModule, parts: Parts) -> Mapping[str, Any]:
     """The adapter's entry in a checkpoint.
 
     Raises:
-        GPartError: if there is none, with what to do, or it is for another submodule.
+        GPartError: if there is none, with what to do, or it is for other submodules.
     """
     entry = checkpoint.get(CHECKPOINT_KEY)
     if not isinstance(entry, Mapping):
@@ -147,41 +166,48 @@ def _entry(checkpoint: Mapping[str, Any], source: str, module: LightningModule, 
             f" {sorted(map(str, checkpoint))}. To train an adapter on the weights in it, read them before:"
             f" {kind}.load_from_checkpoint(path), then fit without ckpt_path; to go on as before, leave the callback out"
         )
-    for one in entries_in(checkpoint, source) if SEVERAL in entry else [entry]:
-        if one.get("module") != path:
-            raise GPartError(f"{source} adapts submodule {one.get('module')!r}, here it is {path!r}")
+    found = {one.get("module") for one in (entries_in(checkpoint, source) if SEVERAL in entry else [entry])}
+    if found != set(parts):
+        theirs, here = (", ".join(map(repr, sorted(paths, key=str))) for paths in (found, parts))
+        raise GPartError(f"{source} adapts submodule {theirs}, here it is {here}")
     return entry
 
 
 def _paired(
-    entry: Mapping[str, Any], contents: list[AdapterContents], source: str
-) -> list[tuple[AdapterContents, dict[str, Any]]]:
-    """Each adapter of the module with its entry in the file.
+    entry: Mapping[str, Any], adapters: list[tuple[str, AdapterContents]], source: str
+) -> list[tuple[str, AdapterContents, dict[str, Any]]]:
+    """Each adapter with the path of its module and its entry in the file.
 
     Raises:
         GPartError: if they are not the same.
     """
     entries = entry.get(SEVERAL, [entry])
-    found = {one["manifest"].get("name") if isinstance(one.get("manifest"), Mapping) else None: one for one in entries}
-    names = [one.adapter.name for one in contents]
-    if set(found) != set(names) or not all(isinstance(one.get("tensors"), Mapping) for one in entries):
+    found = {(one.get("module"), _name_in(one)): one for one in entries}
+    live = [(path, one.adapter.name) for path, one in adapters]
+    if set(found) != set(live) or not all(isinstance(one.get("tensors"), Mapping) for one in entries):
         raise GPartError(
-            f"{source} holds the adapters {list(found)}, and the module carries {names}: attach the same ones before it is"
-            " loaded; gpart.load_adapter takes one of them out of it, by name"
+            f"{source} holds the adapters {[name for _, name in found]}, and the module carries {[name for _, name in live]}:"
+            " attach the same ones before it is loaded; gpart.load_adapter takes one of them out of it, by name"
         )
-    return [(one, found[one.adapter.name]) for one in contents]
+    return [(path, one, found[path, one.adapter.name]) for path, one in adapters]
 
 
-def frozen_tensors(module: LightningModule, path: str, contents: Contents) -> list[Tensor]:
-    """The frozen parameters of the adapted module and of its copies, themselves.
+def _name_in(entry: Mapping[str, Any]) -> Any:
+    manifest = entry.get("manifest")
+    return manifest.get("name") if isinstance(manifest, Mapping) else None
+
+
+def frozen_tensors(module: LightningModule, parts: Parts) -> list[Tensor]:
+    """The frozen parameters of the adapted modules and of their copies, themselves.
 
     Their entries are to be looked for in the whole module's state (:func:`entries`): a parameter has further keys where
     something outside the adapted module holds it too, and none where the module leaves it out of its state_dict.
     """
     tensors: list[Tensor] = []
-    for network in (path, *contents.copies):
-        inside = plain_state(get_submodule(module, network))
-        tensors += (inside[key] for key in contents.frozen_keys() if key in inside)
+    for path, contents in parts.items():
+        for network in (path, *contents.copies):
+            inside = plain_state(get_submodule(module, network))
+            tensors += (inside[key] for key in contents.frozen_keys() if key in inside)
     return tensors
 
 

@@ -23,7 +23,7 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from gpart.callbacks.checkpoints.filling import HINT, Contents, filled, frozen_tensors
+from gpart.callbacks.checkpoints.filling import HINT, Contents, Parts, filled, frozen_tensors
 from gpart.callbacks.checkpoints.hyperparameters import NotPlainError, loadable
 from gpart.callbacks.checkpoints.live import entries, named_by
 from gpart.callbacks.checkpoints.writing import written
@@ -56,32 +56,46 @@ class GPartCheckpointIO(OfBoth, CheckpointIO):
         self._order = _Order()
         self.checkpoint_io = _with_innermost(checkpoint_io, self._order)
         self._module: LightningModule | None = None
-        self._path = ""
-        self._contents: Contents | None = None
+        self._connected: dict[str, tuple[str, Contents]] = {}
         self._said = False
 
-    def connect(self, module: LightningModule, path: str, contents: Contents) -> None:
-        """Tells the plugin which submodule of which module is partly trained; the method's callback does."""
-        self._module, self._path, self._contents = module, path, contents
+    def connect(self, module: LightningModule, path: str, contents: Contents, name: str = "default") -> None:
+        """Tells the plugin which submodule of which module is partly trained; the method's callback does.
+
+        Args:
+            module: the LightningModule; what was said of another one is forgotten.
+            path: of the submodule.
+            contents: what of it is trained.
+            name: of the adapter; what was said of it before is forgotten.
+        """
+        if module is not self._module:
+            self._connected = {}
+        self._module = module
+        self._connected[name] = (path, contents)
+
+    @property
+    def _parts(self) -> Parts:
+        """The submodules that carry a method still, by path."""
+        return {path: contents for path, contents in self._connected.values() if contents.attached}
 
     def frozen_keys(self) -> set[str]:
         """The keys of the connected module's state_dict that are not written."""
-        if self._contents is None or self._module is None or not self._contents.attached:
+        if self._module is None:
             return set()
-        return set(entries(named_by(self._module), frozen_tensors(self._module, self._path, self._contents)))
+        return set(entries(named_by(self._module), frozen_tensors(self._module, self._parts)))
 
     def kept_bytes(self) -> int:
         """Bytes of the connected module's parameters and buffers that are written; each tensor once."""
-        if self._module is None or self._contents is None:
+        if self._module is None:
             return 0
-        left_out = set() if self._contents.whole else self.frozen_keys()
+        left_out = set() if any(contents.whole for contents in self._parts.values()) else self.frozen_keys()
         kept = (value for key, (_, value) in named_by(self._module).items() if key not in left_out)
         return bytes_of(value for value in kept if isinstance(value, Tensor))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         """Writes a checkpoint without the frozen parameters; objects in it as Lightning writes them."""
-        if self._contents is not None and self._module is not None and self._contents.attached:
-            checkpoint = written(checkpoint, self._module, self._path, self._contents)
+        if self._module is not None and (parts := self._parts):
+            checkpoint = written(checkpoint, self._module, parts)
         try:
             checkpoint = loadable(checkpoint)
         except NotPlainError as found:
@@ -122,9 +136,9 @@ class GPartCheckpointIO(OfBoth, CheckpointIO):
         return self._filled(checkpoint, path)
 
     def _filled(self, checkpoint: dict[str, Any], path: _PATH) -> dict[str, Any]:
-        if self._contents is None or self._module is None:
+        if self._module is None:
             return checkpoint
-        if not self._contents.attached:
+        if not (parts := self._parts):
             entry = checkpoint.get(CHECKPOINT_KEY)
             if isinstance(entry, Mapping) and "tensors" not in entry:
                 raise GPartError(
@@ -133,7 +147,7 @@ class GPartCheckpointIO(OfBoth, CheckpointIO):
                     " GPartCallback(checkpoints='merged')"
                 )
             return checkpoint
-        complete = filled(checkpoint, str(path), self._module, self._path, self._contents)
+        complete = filled(checkpoint, str(path), self._module, parts)
         self._check_order(checkpoint, complete, path)
         return complete
 
