@@ -21,9 +21,10 @@ from gpart.callbacks.copies import adapt_copies, keep_frozen, merge_copies, unna
 from gpart.callbacks.guards.finite import FiniteTheta
 from gpart.callbacks.guards.learning import FirstGradient, warn_of_lost_updates
 from gpart.callbacks.guards.refusals import refuse_merging
+from gpart.callbacks.guards.together import refuse_together
 from gpart.callbacks.logged import log_settings
 from gpart.callbacks.method import MethodCallback
-from gpart.callbacks.networks import find_attached, overlap
+from gpart.callbacks.networks import find_attached
 from gpart.callbacks.optimizers import group_of
 from gpart.callbacks.saving import Save, save_adapter
 from gpart.callbacks.sharding.strategies import (
@@ -251,22 +252,8 @@ class GPartCallback(MethodCallback):
         for other in others:
             if not isinstance(other, GPartCallback):
                 super().check_others(others, trainer)
-            elif other.name == self.name:
-                raise GPartError(f"two GPartCallbacks have the name {self.name!r}: give one another, by name=...")
-            elif other.module != self.module and overlap(self.module, other.module):
-                raise GPartError(
-                    f"the adapters {self.name!r} and {other.name!r} are for modules that may contain each other,"
-                    f" {self.module!r} and {other.module!r}: name one module for both, or two that are apart"
-                )
-            elif shards(trainer.strategy) or self.copies or other.copies:
-                raise GPartError(
-                    f"adapters {self.name!r} and {other.name!r} at once: not with a sharded model, nor with copies"
-                )
-            elif other.module != self.module and "merged" in (self.checkpoints, other.checkpoints):
-                raise GPartError(
-                    f"checkpoints='merged' holds one adapter's W0 + P·theta, and {self.name!r} and {other.name!r} are two:"
-                    " write adapters, and merge at the end, by merge_at_end=True"
-                )
+            else:
+                refuse_together(self, other, trainer.strategy)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attaches the adapter now, or as soon as the network is built; in any case before it is sharded."""

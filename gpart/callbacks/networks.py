@@ -82,17 +82,6 @@ def submodule(pl_module: LightningModule, path: str, argument: str) -> nn.Module
         ) from None
 
 
-def overlap(one: str | None, other: str | None) -> bool:
-    """Whether one of two paths of submodules leads into the other; None may be any.
-
-    >>> overlap("net", "net.head"), overlap("net", "network"), overlap(None, "net")
-    (True, False, True)
-    """
-    if not one or not other:
-        return True
-    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
-
-
 def find_attached(
     pl_module: LightningModule, name: str, config: GPartConfig | None, copies: Collection[str] = ()
 ) -> tuple[str, nn.Module] | None:

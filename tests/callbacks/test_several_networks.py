@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from gpart import GPartConfig, GPartError, active_adapters, attach, get_adapters, load_adapter, set_active
 from gpart.callbacks import GPartCallback, load_from_checkpoint
-from gpart.callbacks.networks import overlap
+from gpart.callbacks.guards.together import overlap
 from gpart.callbacks.optimizers import group_of
 
 X = torch.randn(12, 6, generator=torch.Generator().manual_seed(1))
