@@ -32,6 +32,9 @@ from gpart.serialization.authors import Backend, read_authors
 from gpart.serialization.manifest import WITH_PADDING_ROWS, Manifest
 from gpart.serialization.sources import read_adapter
 
+_MAP = ("d", "seed", "isometric", "projection")
+"""The settings that say of themselves what the map is; the others say of which weights."""
+
 Source = str | PathLike[str]
 """Of an adapter: a folder, a ``.ckpt``, a URL, a name on the hub."""
 
@@ -191,6 +194,31 @@ def load_authors_adapter(
     return adapter
 
 
+def unlike(adapter: GPartAdapter, first: GPartConfig, second: GPartConfig) -> list[str]:
+    """One line for every setting in which two configs differ, with both values.
+
+    None where both mean the map that the adapter is: layers may be named in several ways. Dropout is no part of it.
+
+    Args:
+        adapter: an attached one.
+        first: its own config, or another.
+        second: the same.
+    """
+    model, made = adapter.model, adapter.plan
+    different = first.differences(replace(second, dropout=first.dropout))
+    if not different or any(getattr(first, key) != getattr(second, key) for key in _MAP):
+        return different
+    if adapter.sharded or adapter.merged:
+        return different  # the names of the layers cannot be looked up as they were
+    try:
+        with bare(model) as saved:
+            beside = saved - set(made.saved)
+            same = all(plan(model, one, made.padding_rows, beside) == made for one in (first, second))
+    except GPartError:
+        return different
+    return [] if same else different
+
+
 def check_attached(adapter: GPartAdapter, manifest: Manifest, source: str, check_base: bool = True) -> None:
     """Checks that an attached adapter is the one that a manifest describes.
 
@@ -199,7 +227,7 @@ def check_attached(adapter: GPartAdapter, manifest: Manifest, source: str, check
     """
     if adapter.name != manifest.name:
         raise GPartError(f"{source} holds adapter {manifest.name!r}, the model carries {adapter.name!r}")
-    if different := manifest.config.differences(adapter.config):
+    if different := unlike(adapter, manifest.config, adapter.config):
         raise GPartError(f"{source} and the attached adapter have different settings: {'; '.join(different)}")
     check_same(adapter.plan, adapter.base_samples(), manifest, source, check_base)
 

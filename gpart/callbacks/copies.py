@@ -11,7 +11,7 @@ The frozen weights of a copy keep the network's bits: an average of equal number
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from itertools import combinations
+from itertools import permutations
 
 import torch
 from lightning.pytorch import LightningModule
@@ -21,7 +21,7 @@ from gpart.adapter import GPartAdapter, attach, get_adapters
 from gpart.callbacks.networks import submodule
 from gpart.errors import GPartError
 from gpart.injection.modules import plain_class
-from gpart.injection.names import get_parameter, named_parameters, unwrapped
+from gpart.injection.names import get_parameter, get_submodule, named_modules, named_parameters, unwrapped
 
 
 def adapt_copies(adapter: GPartAdapter, pl_module: LightningModule, paths: Iterable[str]) -> list[GPartAdapter]:
@@ -97,22 +97,32 @@ def unnamed_copies(
     children = {name: unwrapped(child) for name, child in pl_module.named_children()}
     if not path:
         adapted = {weight.name.partition(".")[0] for weight in adapter.plan.weights}
-        for one, other in combinations([name for name in children if name in adapted], 2):
-            if _alike(children[one], children[other]):
-                yield (
-                    f"the settings match {one!r} and {other!r}, which hold the same numbers: one theta changes both, by"
-                    f" different groups. If {other!r} is a copy that follows {one!r} (a momentum teacher), say"
-                    f" module={one!r}, copies=[{other!r}]"
-                )
+        for one, other in permutations([name for name in children if name in adapted], 2):
+            inside = _copy_in(children[other], children[one])
+            if inside is None or (not inside and list(children).index(other) < list(children).index(one)):
+                continue  # of two that are copies of each other, the second follows the first
+            copy = f"{other}.{inside}" if inside else other
+            yield (
+                f"the settings match {one!r} and {copy!r}, which hold the same numbers: one theta changes both, by"
+                f" different groups. If {copy!r} is a copy that follows {one!r} (an average, a momentum teacher), say"
+                f" module={one!r}, copies=[{copy!r}]"
+            )
         return
     for name, child in children.items():
-        known = name in copies or name == path.partition(".")[0] or adapter.name in get_adapters(child)
-        if not known and _alike(adapter.model, child):
+        if name == path.partition(".")[0] or (inside := _copy_in(child, adapter.model)) is None:
+            continue
+        copy = f"{name}.{inside}" if inside else name
+        if copy not in copies and adapter.name not in get_adapters(get_submodule(pl_module, copy)):
             yield (
-                f"{name!r} holds the same numbers as the adapted network {path!r}. If it follows it (a momentum"
-                f" teacher), say copies=[{name!r}]: without it an average over both networks' parameters leaves theta"
-                " out. If it stays as it is (a reference), all is well"
+                f"{copy!r} holds the same numbers as the adapted network {path!r}. If it follows it (an average, a"
+                f" momentum teacher), say copies=[{copy!r}]: without it an average over both networks' parameters leaves"
+                " theta out. If it stays as it is (a reference), all is well"
             )
+
+
+def _copy_in(child: nn.Module, network: nn.Module) -> str | None:
+    """Where in a child of the LightningModule a copy of a network is: the child itself, or what it wraps."""
+    return next((path for path, module in named_modules(child) if _alike(network, module)), None)
 
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -41,7 +41,8 @@ from gpart.errors import GPartError
 from gpart.injection.homes import check_elements
 from gpart.injection.matching import with_own_names
 from gpart.injection.names import get_parameter, named_modules
-from gpart.loading import load_adapter
+from gpart.injection.targets import plan
+from gpart.loading import load_adapter, unlike
 from gpart.materialize.merging import check_mergeable
 
 
@@ -228,6 +229,13 @@ class GPartCallback(MethodCallback):
             set_active(network, list(before), list(before.values()), heads)
             raise
 
+    def touched(self, network: nn.Module) -> list[str]:
+        """The adapted weights and the saved modules' parameters; nothing where a folder says which."""
+        if self.config is None or get_adapters(network):
+            return []
+        made = plan(network, with_own_names(self.config, network))
+        return [*(weight.name for weight in made.weights), *made.saved]
+
     def places(
         self, frozen: list[nn.Parameter], optimizers: Sequence[Optimizer]
     ) -> tuple[list[nn.Parameter], list[Tensor]]:
@@ -296,11 +304,13 @@ class GPartCallback(MethodCallback):
     def _load(self, network: nn.Module, folder: str, config: GPartConfig | None) -> GPartAdapter:
         present = bool(get_adapters(network))
         adapter = load_adapter(network, folder, self.check_base, self.memory.indices, self.memory.weights)
-        different = [] if config is None else adapter.config.differences(config)
+        different = [] if config is None else unlike(adapter, adapter.config, config)
         if different and not present:
             adapter.detach()
         if different:
             raise GPartError(f"{folder} and this callback have different settings: {'; '.join(different)}")
+        if config is not None:  # in which dropout is the run's own
+            adapter.config = adapter.weights.config = replace(adapter.config, dropout=config.dropout)
         self._labels = adapter.about.labels
         return adapter
 
@@ -322,6 +332,8 @@ class GPartCallback(MethodCallback):
         check_elements(pl_module)
         if self.adapter.merged:
             raise GPartError(f"adapter {self.name!r} is merged: unmerge() before fit, theta has no gradient")
+        for unnamed in unnamed_copies(pl_module, self._path, self.adapter, self.copies):
+            rank_zero_warn(unnamed)
         group = group_of(self.adapter.theta, trainer.optimizers)
         if group is None:
             if self._flags is not None:
@@ -331,8 +343,6 @@ class GPartCallback(MethodCallback):
                 " neither is a weight that it adapts: make them from self.parameters() or the adapted module's parameters();"
                 " or adapt the submodule whose parameters are used, by module=..."
             )
-        for unnamed in unnamed_copies(pl_module, self._path, self.adapter, self.copies):
-            rank_zero_warn(unnamed)
         warn_of_lost_updates(self.adapter, float(group["lr"]))
         settings = asdict(self.adapter.config)
         log_settings(trainer, pl_module, {f"{self._prefix}/{key}": value for key, value in settings.items()})

@@ -27,7 +27,7 @@ from gpart.callbacks.checkpoints.random_states import install_random_states
 from gpart.callbacks.guards.averages import COPYING, check_copies, keep_frozen, refuse_empty_copies
 from gpart.callbacks.guards.flags import Flags, refuse_unfrozen
 from gpart.callbacks.guards.refusals import check_callbacks, check_strategy, strategy_name
-from gpart.callbacks.networks import find_network, tell_frozen
+from gpart.callbacks.networks import find_network, refuse_frozen_beside, tell_frozen
 from gpart.callbacks.optimizers import put_in_place
 from gpart.callbacks.packages import OfBoth, is_a, is_overridden
 from gpart.callbacks.saving import Save, check_keeper, check_save
@@ -111,8 +111,8 @@ class MethodCallback(OfBoth, Callback):
                 refuse_empty_copies(self._callbacks(trainer), pl_module)
             self._defer(trainer, pl_module)
             return
-        if sharding:
-            self._defer(trainer, pl_module)  # once more, when configure_model has sharded the network
+        if sharding or is_overridden("setup", pl_module) or is_overridden("configure_model", pl_module):
+            self._defer(trainer, pl_module)  # once more, when they have sharded the network, or built it anew
         for callback in copied_too_early:
             callback.setup(trainer, pl_module, stage)
 
@@ -129,6 +129,10 @@ class MethodCallback(OfBoth, Callback):
             GPartError: if the weights cannot hold what was trained.
         """
         yield network
+
+    def touched(self, network: nn.Module) -> list[str]:
+        """The names of the parameters that :meth:`apply` will adapt or train, as far as they are known before."""
+        return []
 
     def places(
         self, frozen: list[nn.Parameter], optimizers: Sequence[Optimizer]
@@ -270,6 +274,8 @@ class MethodCallback(OfBoth, Callback):
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path, network = self._applied_to(pl_module) or find_network(pl_module, self.module, self.copies)
+        if self.module is None and network is pl_module and self._network is not network:
+            refuse_frozen_beside(pl_module, self.touched(network))
         before = set(named_parameters(network))
         own = [name for name, value in pl_module.named_parameters(recurse=False) if value.requires_grad]
         children = [name for name, child in pl_module.named_children() if any(True for _ in child.children())]

@@ -94,6 +94,13 @@ class Adapters(nn.ModuleDict):
         self.active_factors: dict[str, float] = {}
         self.standing: dict[str, str] = {}
         self.heads: str | None = None
+        self._of_base: str | None = None
+        self.register_load_state_dict_post_hook(_leave_theta)  # type: ignore[no-untyped-call]  # torch has no types here
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # A base's own weights may be loaded after attach, as a project's setup does: theta belongs to what is there then.
+        self._of_base = prefix if not any(key.startswith(prefix) for key in state) else None
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Is called where a module's own code runs all its children in turn.
@@ -104,6 +111,21 @@ class Adapters(nn.ModuleDict):
         raise GPartError(
             f"adapter {next(iter(self), None)!r} was called: the module that holds it runs all its children in turn, and"
             " the adapter is one of them. Adapt a module below it, or keep the layers in a ModuleList or a Sequential"
+        )
+
+
+def _leave_theta(adapters: Adapters, incompatible: Any) -> None:
+    """Lets a base's state be loaded strictly: it has no theta, and theta stays as it is."""
+    prefix, adapters._of_base = adapters._of_base, None
+    if prefix is None:
+        return
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not key.startswith(prefix)]
+    thetas = {name: value for name, value in adapters.named_parameters() if name.endswith("theta")}
+    if trained := [name for name, value in thetas.items() if not value.is_meta and bool(value.detach().any())]:
+        warnings.warn(
+            f"the state that was loaded has no {prefix}{trained[0]}: the weights in it are the base's now, and theta, which"
+            " is not 0, stays as it is",
+            stacklevel=2,
         )
 
 

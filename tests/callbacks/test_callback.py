@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from gpart import GPartConfig, attach, get_adapters, load_adapter
-from gpart.callbacks import GPartCallback
+from gpart import GPartConfig, GPartError, attach, get_adapters, load_adapter
+from gpart.callbacks import GPartCallback, PeftCallback
+from gpart.callbacks.baselines import LinearProbe
 from gpart.injection.names import get_parameter
 
 CONFIG = GPartConfig(d=10, target_modules=["0"], modules_to_save=["3"])
@@ -98,7 +99,7 @@ def test_the_module_keeps_its_own_configure_model(
     module = Looks()
     lit_trainer(lit_gpart()).fit(module, lit_loader())
     assert "configure_model" not in vars(module)
-    assert wrapped == [lit_any.__name__ != "InInit", False]
+    assert wrapped == [True, False]  # its setup may build the network anew
 
 
 def test_one_set_on_the_instance_is_called_once_and_put_back(
@@ -165,6 +166,40 @@ class Partial(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+@pytest.mark.parametrize("where", ["setup", "configure_model"])
+@pytest.mark.parametrize("method", ["GPart", "LinearProbe", "LoRA"])
+def test_a_network_that_every_stage_builds_anew(
+    where: str, method: str, tmp_path: Path, lit_class: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any
+) -> None:
+    """As Lightning's own documentation has it: setup makes the layers, whatever is there already."""
+
+    class Anew(lit_class):
+        def setup(self, stage: str) -> None:
+            if where == "setup":
+                self.net = lit_class().net
+
+        def configure_model(self) -> None:
+            if where == "configure_model":
+                self.net = lit_class().net
+
+    made: Any = {
+        "GPart": lit_gpart,
+        "LinearProbe": lambda: LinearProbe(modules_to_save=["3"]),
+        "LoRA": lambda: PeftCallback("LORA", target_modules=["0"], modules_to_save=["3"]),
+    }[method]()
+    keeper = ModelCheckpoint(tmp_path)
+    trainer, module, x = lit_trainer(made, keeper, enable_checkpointing=True), Anew(), next(iter(lit_loader()))[0]
+    trainer.validate(module, lit_loader(), verbose=False)
+    trainer.fit(module, lit_loader())
+    trained, expected = module.net, module.eval()(x)
+    trainer.test(module, lit_loader(), ckpt_path="best", verbose=False)
+    assert module.net is not trained
+    assert torch.equal(module.eval()(x), expected)
+    assert not torch.equal(lit_class().eval()(x), expected)
+    trainer.test(module, lit_loader(), verbose=False)  # as plain Lightning: a network as it was built
+    assert torch.equal(module.eval()(x), lit_class().eval()(x))
 
 
 def test_a_head_made_in_setup_can_be_named(lit_trainer: Any, lit_loader: Any) -> None:
@@ -626,6 +661,56 @@ def test_the_folder_is_read_once_over_the_stages(
     theta = callback.adapter.theta.clone()
     trainer.test(module, lit_loader(), verbose=False)
     assert torch.equal(callback.adapter.theta, theta)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"target_modules": "0"},  # a regular expression for the same layer
+        {"exclude_modules": ["3"]},  # which leaves out nothing more
+        {"dropout": 0.5},  # a run's own
+        {"target_modules": None, "target_parameters": ["0.weight"]},
+    ],
+)
+def test_settings_beside_a_folder_may_name_the_same_layers_otherwise(
+    given: dict[str, Any],
+    folder: tuple[Path, Any],
+    tmp_path: Path,
+    lit_fitted: Any,
+    lit_class: Any,
+    lit_gpart: Any,
+    lit_trainer: Any,
+    lit_loader: Any,
+) -> None:
+    callback = lit_gpart(adapter=str(folder[0]), **given)
+    lit_trainer(callback).test(module := lit_class(), lit_loader(), verbose=False)
+    assert torch.equal(callback.adapter.theta, folder[1].net.gpart.default.theta)
+    assert callback.adapter.config.dropout == given.get("dropout", 0.0)
+    x, layer = torch.randn(4, 8), module.train().net[0]
+    assert torch.equal(layer(x), layer(x)) == ("dropout" not in given)
+    # So may a run that goes on.
+    _, trainer, path = lit_fitted()
+    resumed = lit_gpart(**given)
+    trainer = lit_trainer(resumed, max_epochs=2)
+    trainer.fit(lit_class(), lit_loader(), ckpt_path=path)
+    assert resumed.adapter.config.dropout == given.get("dropout", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"isometric": False}, "isometric is True and False"),
+        ({"bias": "all"}, "bias is 'none' and 'all'"),
+        ({"target_modules": ["0", "3"], "modules_to_save": None}, "target_modules is"),
+        ({"slices": {"0": [[0, 8]]}}, "slices is None and"),
+    ],
+)
+def test_settings_of_another_map_are_refused(
+    given: dict[str, Any], told: str, lit_fitted: Any, lit_class: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any
+) -> None:
+    _, _, path = lit_fitted()
+    with pytest.raises(GPartError, match=told):
+        lit_trainer(lit_gpart(**given), max_epochs=2).fit(lit_class(), lit_loader(), ckpt_path=path)
 
 
 def test_settings_beside_a_folder_must_agree(

@@ -12,7 +12,9 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from gpart import GPartError
 from gpart.callbacks import GPartCallback
 
 D, MOMENTUM = 6, 0.75
@@ -179,12 +181,62 @@ def test_a_copy_that_the_callback_was_not_told_of_is_pointed_out(lit_trainer: An
             return (self.predictor(self.student(batch[0])) - self.teacher(batch[0])).square().mean()
 
     both = GPartCallback(d=D, target_modules=["0"])
-    (message,) = said(Loose(nothing), both, lit_trainer, lit_loader)
+    with pytest.raises(GPartError, match=r"module='student' to leave .* copies=\['teacher'\] besides"):
+        said(Loose(nothing), both, lit_trainer, lit_loader)
+    trained = Loose(nothing)
+    trained.teacher.requires_grad_(True)  # as a second tower would be
+    (message,) = said(trained, GPartCallback(d=D, target_modules=["0"]), lit_trainer, lit_loader)
     assert "'student' and 'teacher'" in message
     assert "module='student', copies=['teacher']" in message
     (message,) = said(Loose(nothing), method(copies=None), lit_trainer, lit_loader)
     assert "copies=['teacher']" in message
     assert said(Loose(nothing), method(), lit_trainer, lit_loader) == []
+
+
+class Averaged(LightningModule):
+    """As torch's own documentation has it: the average wraps a copy, follows by all parameters, and is evaluated."""
+
+    def __init__(self, first: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        network = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(MOMENTUM))
+        for name, child in [("ema", average), ("model", network)][:: 1 if first else -1]:
+            self.add_module(name, child)
+
+    def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
+        return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.ema.update_parameters(self.model)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_copy_in_a_wrapper_is_pointed_out(first: bool, lit_trainer: Any, lit_loader: Any) -> None:
+    whole = GPartCallback(d=D, target_modules=["0"])
+    (message,) = said(Averaged(first), whole, lit_trainer, lit_loader)
+    assert "module='model', copies=['ema.module']" in message
+    named = GPartCallback(d=64, target_modules=["0"], module="model", modules_to_save=["2"], copies=["ema.module"])
+    module = Averaged(first)
+    assert said(module, named, lit_trainer, lit_loader) == []
+    # At d = D without bias every weight has a number of its own, so the average is that of plain training.
+    plain = Averaged(first)
+    for network in (plain.model, plain.ema.module):
+        network[0].bias.requires_grad_(False)
+    lit_trainer().fit(plain, lit_loader())
+    x = torch.randn(4, 8)
+    torch.testing.assert_close(module.ema(x), plain.ema(x), atol=1e-6, rtol=0)
+    assert not torch.allclose(plain.ema(x), plain.model(x), atol=1e-4)
+
+
+def test_a_copy_in_a_wrapper_is_pointed_out_before_its_update_fails(lit_trainer: Any, lit_loader: Any) -> None:
+    named = GPartCallback(d=D, target_modules=["0"], module="model")
+    with pytest.warns(UserWarning, match=r"'ema\.module' holds the same .* copies=\['ema\.module'\]"):  # noqa: SIM117
+        with pytest.raises(RuntimeError):
+            lit_trainer(named).fit(Averaged(), lit_loader())
 
 
 def test_frozen_weights_that_moved_are_found_at_the_save(tmp_path: Path, lit_trainer: Any, lit_loader: Any) -> None:

@@ -10,8 +10,9 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from gpart import GPartConfig, attach, load_adapter
+from gpart import GPartConfig, GPartError, attach, load_adapter
 from gpart.callbacks import GPartCallback
+from gpart.callbacks.baselines import BitFit, LinearProbe
 from gpart.callbacks.networks import find_network
 
 CONFIG = GPartConfig(d=5, target_modules=["a"])
@@ -71,6 +72,36 @@ def test_the_named_one_is_adapted_and_the_other_left_alone(lit_trainer: Any, lit
     assert method.adapter.model is student
     assert method.adapter.theta.count_nonzero() == 5
     assert all(value.equal(before[key]) for key, value in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("module", [None, "student", ""])
+@pytest.mark.parametrize("method", ["GPart", "LinearProbe", "BitFit"])
+def test_a_network_that_the_project_has_frozen_is_not_changed_in_silence(
+    method: str, module: str | None, lit_trainer: Any, lit_loader: Any, state_of: Any
+) -> None:
+    lit = Lit(teacher=Net(1).requires_grad_(False), student=Net(2))
+    before, state = {key: value.clone() for key, value in lit.teacher.state_dict().items()}, state_of(lit)
+    made: Any = {
+        "GPart": lambda: callback(module=module, modules_to_save=["head"]),
+        "LinearProbe": lambda: LinearProbe(modules_to_save=["head"], module=module),
+        "BitFit": lambda: BitFit(module=module),
+    }[method]()
+    if method == "GPart" and module is None:
+        with pytest.raises(GPartError, match=r"of \['student'\] and of \['teacher'\], which Lit has frozen: say mod"):
+            lit_trainer(made).fit(lit, lit_loader())
+        state.assert_kept()
+        return
+    lit_trainer(made).fit(lit, lit_loader())
+    same = all(torch.equal(value, lit.teacher.state_dict()[key]) for key, value in before.items())
+    asked_for = method == "GPart" and module == ""  # the others train nothing that the project has frozen
+    assert same != asked_for
+
+
+def test_a_frozen_backbone_beside_a_trained_head_is_adapted(lit_trainer: Any, lit_loader: Any) -> None:
+    """All that is meant lies in what is frozen: nothing is ambiguous."""
+    lit = Lit(backbone=Net(1).requires_grad_(False), tail=nn.Sequential(nn.Linear(2, 2)))
+    lit_trainer(made := callback()).fit(lit, lit_loader())
+    assert made.adapter.theta.abs().max() > 0
 
 
 class Weighted(Lit):
