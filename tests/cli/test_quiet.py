@@ -17,8 +17,8 @@ from gpart.cli.quiet import LOGGED, silence_imports, silence_warnings
     [
         (["fit", "--help"], 0),
         (["fit", "--config", "quickstart", "--print_config"], 0),
-        (["fit", "--config", "nosuch"], 1),
-        (["params", "--help"], 0),
+        pytest.param(["fit", "--config", "nosuch"], 1, marks=pytest.mark.slow),
+        pytest.param(["params", "--help"], 0, marks=pytest.mark.slow),
         pytest.param(["bench"], 1, marks=pytest.mark.slow),
         pytest.param(["study", "--help"], 0, marks=pytest.mark.slow),
         pytest.param(["configs", "--copy", "nosuch"], 1, marks=pytest.mark.slow),

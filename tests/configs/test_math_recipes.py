@@ -62,7 +62,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_causal: Any, math_
 
 @pytest.mark.parametrize(
     "recipe",
-    [pytest.param(recipe, marks=pytest.mark.slow if recipe.endswith(("3b", "7b")) else ()) for recipe in RECIPES],
+    [pytest.param(recipe, marks=pytest.mark.slow if recipe.endswith(("3b", "7b", "8b")) else ()) for recipe in RECIPES],
 )
 def test_a_recipe_runs_fit_test_and_predict(recipe: str, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     comparison = recipe == "math/peft-comparison"

@@ -63,7 +63,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_encoder: Path, glu
     return go
 
 
-@pytest.mark.parametrize("recipe", NLU)
+LARGE = [recipe for recipe in NLU if recipe.startswith("glue-large/") and not recipe.endswith("/rte")]
+"""Recipes that are run with the slow tests: they differ from those of RoBERTa-base in their numbers."""
+
+
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(recipe, marks=pytest.mark.slow if recipe in LARGE else ()) for recipe in NLU]
+)
 def test_a_recipe_runs_fit_test_and_predict(recipe: str, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     small = "--method.d=50"
     assert run("fit", recipe, small) == 0

@@ -155,7 +155,8 @@ def test_the_page_s_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert set(torch.load("whole.ckpt")["model"]) == {*found["base"], found["adapter"].theta_name}
 
 
-@pytest.mark.parametrize("package", [PACKAGES[0], pytest.param(PACKAGES[1], marks=pytest.mark.slow)])
+@pytest.mark.slow  # two processes; test_ddp's are in the default suite
+@pytest.mark.parametrize("package", PACKAGES)
 def test_two_processes_train_one_theta(package: str, torchrun: Any, tmp_path: Path) -> None:
     pytest.importorskip(package)
     torchrun(__file__, 2, str(tmp_path), package)

@@ -128,6 +128,7 @@ def test_a_notebook_says_and_holds_what_it_does(name: str) -> None:
         assert (FOLDER / link).resolve().exists(), link
 
 
+@pytest.mark.slow  # it trains a hundred adapters, and its parts have tests of their own
 def test_hundred_adapters(tmp_path: Path) -> None:
     text = execute("hundred_adapters", tmp_path)
     assert "by two active adapters and by their sum: equal to the bit" in text

@@ -148,7 +148,12 @@ def assert_all_same(found: dict[str, str], moments: set[str]) -> None:
     assert {name: how for name, how in found.items() if how != "same"} == {}
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+QUICK = ("0 workers", "accumulation")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SETTINGS]
+)
 def test_one_process(name: str, tmp_path: Path) -> None:
     found, _ = resumed_from_everywhere(tmp_path, **SETTINGS[name])
     assert_all_same(found, {"step", "epoch"} if "limit_val_batches" in SETTINGS[name] else {"step", "val", "epoch"})

@@ -75,6 +75,7 @@ def test_the_checkouts_take_turns_and_every_sample_is_written(
     assert "3 processes for each, in turns; 2 steps of each method" in text
 
 
+@pytest.mark.slow  # it imports and measures a checkout in a process of its own
 def test_a_process_measures_every_part(script: Any) -> None:
     settings = LaunchSettings(layers=1, width=8, rounds=2, warmup=1, new_tokens=1, sizes=Sizes(d=5, lora_r=2))
     found = script.start(ROOT, script.make_job(settings))
