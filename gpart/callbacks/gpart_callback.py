@@ -336,8 +336,7 @@ class GPartCallback(MethodCallback):
             rank_zero_warn(unnamed)
         group = group_of(self.adapter.theta, trainer.optimizers)
         if group is None:
-            if self._flags is not None:
-                self._flags.check(type(self).__name__)  # where theta is frozen, that is the reason
+            self.check_flags()  # where theta is frozen, that is the reason
             raise GPartError(
                 f"theta, {self.adapter.theta_name} of {type(self.adapter.model).__name__}, is in no optimizer, and"
                 " neither is a weight that it adapts: make them from self.parameters() or the adapted module's parameters();"

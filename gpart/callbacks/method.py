@@ -205,8 +205,18 @@ class MethodCallback(OfBoth, Callback):
         Raises:
             GPartError: if it is not, or what is trained has been frozen.
         """
-        if batch_idx == 0 and self._flags is not None:
-            self._flags.check(type(self).__name__)
+        if batch_idx == 0:
+            self.check_flags()
+
+    def check_flags(self) -> None:
+        """Checks that what is frozen is still frozen, and the method's own numbers are trained.
+
+        Raises:
+            GPartError: if not.
+        """
+        if self._flags is not None and self._network is not None:
+            head = saved_parameters(self._network, self.modules_to_save)[1]
+            self._flags.check(type(self).__name__, head)
 
     def _keep_frozen(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Before an average takes the model's place, which Lightning's callbacks do in these hooks.

@@ -232,6 +232,32 @@ def test_finetuning_that_freezes_theta_is_refused(
         lit_trainer(lit_gpart(), Freezes(), max_epochs=1).fit(lit_class(), lit_loader())
 
 
+def test_the_head_may_rest_for_some_epochs(
+    tmp_path: Path, lit_class: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any
+) -> None:
+    class Rests(BaseFinetuning):
+        def freeze_before_training(self, pl_module: Any) -> None:
+            self.freeze(pl_module.net[3])
+
+        def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+            if epoch == 1:
+                self.unfreeze_and_add_param_group(pl_module.net[3], optimizer, lr=0.1)
+
+    class Filtered(lit_class):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD([value for value in self.parameters() if value.requires_grad], lr=0.1)
+
+    heads: list[Tensor] = []
+    module, look = Filtered(), LambdaCallback(on_train_epoch_end=lambda _, lit: heads.append(lit.net[3].weight.clone()))
+    start = module.net[3].weight.clone()
+    keeper = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    lit_trainer(lit_gpart(), Rests(), look, keeper, enable_checkpointing=True, max_epochs=3).fit(module, lit_loader())
+    assert torch.equal(heads[0], start)
+    assert not torch.equal(heads[1], start)
+    for epoch, head in enumerate(heads):
+        assert torch.equal(torch.load(tmp_path / f"epoch={epoch}.ckpt")["state_dict"]["net.3.weight"], head)
+
+
 def test_finetuning_of_what_lies_outside_works(
     fit: Any, lit_class: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any
 ) -> None:

@@ -1,7 +1,7 @@
-"""That what a method has frozen stays frozen, and what it trains is trained.
+"""That what a method has frozen stays frozen, and its own numbers are trained.
 
 Invariant: no step is taken while a frozen parameter of the adapted network requires a gradient: it would be trained, and
-no checkpoint would hold it.
+no checkpoint would hold it. The head may rest for some epochs: every checkpoint holds it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,19 @@ class Flags:
         self._network = network
         self._trained = {name: value.requires_grad for name, value in named_parameters(network).items()}
 
-    def check(self, method: str) -> None:
+    def check(self, method: str, head: Collection[str]) -> None:
         """Compares them with what they are now.
 
+        Args:
+            method: the callback's name.
+            head: the names of what may be frozen for a while.
+
         Raises:
-            GPartError: if something has frozen or unfrozen a parameter since, with the names and what to do.
+            GPartError: if something has frozen or unfrozen another parameter since, with the names and what to do.
         """
         now = {name: value.requires_grad for name, value in named_parameters(self._network).items()}
         unfrozen = [name for name, trained in self._trained.items() if not trained and now.get(name)]
-        frozen = [name for name, trained in self._trained.items() if trained and now.get(name) is False]
+        frozen = [name for name, on in self._trained.items() if on and now.get(name) is False and name not in head]
         advice = "a callback such as BackboneFinetuning, or the module's own code, has set requires_grad"
         if unfrozen:
             raise GPartError(
