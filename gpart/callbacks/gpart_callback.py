@@ -229,12 +229,12 @@ class GPartCallback(MethodCallback):
             set_active(network, list(before), list(before.values()), heads)
             raise
 
-    def touched(self, network: nn.Module) -> list[str]:
-        """The adapted weights and the saved modules' parameters; nothing where a folder says which."""
+    def planned(self, network: nn.Module) -> tuple[Sequence[str], Sequence[str]]:
+        """The adapted weights, and the saved modules' parameters; none where a folder or an adapter says which."""
         if self.config is None or get_adapters(network):
-            return []
+            return (), ()
         made = plan(network, with_own_names(self.config, network))
-        return [*(weight.name for weight in made.weights), *made.saved]
+        return [weight.name for weight in made.weights], made.saved
 
     def places(
         self, frozen: list[nn.Parameter], optimizers: Sequence[Optimizer]

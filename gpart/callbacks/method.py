@@ -130,9 +130,9 @@ class MethodCallback(OfBoth, Callback):
         """
         yield network
 
-    def touched(self, network: nn.Module) -> list[str]:
-        """The names of the parameters that :meth:`apply` will adapt or train, as far as they are known before."""
-        return []
+    def planned(self, network: nn.Module) -> tuple[Sequence[str], Sequence[str]]:
+        """The names of the parameters that :meth:`apply` will adapt, and train in full, whatever their flags are now."""
+        return (), ()
 
     def places(
         self, frozen: list[nn.Parameter], optimizers: Sequence[Optimizer]
@@ -285,7 +285,7 @@ class MethodCallback(OfBoth, Callback):
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path, network = self._applied_to(pl_module) or find_network(pl_module, self.module, self.copies)
         if self.module is None and network is pl_module and self._network is not network:
-            refuse_frozen_beside(pl_module, self.touched(network))
+            refuse_frozen_beside(pl_module, *self.planned(network))
         before = set(named_parameters(network))
         own = [name for name, value in pl_module.named_parameters(recurse=False) if value.requires_grad]
         children = [name for name, child in pl_module.named_children() if any(True for _ in child.children())]

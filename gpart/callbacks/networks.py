@@ -67,25 +67,30 @@ def tell_frozen(pl_module: LightningModule, own: list[str], children: list[str])
         )
 
 
-def refuse_frozen_beside(pl_module: LightningModule, touched: Collection[str]) -> None:
+def refuse_frozen_beside(pl_module: LightningModule, adapted: Collection[str], saved: Collection[str]) -> None:
     """Checks that a network which the project has frozen is not changed because its layers have the same names.
 
     Args:
         pl_module: the LightningModule, all of which is taken for the network; its flags as the project has set them.
-        touched: the names of the parameters that the method would adapt or train.
+        adapted: the names of the parameters that would be adapted.
+        saved: the names of those that would be trained in full. A trained head beside a frozen network is as it should be.
 
     Raises:
-        GPartError: if they lie in a child that is frozen and in one that is trained, with both.
+        GPartError: if a child that is frozen has some of them, and one that is trained has adapted ones; with both.
     """
-    names = {name.partition(".")[0] for name in touched if "." in name}
-    children = {name: child for name, child in pl_module.named_children() if name in names}
+    first, either = _children_of(adapted), _children_of([*adapted, *saved])
+    children = {name: child for name, child in pl_module.named_children() if name in either}
     frozen = [name for name, child in children.items() if not any(one.requires_grad for one in child.parameters())]
-    if frozen and (trained := [name for name in children if name not in frozen]):
+    if frozen and (trained := [name for name in children if name in first and name not in frozen]):
         raise GPartError(
             f"the settings mean layers of {trained} and of {frozen}, which {type(pl_module).__name__} has frozen: say"
             f" module={trained[0]!r} to leave {frozen[0]!r} as it is (a teacher, a loss), copies={frozen} besides where it"
             " follows (an average), or module='' to adapt all of them"
         )
+
+
+def _children_of(names: Collection[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names if "." in name}
 
 
 def submodule(pl_module: LightningModule, path: str, argument: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -99,9 +100,18 @@ def test_a_network_that_the_project_has_frozen_is_not_changed_in_silence(
 
 def test_a_frozen_backbone_beside_a_trained_head_is_adapted(lit_trainer: Any, lit_loader: Any) -> None:
     """All that is meant lies in what is frozen: nothing is ambiguous."""
-    lit = Lit(backbone=Net(1).requires_grad_(False), tail=nn.Sequential(nn.Linear(2, 2)))
-    lit_trainer(made := callback()).fit(lit, lit_loader())
+    tail = nn.Sequential(nn.Linear(2, 2))
+    lit = Lit(backbone=Net(1).requires_grad_(False), tail=tail)
+    lit_trainer(made := callback(modules_to_save=["tail"])).fit(lit, lit_loader())
     assert made.adapter.theta.abs().max() > 0
+    assert tail[0].weight.requires_grad
+
+
+def test_a_head_of_a_frozen_network_is_not_trained_in_silence(lit_trainer: Any, lit_loader: Any) -> None:
+    critic, student = Net(1).requires_grad_(False), nn.Sequential(OrderedDict(b=nn.Linear(8, 8), c=nn.Linear(8, 2)))
+    lit = Lit(critic=critic, student=student)
+    with pytest.raises(GPartError, match=r"of \['student'\] and of \['critic'\]"):
+        lit_trainer(callback(target_modules=["b"], modules_to_save=["head"])).fit(lit, lit_loader())
 
 
 class Weighted(Lit):
