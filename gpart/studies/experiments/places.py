@@ -25,7 +25,7 @@ class Place:
     """With one decimal; None if there is none."""
     deviation: str | None
     best: bool
-    """Whether it is the highest of its column. Values that look equal in the table count as equal."""
+    """Whether it is the best of its column, by the column's mode. Values that look equal in the table count as equal."""
     seeds: str
     """How many seeds it is of, where some are missing; else empty."""
     paper: str | None
@@ -41,9 +41,12 @@ def header(study: Study) -> list[str]:
 def places(results: Results) -> list[list[Place]]:
     """The scores of each row in the order of the columns, and last their average."""
     study = results.study
-    columns = [value.label for value in study.column_axis.values]
-    bests = [_best(row.scores[column] for row in results.rows) for column in columns]
-    bests.append(_best(row.average for row in results.rows))
+    axis = study.column_axis.values
+    columns = [value.label for value in axis]
+    bests = [_best((row.scores[value.label] for row in results.rows), value.mode) for value in axis]
+    modes = {value.mode for value in axis}
+    # A mean of scores of which some are better high and others low is neither.
+    bests.append(_best((row.average for row in results.rows), modes.pop()) if len(modes) == 1 else None)
     found = []
     for row in results.rows:
         paper = study.paper.get(row.label, {})
@@ -113,16 +116,23 @@ def notes(results: Results) -> list[str]:
         )
     what = (
         f"{shown} of the test metric times {study.scale:g}; seeds {', '.join(map(str, study.seeds))}.{other} Bold: the"
-        " best of a column. Parameters, bytes and seconds are medians over a row's runs, memory the maximum. A method that"
+        f" best of a column{_lower(study)}. Parameters, bytes and seconds are medians over a row's runs, memory the maximum. A method that"
         " names no head, as full fine-tuning, is counted with it."
     )
     return [what, f"Device: {', '.join(devices) or '-'}. Versions: {used or '-'}."]
 
 
-def _best(scores: Iterable[Score | float | None]) -> str | None:
-    """Returns the highest value as it is shown."""
+def _lower(study: Study) -> str:
+    """Says which columns are better low; nothing where all are better high."""
+    low = [value.label for value in study.column_axis.values if value.mode == "min"]
+    return f" (lower is better: {', '.join(low)})" if low else ""
+
+
+def _best(scores: Iterable[Score | float | None], mode: str) -> str | None:
+    """Returns the highest or the lowest value as it is shown."""
+    best = max if mode == "max" else min
     values = [score.value if isinstance(score, Score) else score for score in scores if score is not None]
-    return max((f"{value:.1f}" for value in values if math.isfinite(value)), key=float, default=None)
+    return best((f"{value:.1f}" for value in values if math.isfinite(value)), key=float, default=None)
 
 
 def _place(score: Score | float | None, best: str | None, paper: float | None, seeds: int) -> Place:

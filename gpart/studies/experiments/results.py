@@ -5,8 +5,7 @@ missing and never replaced by another value.
 
 Besides its scores, a row of the table has the median of the trainable parameters (without the head), the median of
 ``kept_bytes``, the median of the seconds of fit, and the maximum of ``peak_memory_bytes``. They are taken over the runs
-that count towards the row's scores, so that candidates that were not selected are left out. The table takes a higher
-score to be better.
+that count towards the row's scores, so that candidates that were not selected are left out.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import yaml
 from gpart.errors import GPartError, GPartFileError
 from gpart.studies.experiments.study import (
     AVERAGE,
+    MODES,
     OWN_SETTINGS,
     RUN_FIELDS,
     STATISTICS,
@@ -111,12 +112,16 @@ def _axis(name: Any, values: Any, is_column: bool) -> Axis:
     result = []
     for label, value in given.items():
         place = f"{where}.{label}"
-        asked = _mapping(value, place, ("config", "set", "tune", "seeded", "metric"))
-        metric = asked.get("metric")
+        asked = _mapping(value, place, ("config", "set", "tune", "seeded", "metric", "mode"))
+        metric, mode = asked.get("metric"), asked.get("mode", "max")
         if is_column and not (isinstance(metric, str) and metric):
             raise GPartError(f"{place}: metric={metric!r}; each value of the columns' axis needs one, such as accuracy")
         if not is_column and metric is not None:
             raise GPartError(f"{place}: metric={metric!r} belongs on the axis of the columns")
+        if not is_column and "mode" in asked:
+            raise GPartError(f"{place}: mode={mode!r} belongs on the axis of the columns, beside metric")
+        if mode not in MODES:
+            raise GPartError(f"{place}: mode={mode!r} is none of {list(MODES)}")
         if is_column and str(label) in (AVERAGE, f"{AVERAGE}."):
             raise GPartError(f"{place}: {label!r} is the table's own column, the average")
         result.append(
@@ -127,6 +132,7 @@ def _axis(name: Any, values: Any, is_column: bool) -> Axis:
                 tune=_tune(asked.get("tune"), f"{place}.tune"),
                 seeded=_seeded(asked.get("seeded"), f"{place}.seeded"),
                 metric=metric.removeprefix("test/") if isinstance(metric, str) else None,
+                mode=mode,
             )
         )
     return Axis(str(name), tuple(result))

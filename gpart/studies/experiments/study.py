@@ -16,6 +16,8 @@ from typing import Any
 from gpart.errors import GPartError
 
 STATISTICS = ("median", "mean")
+MODES = ("max", "min")
+"""Which of two scores is the better one: the higher or the lower."""
 AVERAGE = "Avg"
 """The key of ``paper`` for the average over the columns."""
 OWN_SETTINGS = (
@@ -63,6 +65,8 @@ class AxisValue:
     """Settings that take the run's seed, by their dotted names, such as ``method.seed``."""
     metric: str | None
     """The name of the score, without ``test/``. Only values on the axis of the columns have one."""
+    mode: str
+    """Whether a higher or a lower score is better, of :data:`MODES`."""
 
 
 @dataclass(frozen=True)

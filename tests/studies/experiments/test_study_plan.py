@@ -185,6 +185,11 @@ TASKS = {"RTE": {"metric": "accuracy"}}
         ({"axes": {"task": {"RTE": {"metric": "a", "confg": "x"}}}}, "axes.task.RTE: key 'confg'.*'config'"),
         ({"axes": {"task": {"RTE": {}}}}, "axes.task.RTE: metric=None"),
         ({"axes": {"task": TASKS, "method": {"A": {"metric": "f1"}}}}, "axes.method.A: metric='f1' belongs on"),
+        ({"axes": {"task": TASKS, "method": {"A": {"mode": "min"}}}}, "axes.method.A: mode='min' belongs on"),
+        (
+            {"axes": {"task": {"RTE": {"metric": "a", "mode": "low"}}}},
+            r"axes.task.RTE: mode='low' is none of \['max', 'min'\]",
+        ),
         ({"axes": {"task": TASKS, "seed": {"A": None}}}, "axes.seed: an axis of this name"),
         ({"axes": {"task": TASKS, "on": {True: None}}}, r"axes.on: True \(bool\) is no label"),
         ({"axes": {"task": {"Avg": {"metric": "a"}}}}, "'Avg' is the table's own column"),

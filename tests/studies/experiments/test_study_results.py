@@ -13,6 +13,7 @@ import yaml
 
 from gpart.cli import main
 from gpart.cli.study import study_command
+from gpart.studies.experiments.latex import latex
 from gpart.studies.experiments.listed import json_text
 from gpart.studies.experiments.plan import Cell, Run, plan
 from gpart.studies.experiments.results import Results, collect
@@ -201,6 +202,30 @@ def test_one_seed_has_no_deviation() -> None:
 def test_what_looks_equal_is_bold_together() -> None:
     text = markdown(results_of({"RTE / A": [0.60004] * 3, "RTE / B|b": [0.59996] * 3}))
     assert [line[1] for line in table(text)[2:4]] == ["**60.0 ± 0.0** (paper 78.3)", "**60.0 ± 0.0**"]
+
+
+def tasks(rte: dict[str, str], cola: dict[str, str]) -> dict[str, Any]:
+    return STUDY["axes"] | {"task": {"RTE": {"metric": "accuracy"} | rte, "CoLA": {"metric": "f1"} | cola}}
+
+
+@pytest.mark.parametrize(
+    ("rte", "cola", "bold", "said"),
+    [
+        ({}, {"mode": "max"}, ["B", "B", "B"], "Bold: the best of a column. "),
+        ({"mode": "min"}, {"mode": "min"}, ["A", "A", "A"], "a column (lower is better: RTE, CoLA). "),
+        ({"mode": "min"}, {}, ["A", "B", ""], "a column (lower is better: RTE). "),  # no best of such an average
+    ],
+)
+def test_the_best_of_a_column_goes_by_its_mode(
+    rte: dict[str, str], cola: dict[str, str], bold: list[str], said: str
+) -> None:
+    scores = {"RTE / A": [0.1] * 3, "CoLA / A": [0.2] * 3, "RTE / B|b": [0.3] * 3, "CoLA / B|b": [0.4] * 3}
+    results = results_of(scores, axes=tasks(rte, cola), paper=None)
+    text = markdown(results)
+    lines = dict(zip("AB", table(text)[2:4], strict=True))
+    assert ["".join(row for row in "AB" if lines[row][at].startswith("**")) for at in (1, 2, 3)] == bold
+    assert said in text
+    assert latex(results).count(r"\textbf{") == sum(map(len, bold))
 
 
 def test_missing_runs_are_said_and_not_filled_in() -> None:
