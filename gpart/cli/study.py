@@ -18,6 +18,7 @@ from gpart.cli.message import Parser
 from gpart.cli.study_progress import shown
 from gpart.errors import GPartError
 from gpart.serialization.atomic import replacing
+from gpart.studies.experiments.aside import can_take_back
 from gpart.studies.experiments.outcome import choose, read_deciding, read_outcome
 from gpart.studies.experiments.plan import Cell, plan, shard_of
 from gpart.studies.experiments.processes import COMMAND
@@ -195,8 +196,10 @@ def _list(cells: Sequence[Cell]) -> None:
         chosen, why = choose(cell, read_deciding(cell))
         for run in [*first_runs(cell), *(chosen.runs[cell.deciding :] if chosen else ())]:
             outcome = read_outcome(run)
-            state = "finished" if outcome.state == "finished" else "to run"
+            state = "finished" if outcome.state == "finished" or can_take_back(run) else "to run"
             note = f": {outcome.why}" if outcome.why else ""
+            if state == "finished" and note:
+                note = f": it is taken back from {run.before}"
             count(state, f"{run.name}{note}\n          {shlex.join(['gpart', *run.words])}")
         for run in () if chosen else cell.candidates[0].runs[cell.deciding :]:
             count("waits", f"{cell.name} / seed {run.seed}: {why}")

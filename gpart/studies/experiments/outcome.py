@@ -58,14 +58,19 @@ class Outcome:
 
 def read_outcome(run: Run) -> Outcome:
     """Reads the outcome of a run from its folder."""
-    command = read_object(run.folder / COMMAND_FILE)
+    return read_made(run.folder, run.words)
+
+
+def read_made(folder: Path, words: Sequence[str]) -> Outcome:
+    """Reads the outcome that a folder holds of a run with these words."""
+    command = read_object(folder / COMMAND_FILE)
     if command is None:
         return Outcome("missing")
-    if (why := difference(command, run.words)) is not None:
+    if (why := difference(command, words)) is not None:
         return Outcome("stale", why=why)
     if "failed" in command:
         return Outcome("failed", why=str(command["failed"]))
-    metrics = read_object(run.folder / METRICS_FILE)
+    metrics = read_object(folder / METRICS_FILE)
     if metrics is None or metrics.get("state") != "tested":
         return Outcome("missing")
     return Outcome("finished", metrics)

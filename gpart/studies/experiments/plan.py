@@ -41,6 +41,11 @@ class Run:
     words: tuple[str, ...]
     """The words of its command line, after ``gpart``."""
 
+    @property
+    def before(self) -> Path:
+        """Where what a finished run left in its folder is kept until the new run has finished."""
+        return self.folder.with_name(f"{self.folder.name}.before")
+
 
 @dataclass(frozen=True)
 class Candidate:

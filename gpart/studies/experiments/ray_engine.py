@@ -15,16 +15,26 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 from gpart.errors import GPartError
 from gpart.serialization.atomic import replacing
+from gpart.studies.experiments import aside
 from gpart.studies.experiments.plan import COMMAND_FILE, LOG_FILE, METRICS_FILE, Cell, Run
 from gpart.studies.experiments.processes import COMMAND
-from gpart.studies.experiments.running import GRACE, Event, Tell, first_runs, following_runs, run_once, settled
+from gpart.studies.experiments.running import (
+    GRACE,
+    Event,
+    Tell,
+    drop_before,
+    first_runs,
+    following_runs,
+    run_once,
+    settled,
+)
 
 RETRIES = 3
 """How often a run is made again if its worker was lost."""
@@ -131,7 +141,10 @@ def _received(ray: Any, done: Any, run: Run) -> Event:
         if not file.is_file() or file.read_bytes() != content:  # else it was made in this very folder
             with replacing(file) as part:
                 part.write(content)
-    return event
+    drop_before(run)
+    # A worker without this file system does not know what is kept here.
+    kept = aside.note(run) if event.kind == "failed" else ""
+    return replace(event, text=event.text.removesuffix(kept) + kept)
 
 
 def _cancel(ray: Any, pending: list[Any]) -> None:

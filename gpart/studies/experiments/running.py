@@ -2,7 +2,8 @@
 
 Invariant: at any time, at most one process works in a run's folder, and the folder holds the outputs of one process
 only. A lock for each run keeps other studies out. The run's process inherits the lock, so that the lock lasts as long
-as the process does, even if the study that started it is killed. A folder is emptied only if it holds our command.json.
+as the process does, even if the study that started it is killed. What a finished run left is removed only when another
+has finished in its place (``aside.py``).
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from gpart.errors import GPartError
 from gpart.serialization.atomic import replacing
+from gpart.studies.experiments import aside
 from gpart.studies.experiments.outcome import Outcome, choose, no_score, read_deciding, read_object, read_outcome
 from gpart.studies.experiments.plan import COMMAND_FILE, LOG_FILE, METRICS_FILE, Cell, Run
 from gpart.studies.experiments.processes import COMMAND, Child, start
@@ -116,14 +118,17 @@ def run_once(run: Run, tell: Tell, command: Sequence[str], bound: bool = False) 
 def settled(run: Run, tell: Tell) -> bool:
     """Whether there is nothing to make, which is reported. Else its folder is there, and holds our command.json at most."""
     with _reporting(run, tell), _lock(run).acquire(timeout=0):
-        outcome = read_outcome(run)
-        if outcome.state == "finished":
-            tell(_ended("kept", run, outcome))
-        elif (foreign := _clear(run.folder)) is not None:
-            tell(Event("failed", run.name, foreign))
-        else:
+        if (kept := _kept(run)) is None:
+            aside.make_room(run)
             return False
+        tell(kept)
     return True
+
+
+def drop_before(run: Run) -> None:
+    """Removes what was kept aside from a run's folder if it has finished; leaves it to the next study if it can't."""
+    with suppress(Timeout, OSError), _lock(run).acquire(timeout=0):
+        aside.drop(run)
 
 
 def _lock(run: Run) -> FileLock:
@@ -134,11 +139,13 @@ def _lock(run: Run) -> FileLock:
 
 @contextmanager
 def _reporting(run: Run, tell: Tell) -> Iterator[None]:
-    """Reports a lock that another process holds, and an error of a file."""
+    """Reports a lock that another process holds, a folder that is not ours, and an error of a file."""
     try:
         yield
     except Timeout:
         tell(Event("locked", run.name, "another process is at it"))
+    except GPartError as error:
+        tell(Event("failed", run.name, str(error)))
     except OSError as error:
         tell(Event("failed", run.name, f"{type(error).__name__}: {error}"))
 
@@ -150,37 +157,30 @@ def _ended(kind: Literal["kept", "finished"], run: Run, outcome: Outcome) -> Eve
 
 def _locked_run(run: Run, tell: Tell, command: Sequence[str], lock: BaseFileLock, bound: bool) -> Event:
     # The outcome is read under the lock, since another study may have finished the run in the meantime.
+    if (kept := _kept(run)) is not None:
+        return kept
     before = read_outcome(run)
-    if before.state == "finished":
-        return _ended("kept", run, before)
-    if (foreign := _clear(run.folder)) is not None:
-        return Event("failed", run.name, foreign)
-    tell(Event("started", run.name, f"again, as {before.why}" if before.state == "stale" else ""))
+    aside.make_room(run)
+    tell(Event("started", run.name, f"again, as {before.why}{aside.note(run)}" if before.state == "stale" else ""))
     why = _process(run, command, lock, bound)
     if why is not None:
         _write_command(run, command, failed=why)
-        return Event("failed", run.name, why)
+        return Event("failed", run.name, why + aside.note(run))
+    aside.drop(run)
     return _ended("finished", run, read_outcome(run))
 
 
-def _clear(folder: Path) -> str | None:
-    """Removes what an earlier process left in a folder. If the folder is not ours, it returns that as the reason."""
-    if not folder.exists():
-        folder.mkdir()
+def _kept(run: Run) -> Event | None:
+    """The event of a run that is finished; None if it is to be made."""
+    back = aside.can_take_back(run)
+    if back:
+        aside.take_back(run)
+    outcome = read_outcome(run)
+    if outcome.state != "finished":
         return None
-    entries = sorted(folder.iterdir()) if folder.is_dir() else [folder]
-    # A study that was killed while it wrote its first command.json left nothing but the unfinished file.
-    unfinished = all(entry.name.startswith(f".{COMMAND_FILE}.") for entry in entries)
-    if not unfinished and "words" not in (read_object(folder / COMMAND_FILE) or {}):
-        return f"{folder} is there and no run of a study (it has no {COMMAND_FILE} of one); nothing was removed"
-    for entry in entries:
-        if entry.name == COMMAND_FILE:
-            continue  # so that the folder is still recognised as ours if this is stopped half way
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
-    return None
+    aside.drop(run)
+    event = _ended("kept", run, outcome)
+    return replace(event, text=f"taken back from {run.before}") if back and event.kind == "kept" else event
 
 
 def _process(run: Run, command: Sequence[str], lock: BaseFileLock, bound: bool) -> str | None:

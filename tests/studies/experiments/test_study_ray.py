@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -143,6 +144,28 @@ def test_without_a_common_folder_the_small_files_come_back(cells: list[Cell], mo
     told: list[Event] = []
     assert settled(run, told.append)
     assert told == [Event("kept", run.name)]
+
+
+def test_what_had_finished_here_is_kept_until_the_worker_has_finished(
+    cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = cells[0].candidates[1].runs[0]
+    old = replace(run, words=("fit", *run.words))
+    run.folder.mkdir(parents=True)
+    (run.folder / "command.json").write_text(json.dumps({"words": old.words}))
+    (run.folder / "metrics.json").write_text('{"state": "tested"}')
+    assert not settled(run, [].append)
+    assert list(run.folder.iterdir()) == []
+    ray = SimpleNamespace(get=lambda _: sent, exceptions=SimpleNamespace(RayError=RuntimeError))
+    sent: tuple[Event, dict[str, bytes]] = Event("failed", run.name, "exit status 2"), {}
+    note = f"exit status 2; what had finished before is kept in {run.before}"
+    assert _received(ray, None, run).text == note
+    sent = Event("failed", run.name, note), {}  # as of a worker with this file system
+    assert _received(ray, None, run).text == note
+    assert run.before.exists()
+    sent = made_elsewhere(run, monkeypatch)
+    assert _received(ray, None, run) == Event("finished", run.name)
+    assert not run.before.exists()
 
 
 def test_a_failure_elsewhere_comes_back_with_its_log(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:

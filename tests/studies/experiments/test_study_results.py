@@ -397,6 +397,18 @@ def test_dry_run_lists_and_starts_nothing(work: Path, capsys: pytest.CaptureFixt
     assert "waits" not in out
 
 
+def test_dry_run_says_what_is_taken_back(capsys: pytest.CaptureFixture[str]) -> None:
+    _, cells = cells_of(axes={"task": {"RTE": {"metric": "accuracy"}}}, paper=None, seeds=[0])
+    run = cells[0].candidates[0].runs[0]
+    put(run, 0.5)
+    run.folder.rename(run.before)
+    put(run, 0.5, command={"words": ["fit"], "failed": "exit status 2"})
+    assert study_command(["s.yaml", "--dry-run"], ("no/such/program",)) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("finished  RTE / seed 0: it is taken back from out/RTE/seed-0.before\n")
+    assert out.endswith("1 finished\n")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -18,6 +18,7 @@ import yaml
 from filelock import FileLock
 
 from gpart.studies.experiments import running
+from gpart.studies.experiments.outcome import read_outcome
 from gpart.studies.experiments.plan import Cell, plan
 from gpart.studies.experiments.running import Event, count_runs, run_cells
 from gpart.studies.experiments.schema import read_study
@@ -140,7 +141,9 @@ def test_changed_words_are_run_again_in_an_empty_folder(work: Path) -> None:
     changed = cells_of(axes=methods(A={"set": {"x": 2}}))
     events = run(changed)
     assert [event.kind for event in events] == ["started", "finished"] * 2
-    assert events[0].text == "again, as it was run with other words"
+    kept = "out/RTE/A/seed-0.before"
+    assert events[0].text == f"again, as it was run with other words; what had finished before is kept in {kept}"
+    assert not Path(kept).exists()
     assert not (left / "old.ckpt").exists()
     assert sorted(path.name for path in left.parent.iterdir()) == [
         "command.json",
@@ -150,6 +153,107 @@ def test_changed_words_are_run_again_in_an_empty_folder(work: Path) -> None:
     ]
     assert (work / "s.yaml").exists()
     assert {kind for kind, _ in kinds(run(changed))} == {"kept"}
+
+
+def content(folder: str | Path) -> dict[str, str]:
+    return {str(file.relative_to(folder)): file.read_text() for file in Path(folder).rglob("*") if file.is_file()}
+
+
+def changed(x: object = "1x") -> list[Cell]:
+    return cells_of(axes=methods(A={"set": {"x": x}}), seeds=[0])
+
+
+@pytest.fixture
+def finished(work: Path) -> dict[str, str]:
+    """The content of a finished run's folder; its study is that of changed(1)."""
+    run(changed(1))
+    Path("out/RTE/A/seed-0/version_0/best.ckpt").write_text("trained")
+    return content("out/RTE/A/seed-0")
+
+
+FOLDER, BEFORE = Path("out/RTE/A/seed-0"), Path("out/RTE/A/seed-0.before")
+
+
+def test_a_mistyped_word_costs_no_finished_run(finished: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    do(monkeypatch, ("x=1", {"do": "exit"}))
+    for value in ("1x", "1xx", "1xx"):
+        events = run(changed(value))
+        assert kinds(events) == [("failed", "RTE / A / seed 0")]
+        assert events[-1].text.endswith("log.txt); what had finished before is kept in out/RTE/A/seed-0.before")
+        assert content(BEFORE) == finished
+        assert "d must be 1" in (FOLDER / "log.txt").read_text()  # the failed run's own
+        assert read_outcome(changed(value)[0].candidates[0].runs[0]).why.startswith("exit status 2; gpart: error: d")
+    assert run(changed(1)) == [Event("kept", "RTE / A / seed 0", "taken back from out/RTE/A/seed-0.before")]
+    assert content(FOLDER) == finished
+    assert not BEFORE.exists()
+    assert len(starts()) == 4
+    assert run(changed(1)) == [Event("kept", "RTE / A / seed 0")]
+
+
+def test_a_stopped_run_costs_no_finished_one(finished: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "start", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(changed())
+    assert content(BEFORE) == finished
+    do(monkeypatch)
+    assert kinds(run(changed())) == [("finished", "RTE / A / seed 0")]
+    assert not BEFORE.exists()
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+def test_a_study_killed_at_any_file_costs_no_finished_run(
+    finished: dict[str, str], monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Killed where it makes, moves or removes something for the at-th time: other words fail, and the old come back."""
+    do(monkeypatch, ("x=1x", {"do": "exit"}))
+    left = at
+
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: object, **named: object) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise SystemExit(9)
+            return real(*given, **named)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for name in ("rename", "mkdir", "rmdir", "unlink"):
+            patched.setattr(Path, name, counted(getattr(Path, name)))
+        try:
+            run(changed())
+            run(changed(1))
+        except SystemExit:
+            pass
+    assert finished in [content(folder) for folder in (FOLDER, BEFORE) if folder.exists()]
+    assert [event.kind for event in run(changed(1))] == ["kept"]
+    assert content(FOLDER) == finished
+    assert not BEFORE.exists()
+    assert sum("--x=1" in words for words in starts()) == 1
+
+
+def test_what_is_left_of_a_killed_removal_is_no_result(finished: dict[str, str]) -> None:
+    BEFORE.mkdir()
+    for name in ("command.json", "log.txt"):
+        (BEFORE / name).write_text(finished[name])
+    assert run(changed(1)) == [Event("kept", "RTE / A / seed 0")]
+    assert not BEFORE.exists()
+
+
+def test_a_foreign_folder_in_the_place_of_what_is_kept(finished: dict[str, str]) -> None:
+    BEFORE.mkdir()
+    (BEFORE / "thesis.tex").write_text("mine")
+    events = run(changed())
+    assert kinds(events) == [("failed", "RTE / A / seed 0")]
+    assert "out/RTE/A/seed-0.before is there and no run of a study" in events[0].text
+    assert [event.kind for event in run(changed(1))] == ["kept"]
+    assert content(BEFORE) == {"thesis.tex": "mine"}
+    assert content(FOLDER) == finished
 
 
 def test_a_killed_process_leaves_nothing_to_the_next(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
