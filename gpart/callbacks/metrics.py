@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ class MetricsWriter(OfBoth, Callback):
 
     After fit: ``fit`` with its ``seconds`` (from the first training step's start to the end of training, validation
     within it included), ``epochs``, ``steps``, the best checkpoint's ``best_monitor``, ``best_mode`` (max or min) and ``best_score``, and the
-    ``last`` validation's metrics; ``parameters`` with those ``trainable`` and, of them, the ``head``'s;
+    ``last`` validation's metrics, all that it logged by whatever names; ``parameters`` with those ``trainable`` and, of them, the ``head``'s;
     ``kept_bytes``, what a checkpoint keeps of the network; ``peak_memory_bytes``, the GPU's allocated memory or the
     process's resident memory; ``device``; ``versions``. ``state`` is ``"fitted"``; after test, which adds its metrics
-    under ``test``, it is ``"tested"``.
+    under ``test``, all of them, it is ``"tested"``.
 
     Args:
         path: the file, replaced as a whole each time.
@@ -38,11 +39,12 @@ class MetricsWriter(OfBoth, Callback):
     def __init__(self, path: str) -> None:
         self.path = path
         self._record: dict[str, Any] = {}
+        self._last: dict[str, float] = {}
         self._start = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins a new record."""
-        self._record = {}
+        self._record, self._last = {}, {}
         device = trainer.strategy.root_device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -55,6 +57,12 @@ class MetricsWriter(OfBoth, Callback):
         """Stops the clock."""
         self._record["fit"] = {"seconds": round(time.perf_counter() - self._start, 2)}
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the validation's metrics: at the end of fit they stand among those of training."""
+        results = trainer._results
+        if results is not None and not trainer.sanity_checking:
+            self._last = _plain(results.metrics(on_step=False)["callback"])
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what fit came to: by now the last checkpoint is chosen."""
         best = trainer.checkpoint_callback
@@ -65,7 +73,7 @@ class MetricsWriter(OfBoth, Callback):
             best_monitor=getattr(best, "monitor", None),
             best_mode=getattr(best, "mode", None),
             best_score=None if score is None else float(score),
-            last=_plain(trainer.callback_metrics, "val/"),
+            last=self._last,
         )
         trainable, head = _counts(trainer, pl_module)
         self._record["parameters"] = {"trainable": trainable, "head": head}
@@ -74,7 +82,7 @@ class MetricsWriter(OfBoth, Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Adds the score."""
-        self._record["test"] = _plain(trainer.callback_metrics, "test/")
+        self._record["test"] = _plain(trainer.callback_metrics)
         self._write(trainer, "tested")
 
     def _write(self, trainer: Trainer, state: str) -> None:
@@ -102,10 +110,8 @@ def _counts(trainer: Trainer, pl_module: LightningModule) -> tuple[int, int]:
     return sum(value.numel() for value in pl_module.parameters() if value.requires_grad), 0
 
 
-def _plain(metrics: Any, prefix: str) -> dict[str, float]:
-    return {
-        name: float(value) for name, value in metrics.items() if name.startswith(prefix) and isinstance(value, Tensor)
-    }
+def _plain(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, Tensor)}
 
 
 def _peak_memory(device: torch.device) -> int | None:

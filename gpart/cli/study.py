@@ -46,7 +46,8 @@ EPILOG = """a study's file:
     method:                    # after task, as its recipes go over the task's
       GPart: {tune: {model.lr: [5.0e-3, 1.0e-2]}}
       LoRA: {config: methods/lora, tune: {model.lr: [5.0e-4, 2.0e-3]}}
-  columns: task                # the axis whose values, each with a metric, are the table's columns;
+  columns: task                # the axis whose values, each with a metric, are the table's columns. A metric is
+                               # what the test logs as test/NAME, or as NAME (test_loss of one's own module);
                                # mode: min beside a metric that is better low, such as mse; default max
   seeds: [0, 1, 2]
   tune_seeds: 1                # how many of them choose among the tuned values

@@ -57,6 +57,37 @@ def test_fit_then_test(lit_class: Any, lit_trainer: Any, lit_loader: Any, lit_gp
     assert tested["fit"] == fit
 
 
+def test_all_that_validation_and_test_log_is_kept_by_any_name(
+    lit_class: Any, lit_trainer: Any, lit_loader: Any, tmp_path: Path
+) -> None:
+    """As plain Lightning's examples name their metrics; what training logs is none of the validation's."""
+
+    class Plain(lit_class):  # type: ignore[misc]  # a fixture
+        def training_step(self, batch: Any, index: int) -> Any:
+            loss = super().training_step(batch, index)
+            self.log("train_loss", loss)
+            self.log("loss", loss)
+            return loss
+
+        def validation_step(self, batch: Any, index: int) -> None:
+            self.log("val_loss", 1.0 + self.current_epoch)
+
+        def on_validation_epoch_end(self) -> None:
+            self.log("f1", 0.5)
+
+        def test_step(self, batch: Any, index: int) -> None:
+            self.log("test_acc", 0.25)
+
+    path = tmp_path / "metrics.json"
+    trainer = lit_trainer(MetricsWriter(str(path)), max_epochs=2)
+    module = Plain()
+    trainer.fit(module, lit_loader(), lit_loader())
+    assert record(path)["fit"]["last"] == {"val_loss": 2.0, "f1": 0.5}
+    trainer.test(module, lit_loader(), verbose=False)
+    assert record(path)["test"] == {"test_acc": 0.25}
+    assert record(path)["fit"]["last"] == {"val_loss": 2.0, "f1": 0.5}
+
+
 def test_the_seconds_are_those_of_training(lit_class: Any, lit_trainer: Any, lit_loader: Any, tmp_path: Path) -> None:
     """Not of what comes before it: 0.3 seconds are slept before the clock starts, 4 x 0.05 after."""
     path = tmp_path / "metrics.json"

@@ -20,7 +20,7 @@ from gpart.studies.experiments.study import RUN_FIELDS
 def csv_text(results: Results) -> str:
     """Returns the content of table.csv: for each run its labels, tuned settings, unscaled scores and costs."""
     tuned = _ordered(key for record in results.records for key in record.run.tuned)
-    tests = sorted({key for record in results.records for key in mapping(record, "test")})
+    tests = sorted({_test_column(key) for record in results.records for key in mapping(record, "test")})
     axes = [axis.name for axis in results.study.axes]
     # The names of settings and test metrics have a dot or a slash in them, so that they differ from all other fields.
     header = ["run", *axes, *(f"tuned.{key}" for key in tuned), *RUN_FIELDS[1:], *tests]
@@ -28,7 +28,7 @@ def csv_text(results: Results) -> str:
     writer = csv.DictWriter(text, header, lineterminator="\n")
     writer.writeheader()
     for record in results.records:
-        test = {key: value for key, value in mapping(record, "test").items() if key in tests}
+        test = {_test_column(key): value for key, value in mapping(record, "test").items()}
         settings = {f"tuned.{key}": value for key, value in record.run.tuned.items()}
         writer.writerow({**record.run.labels, **settings, **_fields(record), **test})
     return text.getvalue()
@@ -125,6 +125,11 @@ def mapping(record: Record, key: str) -> Mapping[str, Any]:
     """Returns a mapping in metrics.json by its key; an empty one if there is none."""
     value = record.outcome.metrics.get(key)
     return value if isinstance(value, Mapping) else {}
+
+
+def _test_column(name: str) -> str:
+    """A test metric's column: its name, which is told apart from the table's own columns where it is without ``test/``."""
+    return name if name.startswith("test/") else f"test.{name}"
 
 
 def _ordered(keys: Iterable[str]) -> list[str]:

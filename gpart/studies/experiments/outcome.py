@@ -40,8 +40,9 @@ class Outcome:
         return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
     def score(self, run: Run) -> float | None:
-        """Returns the run's test score."""
-        return self.number("test", f"test/{run.metric}")
+        """Returns the run's test score: ``test/NAME``, as this package's modules log it, else what is logged as NAME."""
+        score = self.number("test", f"test/{run.metric}")
+        return self.number("test", run.metric) if score is None else score
 
     @property
     def validation(self) -> float | None:
@@ -80,11 +81,12 @@ def no_score(run: Run, outcome: Outcome) -> str | None:
     """Returns why a finished run has no score, and what its test gave instead; None if it has a score."""
     if outcome.state != "finished" or outcome.score(run) is not None:
         return None
-    given, name = outcome.metrics.get("test"), f"test/{run.metric}"
+    given, names = outcome.metrics.get("test"), (f"test/{run.metric}", run.metric)
     test = given if isinstance(given, Mapping) else {}
-    if name in test:
-        return f"metric {run.metric!r}: its test gave {name} {test[name]!r}, which is no number"
-    return f"metric {run.metric!r}: its test gave no {name} but {', '.join(test) or 'nothing'}"
+    for name in names:
+        if name in test:
+            return f"metric {run.metric!r}: its test gave {name} {test[name]!r}, which is no number"
+    return f"metric {run.metric!r}: its test gave no {' or '.join(names)} but {', '.join(test) or 'nothing'}"
 
 
 def read_deciding(cell: Cell) -> list[list[Outcome]]:

@@ -36,7 +36,7 @@ class Run:
     """The candidate's settings; empty if nothing is tuned."""
     seed: int
     metric: str
-    """The name of the score, without ``test/``."""
+    """The name of the score: what the test logs as ``test/NAME``, or as NAME."""
     folder: Path
     words: tuple[str, ...]
     """The words of its command line, after ``gpart``."""

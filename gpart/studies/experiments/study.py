@@ -64,7 +64,7 @@ class AxisValue:
     seeded: tuple[str, ...]
     """Settings that take the run's seed, by their dotted names, such as ``method.seed``."""
     metric: str | None
-    """The name of the score, without ``test/``. Only values on the axis of the columns have one."""
+    """The name of the score: what the test logs as ``test/NAME``, or as NAME. Only values on the axis of the columns have one."""
     mode: str
     """Whether a higher or a lower score is better, of :data:`MODES`."""
 

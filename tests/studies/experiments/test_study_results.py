@@ -14,7 +14,7 @@ import yaml
 from gpart.cli import main
 from gpart.cli.study import study_command
 from gpart.studies.experiments.latex import latex
-from gpart.studies.experiments.listed import json_text
+from gpart.studies.experiments.listed import csv_text, json_text
 from gpart.studies.experiments.plan import Cell, Run, plan
 from gpart.studies.experiments.results import Results, collect
 from gpart.studies.experiments.schema import read_study
@@ -250,7 +250,7 @@ def test_failed_and_unscored_runs_are_named_and_stale_ones_do_not_count() -> Non
     gave = "metric 'accuracy': its test gave"
     assert results.problems == (
         "RTE / seed 0: exit status 1; boom (log: there)",
-        f"RTE / seed 1: {gave} no test/accuracy but test/loss (log: out/RTE/seed-1/log.txt)",
+        f"RTE / seed 1: {gave} no test/accuracy or accuracy but test/loss (log: out/RTE/seed-1/log.txt)",
         f"RTE / seed 3: {gave} test/accuracy None, which is no number (log: out/RTE/seed-3/log.txt)",
     )
     assert results.missing == 1
@@ -347,6 +347,29 @@ def test_every_run_is_in_csv_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("out/table.md").unlink()
     assert study_command(["s.yaml", "--table"], ("no/such/program",)) == 0
     assert {ending: Path(f"out/table.{ending}").read_bytes() for ending in before} == before
+
+
+def test_a_metric_is_looked_up_under_test_else_by_its_own_name() -> None:
+    study, cells = cells_of(
+        axes={"task": {"RTE": {"metric": "test_acc"}, "CoLA": {"metric": "score"}}}, paper=None, seeds=[0], scale=1
+    )
+    rte, cola = (cell.candidates[0].runs[0] for cell in cells)
+    put(rte, None, test={"test_acc": 0.25, "seconds": 7.0})
+    put(cola, None, test={"test/score": 3.0, "score": 4.0})
+    results = collect(study, cells)
+    assert results.problems == ()
+    assert [score.value for score in results.rows[0].scores.values() if score] == [0.25, 3.0]
+    lines = list(csv.DictReader(csv_text(results).splitlines()))
+    # A metric that is called as a column of every study hides none.
+    assert [(line["score"], line["seconds"], line["test.seconds"]) for line in lines] == [
+        ("0.25", "2.0", "7.0"),
+        ("3.0", "2.0", ""),
+    ]
+    assert (lines[1]["test/score"], lines[1]["test.score"]) == ("3.0", "4.0")
+    put(rte, None, test={"test_acc": None})
+    assert "its test gave test_acc None, which is no number" in collect(study, cells).problems[0]
+    put(rte, None, test={})
+    assert "its test gave no test/test_acc or test_acc but nothing" in collect(study, cells).problems[0]
 
 
 def test_shards_and_the_table_of_all(capsys: pytest.CaptureFixture[str]) -> None:
