@@ -68,7 +68,8 @@ MAY_IMPORT = {
         "version",
     },
     "serving": METHOD | {"errors", "version"},
-    "studies": METHOD | {"face", "callbacks", "lightning_modules", "datamodules", "assets", "errors", "version"},
+    "studies": METHOD
+    | {"face", "bases", "callbacks", "lightning_modules", "datamodules", "assets", "errors", "version"},
     "cli": METHOD
     | {
         "face",

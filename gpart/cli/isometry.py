@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from gpart.bases.current_folder import look_in_current_folder
 from gpart.bases.models import quiet
 from gpart.cli.message import Parser
 from gpart.errors import GPartError
@@ -66,6 +67,7 @@ def isometry_command(words: list[str]) -> int:
         GPartError: if there is no such model or run, a setting is wrong, or the folder has results already.
     """
     asked = _parser().parse_args(words)
+    look_in_current_folder()
     folder = None if asked.output is None else Path(asked.output)
     if folder is not None and not asked.overwrite and (found := folder / "isometry.json").exists():
         raise GPartError(f"{found} is there already: give --overwrite, or another folder than --output {folder}")

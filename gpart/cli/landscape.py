@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from gpart.bases.current_folder import look_in_current_folder
 from gpart.cli.message import Parser
 from gpart.errors import GPartError
 from gpart.serialization.atomic import replacing
@@ -55,6 +56,7 @@ def landscape_command(words: list[str]) -> int:
         GPartError: if a run cannot be found or built, a setting is wrong, or another process is at the same folder.
     """
     asked = _parser().parse_args(words)
+    look_in_current_folder()  # worker processes get it with the path that they inherit
     subjects = _subjects(asked.runs)
     settings = Settings(
         rows=asked.rows or None,

@@ -12,8 +12,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 import gpart.callbacks
 import gpart.datamodules
 import gpart.lightning_modules
+from gpart.bases.own_classes import not_found
 from gpart.callbacks.method import MethodCallback
-from gpart.cli.own_classes import not_found
 from gpart.cli.short_help import short_help
 from gpart.errors import GPartError
 

@@ -26,6 +26,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from transformers.utils import logging as hf
 
+from gpart.bases.own_classes import not_found
 from gpart.callbacks.method import MethodCallback
 from gpart.errors import GPartError, GPartFileError
 from gpart.heads import names_of_head
@@ -140,7 +141,7 @@ def load_run(run: FinishedRun, accelerator: str = "auto") -> LoadedRun:
     """
     config = _read_config(run.config)
     with isolate_rng(), quiet():
-        _seed(config.get("seed_everything"))
+        seed_generators(config.get("seed_everything"))
         module, data, method = _instantiate(config, run.config)
         trainer = Trainer(
             accelerator=accelerator,
@@ -187,7 +188,8 @@ def _instantiate(
     except GPartError:
         raise
     except (argparse.ArgumentError, ValueError, TypeError, OSError) as error:  # of a class that is not there any more
-        raise GPartError(f"{path}: its model, data or method cannot be made again: {error}") from error
+        why = not_found(str(error)) or f"its model, data or method cannot be made again: {error}"
+        raise GPartError(f"{path}: {why}") from error
     method = made.get("method")
     if method is not None and not isinstance(method, MethodCallback):
         raise GPartError(f"{path}: method is a {type(method).__name__}, which is none of gpart.callbacks' methods")
@@ -211,12 +213,12 @@ def _name(method: MethodCallback | None) -> str:
     return str(peft_type) if peft_type else "FullFineTuning" if method is None else type(method).__name__
 
 
-def _seed(seed: Any) -> None:
+def seed_generators(value: Any) -> None:
     """As ``seed_everything``, which the command calls, but without the environment variables that it leaves."""
-    if isinstance(seed, int) and not isinstance(seed, bool):
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002  # the generator that libraries draw from
-        torch.manual_seed(seed)
+    if isinstance(value, int) and not isinstance(value, bool):
+        random.seed(value)
+        np.random.seed(value)  # noqa: NPY002  # the generator that libraries draw from
+        torch.manual_seed(value)
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from gpart.bases.own_classes import not_found
 from gpart.cli import main
-from gpart.cli.own_classes import not_found
 
 MINE = """from lightning.pytorch import LightningDataModule
 
@@ -109,3 +109,76 @@ def test_the_installed_command_finds_it_too(here: Path) -> None:
     words = ["fit", "--config=quickstart", "--data=mine_c.Texts", "--print_config"]
     done = subprocess.run([sys.executable, "-P", "-c", code, *words], cwd=here, capture_output=True, text=True)
     assert "class_path: mine_c.Texts" in done.stdout, done.stderr
+
+
+NET = """import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Net(LightningModule):
+    def __init__(self, lr: float = 0.1) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 1)  # drawn by the run's seed
+
+    def _loss(self, batch):
+        return nn.functional.mse_loss(self.head(self.body(batch[0])), batch[1])
+
+    def training_step(self, batch, index):
+        return self._loss(batch)
+
+    def validation_step(self, batch, index):
+        self.log("val_loss", self._loss(batch))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([each for each in self.parameters() if each.requires_grad], self.hparams.lr)
+
+
+class Data(LightningDataModule):
+    def train_dataloader(self):
+        x = torch.arange(32.0).view(8, 4) / 32
+        return DataLoader(TensorDataset(x, x[:, :1]), 4)
+
+    val_dataloader = train_dataloader
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_looks_at_finished_runs_finds_their_own_class(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "net_c.py").write_text(NET)
+    path = list(sys.path)
+
+    def command(*words: str) -> int:
+        """In a process that has not looked here yet."""
+        monkeypatch.setattr(sys, "path", list(path))
+        sys.modules.pop("net_c", None)
+        return main(list(words))
+
+    method = ["--method=GPartCallback", "--method.d=5", '--method.target_modules=["body"]']
+    method += ['--method.modules_to_save=["head"]', "--trainer.callbacks+=SnapshotWriter"]
+    quiet = [f"--trainer.{name}=false" for name in ("enable_progress_bar", "logger")]
+    run = [
+        "--trainer.max_epochs=1",
+        "--trainer.accelerator=cpu",
+        "--trainer.default_root_dir=run",
+        "--seed_everything=7",
+    ]
+    logged = ["--trainer.default_root_dir=logged", "--trainer.enable_progress_bar=false"]
+    classes = ["--model=net_c.Net", "--data=net_c.Data"]
+    assert command("fit", *classes, *method, *run, *quiet) == 0
+    assert command("fit", *classes, *method, *run, *logged) == 0  # its config.yaml is deeper than its snapshots
+    for folder in ("run", "logged"):
+        assert command("isometry", folder, "--output", f"isometry-{folder}") == 0
+        short = ["--points=3", "--seeds=1", "--steps=0", "--accelerator=cpu", "--workers=2"]
+        assert command("landscape", folder, *short, "--output", f"landscape-{folder}") == 0
+    (here / "net_c.py").rename(here / "mine_again_c.py")
+    for name, files in (("landscape", ""), ("isometry", "model: ")):
+        capsys.readouterr()
+        assert command(name, "run", "--output", f"none-{name}") == 2
+        err = capsys.readouterr().err
+        assert f"run/config.yaml: {files}" in err
+        assert f"there is no class net_c.Net: no module net_c in the current folder, {here}, or among installed" in err

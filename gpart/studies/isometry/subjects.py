@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 import gpart.lightning_modules  # noqa: F401  # Lightning builds a checkpoint's class only where it is imported
 from gpart import GPartConfig, attach
 from gpart.assets.fetching import resolve
+from gpart.bases.own_classes import why_not
 from gpart.callbacks import load_from_checkpoint
 from gpart.callbacks.snapshots import FOLDER as SNAPSHOTS
 from gpart.errors import GPartError, GPartFileError
@@ -28,6 +31,7 @@ from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, load_checkpoint_
 from gpart.studies import architectures
 from gpart.studies.architectures import build, default_head, default_targets, find_task
 from gpart.studies.counting.params import PEFT, Settings, apply_peft
+from gpart.studies.finished_run import CONFIG, seed_generators
 from gpart.studies.isometry.vector import Trainable, find_trainable
 
 GPART: dict[str, dict[str, Any]] = {
@@ -138,8 +142,14 @@ def of_run(name: str, files: Sequence[Path]) -> Subject:
         content = load_checkpoint_file(file)
         by_step[int(content["global_step"])] = content  # the last and the best one are often the same
     first = min(by_step)
+    path_of_config, config = _config_of(files[0], by_step[first])
+    # Lightning imports no class because a checkpoint asks for it.
+    if path_of_config is not None and (why := why_not(config["model"]["class_path"])):
+        raise GPartError(f"{path_of_config}: model: {why}")
     try:
-        module = load_from_checkpoint(LightningModule, files[0], map_location="cpu")  # its class stands in the file
+        with isolate_rng():
+            seed_generators(config.get("seed_everything"))  # a class of one's own may draw its frozen weights
+            module = load_from_checkpoint(LightningModule, files[0], map_location="cpu")  # its class stands in the file
     except ValueError as error:  # which Lightning raises for a class of a module that nobody has imported
         if isinstance(error, GPartError):
             raise
@@ -155,6 +165,20 @@ def of_run(name: str, files: Sequence[Path]) -> Subject:
     settings = by_step[first].get("hyper_parameters") or {}
     training = {key: settings[key] for key in ("lr", "weight_decay") if key in settings}
     return Subject(name, trainable, tuple(points), training)
+
+
+def _config_of(file: Path, content: Mapping[str, Any]) -> tuple[Path | None, dict[str, Any]]:
+    """The config.yaml of a checkpoint's run and what it holds, if it names the class that the checkpoint asks for."""
+    asked = (content.get("hyper_parameters") or {}).get("_class_path")
+    above = [folder / CONFIG for folder in file.resolve().parents[:3]]
+    for path in (*above, *file.resolve().parents[1].glob(f"*/*/{CONFIG}")):  # the latter where it is a snapshot
+        try:
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if asked and config["model"]["class_path"] == asked:
+                return path, config
+        except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+            continue  # it is that of something else
+    return None, {}
 
 
 def _subject(name: str, network: nn.Module, step: int, training: Mapping[str, Any]) -> Subject:

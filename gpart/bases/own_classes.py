@@ -22,12 +22,12 @@ def not_found(message: str) -> str | None:
     key = _KEY.search(message)
     if key is None or not any(sign in message for sign in _ABOUT_CLASSES):
         return None
-    reasons = (_why_not(path, _KIND.search(message)) for path in dict.fromkeys(_NAMED.findall(message)))
+    reasons = (why_not(path, _KIND.search(message)) for path in dict.fromkeys(_NAMED.findall(message)))
     return next((f"{key[1]}: {why}" for why in reasons if why), None)
 
 
-def _why_not(path: str, kind: re.Match[str] | None) -> str | None:
-    """Why there is no such class, or why it won't do; None if there is one."""
+def why_not(path: str, kind: re.Match[str] | None = None) -> str | None:
+    """Imports a class by its path. Returns why there is no such class, or why it won't do; None if there is one."""
     module, _, name = path.rpartition(".")
     try:
         found = import_module(module)
