@@ -22,7 +22,7 @@ from gpart.errors import GPartError
 from gpart.serialization.atomic import replacing
 from gpart.studies.bench.figure import png
 from gpart.studies.bench.machine import describe_machine
-from gpart.studies.finished_run import find_run
+from gpart.studies.found_run import find_run
 from gpart.studies.landscape import report
 from gpart.studies.landscape.directions import Normalise, Scale
 from gpart.studies.landscape.figure import landscape_figure

@@ -1,4 +1,4 @@
-"""A finished run of ``gpart fit`` or ``gpart study``: found in its folder, and built again.
+"""A finished run of ``gpart fit`` or ``gpart study``, built again.
 
 Invariant: the model is built, adapted and loaded by a Trainer, as ``gpart validate --config … --ckpt_path …`` does it, so
 that all checks of a checkpoint are made. Nothing in the run's folder is changed.
@@ -7,7 +7,6 @@ that all checks of a checkpoint are made. Nothing in the run's folder is changed
 from __future__ import annotations
 
 import argparse
-import hashlib
 import logging
 import random
 import warnings
@@ -28,14 +27,11 @@ from transformers.utils import logging as hf
 
 from gpart.bases.own_classes import not_found
 from gpart.callbacks.method import MethodCallback
-from gpart.errors import GPartError, GPartFileError
+from gpart.errors import GPartError
 from gpart.heads import names_of_head
 from gpart.injection.matching import saved_parameters
-from gpart.serialization.checkpoint_file import load_checkpoint_file
+from gpart.studies.found_run import FinishedRun
 from gpart.studies.trained_vector import TrainedVector, trained_vector
-
-CONFIG = "config.yaml"
-"""What LightningCLI writes a run's whole configuration to, beside the folder ``checkpoints``."""
 
 _MEANT = (
     ".*limit_val_batches.*",
@@ -45,16 +41,6 @@ _MEANT = (
     ".*set_vital.*",  # torchdata calls what torch deprecates
 )
 """Warnings, as regular expressions."""
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """Where a run's configuration and the checkpoint to look at are."""
-
-    config: Path
-    checkpoint: Path
-    digest: str
-    """A hash of what both files hold."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +55,7 @@ class LoadedRun:
         vector: what the method trains beside the head; the head itself where there is nothing else.
         of_head: whether it is the head itself, as for a linear probe.
         start: the vector before training, shape (d,); made again from the run's seed.
+        monitored: the names of the metrics that the run's callbacks watched, as a ModelCheckpoint does.
     """
 
     module: LightningModule
@@ -78,62 +65,14 @@ class LoadedRun:
     vector: TrainedVector
     of_head: bool
     start: Tensor
-
-
-def find_run(path: str | Path) -> FinishedRun:
-    """Finds a run by its folder or its checkpoint.
-
-    Args:
-        path: the run's folder (its ``trainer.default_root_dir``, or a version's), or one of its ``.ckpt`` files. Of a
-            folder it is the last run in it, and of that the best checkpoint, as its ModelCheckpoint chose it.
-
-    Raises:
-        GPartFileError: if there is no such folder, or no finished run in it.
-    """
-    path = Path(path)
-    if path.is_file():
-        above = next((one for one in path.resolve().parents[:3] if (one / CONFIG).is_file()), None)
-        if above is None:
-            raise GPartFileError(
-                f"{path}: no {CONFIG} of 'gpart fit' in the folders above it, from which to build the model"
-            )
-        return _run(above / CONFIG, path)
-    if not path.is_dir():
-        raise GPartFileError(f"no run at {path}: give the folder of a run of 'gpart fit' or 'gpart study', or a .ckpt")
-    found = [
-        (max(one.stat().st_mtime for one in files), config, files)
-        for config in path.rglob(CONFIG)
-        if (files := list(config.parent.glob("checkpoints/*.ckpt")))
-    ]
-    if not found:
-        raise GPartFileError(f"{path} holds no finished run: there is no {CONFIG} with checkpoints/*.ckpt beside it")
-    if len({config.parent.parent for _, config, _ in found}) > 1:
-        raise GPartError(
-            f"{path} holds several runs, {sorted(str(config.parent) for _, config, _ in found)[:4]}: name one"
-        )
-    _, config, files = max(found)
-    return _run(config, _best(files))
-
-
-def _run(config: Path, checkpoint: Path) -> FinishedRun:
-    content = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in (config, checkpoint))
-    return FinishedRun(config, checkpoint, hashlib.sha256(content).hexdigest()[:16])
-
-
-def _best(files: list[Path]) -> Path:
-    """The checkpoint that a ModelCheckpoint calls the best; the newest where none does, or that one is gone."""
-    newest = max(files, key=lambda one: (one.stat().st_mtime, one.name))
-    states = load_checkpoint_file(str(newest)).get("callbacks") or {}
-    named = [state.get("best_model_path") for state in states.values() if isinstance(state, dict)]
-    names = {Path(name).name for name in named if name}
-    return next((one for one in files if one.name in names), newest)
+    monitored: frozenset[str] = frozenset()
 
 
 def load_run(run: FinishedRun, accelerator: str = "auto") -> LoadedRun:
     """Builds a run's model and data again, and loads its checkpoint.
 
     Args:
-        run: from :func:`find_run`.
+        run: from :func:`gpart.studies.found_run.find_run`.
         accelerator: Lightning's name of the device; one device is used.
 
     Raises:
@@ -160,7 +99,7 @@ def load_run(run: FinishedRun, accelerator: str = "auto") -> LoadedRun:
         start = vector.read().clone()
         trainer.validate(module, data, ckpt_path=str(run.checkpoint), verbose=False, weights_only=True)  # only loads
     module.to(trainer.strategy.root_device).eval()
-    return LoadedRun(module, data, network, _name(method), vector, of_head, start)
+    return LoadedRun(module, data, network, _name(method), vector, of_head, start, _monitored(config))
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -172,6 +111,12 @@ def _read_config(path: Path) -> dict[str, Any]:
         keys = sorted(config) if isinstance(config, dict) else config
         raise GPartError(f"{path} is no configuration of 'gpart fit' with model and data: it holds {keys}")
     return config
+
+
+def _monitored(config: dict[str, Any]) -> frozenset[str]:
+    callbacks = (config.get("trainer") or {}).get("callbacks") or []
+    settings = [one.get("init_args") or {} for one in callbacks if isinstance(one, dict)]
+    return frozenset(one["monitor"] for one in settings if one.get("monitor"))
 
 
 def _instantiate(

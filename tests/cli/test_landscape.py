@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from command_words import refused
 
 from gpart.cli import main
 from gpart.cli.landscape import _told_apart
-from gpart.studies.finished_run import LoadedRun, find_run, load_run
+from gpart.studies.finished_run import LoadedRun, load_run
+from gpart.studies.found_run import find_run
 from gpart.studies.landscape import measuring
 from gpart.studies.landscape.loss import ValidationLoss, validation_loss
 
@@ -151,6 +153,20 @@ def test_of_several_versions_it_is_the_last_runs_best_checkpoint(gpart: Path) ->
     last = find_run(found.checkpoint.with_name("last.ckpt"))
     assert last.config == found.config.resolve()
     assert last.checkpoint.name == "last.ckpt"
+
+
+def test_the_last_checkpoint_is_that_of_the_most_steps_in_a_copy_too(tmp_path: Path) -> None:
+    """A copy's files have times in any order; the last one knows the best."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text("")
+    for steps, best in ((8, "a"), (24, "b"), (16, "a")):
+        callbacks = {"ModelCheckpoint": {"best_model_path": f"/elsewhere/{best}.ckpt"}}
+        file = tmp_path / "checkpoints" / {8: "a.ckpt", 16: "c.ckpt", 24: "b.ckpt"}[steps]
+        torch.save({"global_step": steps, "callbacks": callbacks}, file)
+        os.utime(file, (100 - steps, 100 - steps))
+    assert find_run(tmp_path).checkpoint.name == "b.ckpt"
+    (tmp_path / "checkpoints" / "b.ckpt").rename(tmp_path / "checkpoints" / "other.ckpt")
+    assert find_run(tmp_path).checkpoint.name == "other.ckpt"  # the best is gone, this is the last
 
 
 def test_mistakes_are_told_in_a_line(

@@ -31,7 +31,8 @@ from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, load_checkpoint_
 from gpart.studies import architectures
 from gpart.studies.architectures import build, default_head, default_targets, find_task
 from gpart.studies.counting.params import PEFT, Settings, apply_peft
-from gpart.studies.finished_run import CONFIG, seed_generators
+from gpart.studies.finished_run import seed_generators
+from gpart.studies.found_run import CONFIG
 from gpart.studies.isometry.vector import Trainable, find_trainable
 
 GPART: dict[str, dict[str, Any]] = {

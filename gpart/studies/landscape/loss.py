@@ -42,12 +42,14 @@ class ValidationLoss:
         vector: what is varied.
         batches: the validation batches, on the module's device.
         rows: how many rows they hold.
+        monitored: names of metrics that the run watched, which tell one loss from another.
     """
 
     module: LightningModule
     vector: TrainedVector
     batches: list[Any]
     rows: int
+    monitored: frozenset[str] = frozenset()
 
     def at(self, vector: Tensor) -> float:
         """The loss with these numbers in the place of the trained ones; not finite where it overflows.
@@ -70,7 +72,7 @@ class ValidationLoss:
             direction: v, shape (d,).
 
         Raises:
-            GPartError: if the module logs a loss without its graph.
+            GPartError: if the module logs a loss without its graph, such as a float.
         """
         parameters = list(self.vector.parameters.values())
         total, weights = torch.zeros_like(direction), 0.0
@@ -78,7 +80,10 @@ class ValidationLoss:
             for index, batch in enumerate(self.batches):
                 loss, weight = self._of_batch(batch, index)
                 if not loss.requires_grad:
-                    raise GPartError(f"the loss that {type(self.module).__name__} logs has no graph: no Hessian of it")
+                    raise GPartError(
+                        f"the loss that {type(self.module).__name__} logs has no graph, as a number or a detached tensor"
+                        " has none, so there is no Hessian of it: log the tensor itself, or leave it out by --steps 0"
+                    )
                 first = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
                 slope = torch.cat([value.reshape(-1) for value in first]) @ direction
                 second = torch.autograd.grad(slope, parameters, materialize_grads=True)
@@ -98,13 +103,15 @@ class ValidationLoss:
     def _of_batch(self, batch: Any, index: int) -> tuple[Tensor, float]:
         with _logging(self.module) as logged, _metrics_of_a_batch(self.module):
             self.module.validation_step(batch, index)
-            name = _loss_name(logged, self.module)
+            name = _loss_name(logged, self.module, self.monitored)
             value, size = logged[name]
             if isinstance(value, MeanMetric):  # a mean with weights of its own, such as tokens
                 return value.mean_value / value.weight, float(value.weight)
+        if isinstance(value, float):
+            value = torch.tensor(value, dtype=torch.float64)
         if not isinstance(value, Tensor):
             raise GPartError(
-                f"{type(self.module).__name__} logs {name!r} as a {type(value).__name__}, expected a tensor"
+                f"{type(self.module).__name__} logs {name!r} as a {type(value).__name__}, expected a tensor or a float"
             )
         return value, float(size if size is not None else _rows(batch))
 
@@ -130,7 +137,7 @@ def validation_loss(run: LoadedRun, rows: int | None = None) -> ValidationLoss:
             batches.append(module._apply_batch_transfer_handler(batch, module.device, 0))
     if not batches:
         raise GPartError(f"{type(run.data).__name__} gives no validation rows (rows={rows})")
-    return ValidationLoss(module, run.vector, batches, count)
+    return ValidationLoss(module, run.vector, batches, count, run.monitored)
 
 
 def _rows(batch: Any) -> int:
@@ -139,18 +146,21 @@ def _rows(batch: Any) -> int:
         return extract_batch_size(batch)
 
 
-def _loss_name(logged: Logged, module: LightningModule) -> str:
-    """The one thing logged whose name ends in "loss".
+def _loss_name(logged: Logged, module: LightningModule, monitored: frozenset[str]) -> str:
+    """The one thing logged whose name ends in "loss"; of several ``val/loss`` or ``val_loss``, else the one monitored.
 
     Raises:
-        GPartError: if there is none, or more than one.
+        GPartError: if there is none, or it is not clear which one is meant.
     """
     names = [name for name in logged if name.endswith("loss")]
-    if len(names) != 1:
-        raise GPartError(
-            f"{type(module).__name__}.validation_step logs {sorted(logged)}: expected one name that ends in 'loss'"
-        )
-    return names[0]
+    watched = [name for name in names if name in monitored]
+    for meant in (names, [name for name in names if name in ("val/loss", "val_loss")], watched):
+        if len(meant) == 1:
+            return meant[0]
+    raise GPartError(
+        f"{type(module).__name__}.validation_step logs {sorted(logged)}: expected one name that ends in 'loss', or of"
+        f" {len(names)} such names one that is val/loss or val_loss, or that the run's ModelCheckpoint monitors: call it so"
+    )
 
 
 @contextmanager

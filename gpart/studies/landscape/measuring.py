@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gpart.studies.finished_run import FinishedRun, load_run
+from gpart.studies.finished_run import load_run
+from gpart.studies.found_run import FinishedRun
 from gpart.studies.lanczos import lanczos, random_vector
 from gpart.studies.landscape.directions import Normalise, Scale, draw, reference, scaled
 from gpart.studies.landscape.loss import ValidationLoss, validation_loss

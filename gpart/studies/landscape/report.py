@@ -18,6 +18,7 @@ from gpart.studies.landscape.summary import Landscape, summary
 _ROWS = [
     *(
         "run",
+        "checkpoint",
         "method",
         "trained numbers, d",
         "norm of theta*",
@@ -44,6 +45,7 @@ def as_json(landscapes: Sequence[Landscape], settings: Settings, about: dict[str
         "runs": [
             {
                 "name": one.name,
+                "checkpoint": one.checkpoint,
                 **one.facts,
                 "radius": one.radius,
                 "summary": summary(one),
@@ -92,6 +94,7 @@ def _column(one: Landscape, found: dict[str, Any]) -> list[str]:
     top = f"{found['eigenvalues'][0][0]:.3g} ± {found['eigenvalues'][0][1]:.1g}" if found["eigenvalues"] else "-"
     return [
         one.name,
+        one.checkpoint,
         facts["method"],
         f"{facts['d']:,}",
         f"{facts['norm']:.3g}",

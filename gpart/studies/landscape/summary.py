@@ -49,6 +49,7 @@ class Landscape:
         surfaces: losses by (seed, a, b); infinite where the loss overflowed.
         eigenvalues: the Hessian's Ritz values with their bounds, the largest first.
         radius: the norm of the directions.
+        checkpoint: the name of the file that it is of.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Landscape:
     surfaces: Array
     eigenvalues: Sequence[tuple[float, float]]
     radius: float
+    checkpoint: str
 
     @property
     def mean(self) -> Array:
@@ -78,6 +80,7 @@ def landscape_of(subject: Subject, settings: Settings, store: Store) -> Landscap
         surfaces=losses.reshape(len(settings.seeds), settings.points, settings.points),
         eigenvalues=[(value, bound) for value, bound in found],
         radius=facts["norm" if settings.scale == "norm" else "change"],
+        checkpoint=subject.run.checkpoint.name,
     )
 
 

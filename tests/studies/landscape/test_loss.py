@@ -37,9 +37,10 @@ class Data(LightningDataModule):
         return [DataLoader(ROWS, batch_size=2), DataLoader(-ROWS)]  # the second is for something else
 
 
-def loss_of(module: LightningModule) -> ValidationLoss:
+def loss_of(module: LightningModule, *monitored: str) -> ValidationLoss:
     vector = trained_vector(module)
-    return validation_loss(LoadedRun(module, Data(), module, "FullFineTuning", vector, False, vector.read()))
+    run = LoadedRun(module, Data(), module, "FullFineTuning", vector, False, vector.read(), frozenset(monitored))
+    return validation_loss(run)
 
 
 def test_a_mean_metric_has_its_own_weights_and_its_hessian() -> None:
@@ -51,10 +52,43 @@ def test_a_mean_metric_has_its_own_weights_and_its_hessian() -> None:
     assert loss.hessian_product(torch.tensor([0.5])).tolist() == pytest.approx([mean])
 
 
-@pytest.mark.parametrize("names", [("accuracy",), ("a/loss", "b/loss")])
+@pytest.mark.parametrize("names", [("accuracy",), ("a/loss", "b/loss"), ("val/loss", "val_loss", "b/loss")])
 def test_it_is_the_one_name_that_ends_in_loss(names: tuple[str, ...]) -> None:
     with pytest.raises(GPartError, match="expected one name that ends in 'loss'"):
-        loss_of(Tokens(names)).at(torch.ones(1))
+        loss_of(Tokens(names), "accuracy").at(torch.ones(1))
+
+
+class Several(LightningModule):
+    """Logs numbers, each by its name."""
+
+    def __init__(self, **values: float) -> None:
+        super().__init__()
+        self.p, self.values = torch.nn.Parameter(torch.tensor([3.0])), values
+
+    def validation_step(self, batch: Tensor, index: int) -> None:
+        self.log_dict({name.replace("__", "/"): value * self.p.item() for name, value in self.values.items()})
+
+
+@pytest.mark.parametrize(
+    ("names", "monitored"),
+    [
+        (("l1_loss", "val_loss"), ()),
+        (("val/l1_loss", "val/loss"), ("val/l1_loss",)),
+        (("a_loss", "val_l1_loss"), ("accuracy", "val_l1_loss")),
+    ],
+)
+def test_of_several_losses_it_is_the_plain_one_else_the_monitored_one(
+    names: tuple[str, ...], monitored: tuple[str, ...]
+) -> None:
+    values = {name.replace("/", "__"): float(at) for at, name in enumerate(names, start=1)}
+    assert loss_of(Several(**values), *monitored).at(torch.tensor([2.0])) == pytest.approx(4)
+
+
+def test_a_number_is_a_loss_but_has_no_hessian() -> None:
+    loss = loss_of(Several(val_loss=0.5))
+    assert loss.at(torch.tensor([3.0])) == 1.5
+    with pytest.raises(GPartError, match=r"Several logs has no graph, as a number.*or leave it out by --steps 0"):
+        loss.hessian_product(torch.ones(1))
 
 
 def test_a_loss_without_its_graph_has_no_hessian() -> None:

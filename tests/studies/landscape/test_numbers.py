@@ -27,7 +27,9 @@ def landscape(surface: np.ndarray, name: str = "GPart", **facts: object) -> Land
     centre = float(surface[len(surface) // 2, len(surface) // 2])
     every = np.stack([surface, surface])
     coordinates = np.linspace(-1, 1, len(surface))
-    return Landscape(name, {**shown, "loss": centre, **facts}, coordinates, every, [(3.0, 0.1), (-1.0, 0.2)], 2.0)
+    return Landscape(
+        name, {**shown, "loss": centre, **facts}, coordinates, every, [(3.0, 0.1), (-1.0, 0.2)], 2.0, "best.ckpt"
+    )
 
 
 @pytest.mark.parametrize("normalise", ["whole", "filters"])
