@@ -132,14 +132,25 @@ def choose(cell: Cell, deciding: Sequence[Sequence[Outcome]]) -> tuple[Candidate
 def at_an_end(cell: Cell, chosen: Candidate) -> bool:
     """Whether the choice is the lowest or the highest of the numbers tried, so that a better one may lie beyond.
 
-    Only a setting that has two values or more counts, and only if they are numbers.
+    Only a setting that has two values or more counts, and only if they are numbers, or texts of numbers: YAML reads
+    1e-3 as a text.
     """
     for key, value in chosen.tuned.items():
-        tried = {candidate.tuned[key] for candidate in cell.candidates}
-        numbers = [one for one in tried if isinstance(one, (int, float)) and not isinstance(one, bool)]
-        if len(numbers) == len(tried) > 1 and value in (min(numbers), max(numbers)):
+        numbers = [_number(candidate.tuned[key]) for candidate in cell.candidates]
+        tried = {number for number in numbers if number is not None}
+        if None not in numbers and len(tried) > 1 and _number(value) in (min(tried), max(tried)):
             return True
     return False
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
