@@ -14,6 +14,7 @@ import gpart.datamodules
 import gpart.lightning_modules
 from gpart.bases.own_classes import not_found
 from gpart.callbacks.method import MethodCallback
+from gpart.cli.mistyped import mistyped
 from gpart.cli.short_help import short_help
 from gpart.errors import GPartError
 
@@ -61,7 +62,7 @@ class Parser(LightningArgumentParser):
                 f"{unknown[1]}: there is no class {unknown[2]!r}; {own} by their import path, such as my_module.Mine"
             )
         else:
-            message = not_found(message) or message
+            message = not_found(message) or mistyped(message) or message
         if message.startswith("the following arguments are required"):
             message += "; a recipe gives them, as in gpart fit --config quickstart"
         raise GPartError(message) from ex

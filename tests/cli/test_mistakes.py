@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from gpart.cli import main
 from gpart.cli.main import _meant_for_users
 from gpart.cli.message import told
+from gpart.cli.mistyped import mistyped
 from gpart.errors import GPartError, GPartFileError
 
 
@@ -183,3 +184,22 @@ def test_another_error_of_a_file_keeps_its_traceback(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("gpart.cli.configs.configs_command", fails)
     with pytest.raises(OSError, match="Input/output"):
         main(["configs"])
+
+
+UNION = 'Parser key "x": Does not validate against any of the Union subtypes Subtypes: [a, b] Errors: -'
+GIVEN = "Given value type: <class 'dict'> Given value: {}"
+NO_M = "Option 'm' is not accepted"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "the following arguments are required: --model",
+        'Parser key "x": something else',
+        # Of two classes, either may have been meant.
+        f"{UNION} Problem with given class_path 'a.B': {NO_M} - Problem with given class_path 'a.C': {NO_M} {GIVEN}",
+        f"{UNION} Expected a <class 'int'> - Not of a member {GIVEN}",
+    ],
+)
+def test_a_text_of_jsonargparse_that_is_not_understood_is_left(message: str) -> None:
+    assert mistyped(message) is None

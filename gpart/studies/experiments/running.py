@@ -16,7 +16,6 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -24,6 +23,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from gpart.errors import GPartError
 from gpart.serialization.atomic import replacing
 from gpart.studies.experiments import aside
+from gpart.studies.experiments.last_words import last_words
 from gpart.studies.experiments.outcome import Outcome, choose, no_score, read_deciding, read_object, read_outcome
 from gpart.studies.experiments.plan import COMMAND_FILE, LOG_FILE, METRICS_FILE, Cell, Run
 from gpart.studies.experiments.processes import COMMAND, Child, start
@@ -33,10 +33,6 @@ GRACE = 30.0
 """The number of seconds that a run has to end after it was asked to."""
 _PATIENCE = 10.0
 """The number of seconds that a lock is waited for, where it is."""
-_TAIL = 2**16
-"""The number of bytes at the end of a log that are searched for its last message."""
-_LONGEST_LINE = 300
-"""The largest number of characters of that message."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +206,7 @@ def _process(run: Run, command: Sequence[str], lock: BaseFileLock, bound: bool) 
         )
     else:
         return None
-    return f"{what}; {_last_words(log_file)} (log: {log_file})"
+    return f"{what}; {last_words(log_file)} (log: {log_file})"
 
 
 def _wait(child: Child) -> int:
@@ -251,13 +247,3 @@ def _write_command(run: Run, command: Sequence[str], failed: str | None = None) 
         content["failed"] = failed
     with replacing(run.folder / COMMAND_FILE) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())
-
-
-def _last_words(log: Path) -> str:
-    """Returns the last line of the log that starts with ``gpart: error:``, or else its last line."""
-    with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL))
-        lines = file.read().decode("utf-8", errors="replace").splitlines()
-    said = [line.strip() for line in lines if line.strip()]
-    errors = [line for line in said if line.startswith("gpart: error:")]
-    return (errors or said or ["it said nothing"])[-1][:_LONGEST_LINE]

@@ -17,7 +17,10 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from gpart.cli.message import told
+from gpart.errors import GPartError
 from gpart.studies.experiments import running
+from gpart.studies.experiments.last_words import last_words
 from gpart.studies.experiments.outcome import read_outcome
 from gpart.studies.experiments.plan import Cell, plan
 from gpart.studies.experiments.running import Event, count_runs, run_cells
@@ -125,6 +128,14 @@ def test_a_failed_run_is_told_of_and_tried_again(
     assert said in events[1].text
     do(monkeypatch)
     assert [kind for kind, _ in kinds(run(cells))] == ["finished", "kept"]
+
+
+def test_what_the_command_says_of_a_mistake_is_told_to_its_end(tmp_path: Path) -> None:
+    message = "gpart: error: " + told(GPartError("x" * 1000))
+    (tmp_path / "log.txt").write_text(f"{message}\nlater\n")
+    assert last_words(tmp_path / "log.txt") == message
+    (tmp_path / "log.txt").write_text("y" * 5000)
+    assert last_words(tmp_path / "log.txt") == "y" * 620
 
 
 def test_a_command_that_is_not_there_fails_each_run(work: Path) -> None:
@@ -434,6 +445,7 @@ def test_a_stopped_study_stops_its_run_and_goes_on_later(
     assert study.returncode == status
     assert not alive(pid)
     assert "Traceback" not in out
+    assert number != signal.SIGINT or "not finished starts again from its first step" in out
     do(monkeypatch)
     assert [kind for kind, _ in kinds(run(cells_of()))] == ["kept", "finished"]
 
