@@ -32,6 +32,20 @@ def forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_an_interrupt_leaves_the_imports_alone() -> None:
+    """Ctrl-C goes to the study and to the process that imports for it, which would tell where it was."""
+    code = (
+        "import os, signal, sys, types\n"
+        "from gpart.cli import quiet\n"
+        "quiet.silence_imports = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.modules['gpart.cli.training'] = types.ModuleType('training')\n"
+        "import gpart.cli.imported\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    )
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + code
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def ended(folder: str, command: tuple[str, ...]) -> tuple[int, str]:
     Path(folder).mkdir()
     with open(f"{folder}/log.txt", "wb") as log:
