@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import shlex
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,16 +14,15 @@ from typing import NoReturn
 
 from gpart.cli.configs import find_recipe
 from gpart.cli.message import Parser
+from gpart.cli.study_ahead import check_recipes, list_runs
 from gpart.cli.study_progress import shown
 from gpart.errors import GPartError
 from gpart.serialization.atomic import replacing
-from gpart.studies.experiments.aside import can_take_back
-from gpart.studies.experiments.outcome import choose, read_deciding, read_outcome
 from gpart.studies.experiments.plan import Cell, plan, shard_of
 from gpart.studies.experiments.processes import COMMAND
 from gpart.studies.experiments.ray_engine import RayRequest, run_cells_on_ray
 from gpart.studies.experiments.results import collect
-from gpart.studies.experiments.running import count_runs, first_runs, run_cells
+from gpart.studies.experiments.running import count_runs, run_cells
 from gpart.studies.experiments.schema import read_study
 from gpart.studies.experiments.study import Study
 from gpart.studies.experiments.tables import markdown, write_table
@@ -34,7 +32,7 @@ table.md, table.tex (LaTeX, needs booktabs), table.csv and table.json. What is f
 again goes on where it was stopped."""
 
 EPILOG = """a study's file:
-  folder: runs/glue            # default runs/<the file's name>
+  folder: runs/glue            # default runs/<the file's name>; as config, from the current folder on
   every:                       # words of every run
     config: []                 # recipes or files
     set: {trainer.max_epochs: 2}
@@ -59,7 +57,8 @@ EPILOG = """a study's file:
 tune: every candidate runs with the first tune_seeds seeds. The one with the best mean validation score (fit.best_score,
 by the mode of the recipe's ModelCheckpoint) also runs with the other seeds. The test set has no part in the choice.
 
-A run is made again if its words or the content of one of its recipes have changed (lines of comment aside). All that it
+A run is made again if its words or the content of one of its recipes have changed (lines of comment aside). Nothing else
+counts: not the rows in a data file, not the code of a class of your own, not a version. All that it
 writes is in its own folder below the study's: checkpoints, the adapter, predictions, whatever the recipe calls them.
 
 --figure: for a study with one axis beside the columns, whose labels are numbers, as d: {1: ..., 10: ..., linear probe: ...}.
@@ -86,7 +85,7 @@ def study_command(words: list[str], command: Sequence[str] = COMMAND) -> int:
         0; 1 if a run failed; 130 if it was stopped by Ctrl-C.
 
     Raises:
-        GPartError: if there is no such study, or its file or ``--shard`` is wrong.
+        GPartError: if there is no such study, its file or ``--shard`` is wrong, or it names a recipe that is not there.
     """
     parser = Parser(
         prog="gpart study",
@@ -117,8 +116,10 @@ def study_command(words: list[str], command: Sequence[str] = COMMAND) -> int:
     study = read_study(find_recipe(asked.study))
     cells = plan(study)
     mine = cells if asked.shard is None else shard_of(cells, *_shard(asked.shard))
+    if not asked.table and not asked.figure:
+        check_recipes(mine, request)
     if asked.dry_run:
-        _list(mine)
+        list_runs(mine)
         return 0
     failed = 0
     if not asked.table and not asked.figure:
@@ -126,16 +127,22 @@ def study_command(words: list[str], command: Sequence[str] = COMMAND) -> int:
             with _sigterm_raises():
                 failed = _run(mine, command, request)
         except KeyboardInterrupt:
-            print("gpart study: stopped; what is finished is kept, and the same command goes on from here")
+            print(
+                "gpart study: stopped; what is finished is kept, and the same command goes on from here: a run that was not"
+                " finished starts again from its first step"
+            )
             return 130
     _write(study, cells, asked.figure)
     return 1 if failed else 0
 
 
 def _amount(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 <= value < math.inf:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
     return value
 
 
@@ -184,27 +191,6 @@ def _run(cells: Sequence[Cell], command: Sequence[str], request: RayRequest | No
         else:
             run_cells_on_ray(cells, progress.tell, request, command)
     return progress.failed
-
-
-def _list(cells: Sequence[Cell]) -> None:
-    counts: dict[str, int] = {}
-
-    def count(state: str, text: str) -> None:
-        counts[state] = counts.get(state, 0) + 1
-        print(f"{state:<8}  {text}")
-
-    for cell in cells:
-        chosen, why = choose(cell, read_deciding(cell))
-        for run in [*first_runs(cell), *(chosen.runs[cell.deciding :] if chosen else ())]:
-            outcome = read_outcome(run)
-            state = "finished" if outcome.state == "finished" or can_take_back(run) else "to run"
-            note = f": {outcome.why}" if outcome.why else ""
-            if state == "finished" and note:
-                note = f": it is taken back from {run.before}"
-            count(state, f"{run.name}{note}\n          {shlex.join(['gpart', *run.words])}")
-        for run in () if chosen else cell.candidates[0].runs[cell.deciding :]:
-            count("waits", f"{cell.name} / seed {run.seed}: {why}")
-    print("\n" + (", ".join(f"{number} {state}" for state, number in counts.items()) or "nothing to run"))
 
 
 @contextmanager

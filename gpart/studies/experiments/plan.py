@@ -22,7 +22,9 @@ COMMAND_FILE = "command.json"
 METRICS_FILE = "metrics.json"
 LOG_FILE = "log.txt"
 _LONGEST_NAME = 120
-"""The largest number of characters in a folder's name; file systems allow 255 bytes."""
+"""The largest number of characters in a folder's name."""
+_MOST_BYTES = 255
+"""The largest number of bytes in a folder's name, as file systems have it."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,10 @@ def safe_name(label: str) -> str:
         ('GPart-d-=-1-2', 'model.lr=0.005')
     """
     name = re.sub(r"[^\w.,=+-]+", "-", label).strip("-.")
-    if len(name) > _LONGEST_NAME:
+    if len(name) > _LONGEST_NAME or len(name.encode()) > _MOST_BYTES:
         # Two long names may differ at their ends only, so that a hash of the whole label is appended.
-        name = f"{name[: _LONGEST_NAME - 9]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+        cut = name[: _LONGEST_NAME - 9].encode()[: _MOST_BYTES - 9].decode(errors="ignore")
+        name = f"{cut}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
     return name
 
 

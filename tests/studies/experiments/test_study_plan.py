@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,20 @@ def test_names_are_safe_and_stay_distinct() -> None:
     assert safe_name(long + "1") != safe_name(long + "2")
     assert len(safe_name(long)) == 120
     assert safe_name("..") == ""
+
+
+def test_names_are_cut_by_bytes() -> None:
+    """File systems count bytes; a name that was short enough stays, as finished runs stand below it."""
+    longest = "a" * 120
+    assert safe_name(longest) == longest
+    assert safe_name(longest + "b") == f"{'a' * 111}-{hashlib.sha256((longest + 'b').encode()).hexdigest()[:8]}"
+    assert safe_name("\u6587" * 85) == "\u6587" * 85  # 255 bytes
+    for letter in ("\u00e9", "\u6587", "\U00020000"):
+        for count in (64, 86, 120, 300):
+            name = safe_name(letter * count)
+            assert len(name.encode()) <= 255
+            assert (name == letter * count) == (count <= 120 and len((letter * count).encode()) <= 255)
+            assert name != safe_name(letter * count + "x")
 
 
 TASKS = {"RTE": {"metric": "accuracy"}}

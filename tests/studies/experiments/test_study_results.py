@@ -160,6 +160,32 @@ def test_a_choice_at_an_end_of_its_grid_is_said() -> None:
         assert ("(an end of its grid)" in markdown(results)) is end
 
 
+@pytest.mark.parametrize(
+    ("values", "best", "end"),
+    [
+        (["1e-3", "1e-2", 0.1], 0, True),  # YAML reads 1e-3 as a text
+        (["1e-3", "1e-2", 0.1], 1, False),
+        (["1e-3", "1e-2", 0.1], 2, True),
+        (["2", "10", "3"], 0, True),
+        (["2", "10", "3"], 2, False),  # as texts it would be the highest
+        (["nan", 1, 2], 2, False),
+        (["cosine", "linear"], 0, False),
+        ([[1], [2]], 0, False),
+        ([True, False], 0, False),
+        (["1e-3"], 0, False),
+    ],
+)
+def test_rates_that_are_texts_have_ends_too(values: list[Any], best: int, end: bool) -> None:
+    axes = {"task": {"RTE": {"metric": "a"}}, "method": {"B": {"tune": {"lr": values}}}}
+    study, cells = cells_of(axes=axes, paper=None, seeds=[0])
+    for at, candidate in enumerate(cells[0].candidates):
+        put(candidate.runs[0], 0.5, 0.9 if at == best else 0.1)
+    [choice] = collect(study, cells).choices
+    assert choice.at_an_end is end
+    assert choice.chosen is not None
+    assert values[best] not in ("1e-3", "2") or choice.chosen.text == f"lr={values[best]}"
+
+
 def test_the_choice_shows_the_mean_of_the_seeds_that_chose() -> None:
     study, cells = cells_of(
         axes={"task": {"RTE": {"metric": "a"}}, "method": {"B": {"tune": {"lr": [1, 2]}}}}, paper=None, tune_seeds=2
@@ -439,10 +465,18 @@ def test_dry_run_says_what_is_taken_back(capsys: pytest.CaptureFixture[str]) -> 
         (["bad.yaml"], "bad.yaml is no YAML"),
         (["s.yaml", "--shard=5/4"], "shard 5/4"),
         (["s.yaml", "--shard=one"], "--shard one: it is I/N"),
+        (["none.yaml"], "RTE / A: no config file and no recipe 'nosuch'; close are"),
+        (["none.yaml", "--dry-run"], "RTE / A: no config file and no recipe 'nosuch'; close are"),
+        (["none.yaml", "--dry-run", "--ray", "local"], "RTE / A: no config file and no recipe 'nosuch'; close are"),
+        (["s.yaml", "--ray", "--gpus-per-run=x"], "--gpus-per-run: 'x' is no number from 0 on"),
+        (["s.yaml", "--ray", "--cpus-per-run=-1"], "--cpus-per-run: '-1' is no number from 0 on"),
         (["s.yaml", "--shard=1/2", "--table"], "--table is of the whole study; leave --shard 1/2 out"),
     ],
 )
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
+    axes = {"task": {"RTE": {"metric": "accuracy"}}, "method": {"A": {"config": ["quickstart", "nosuch"]}}}
+    cells_of(axes=axes, paper=None)
+    Path("s.yaml").rename("none.yaml")
     cells_of()
     Path("bad.yaml").write_text("axes: [1\n")
     assert main(["study", *words]) == 2
@@ -450,6 +484,17 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], words: list[s
     assert err.startswith("gpart: error: ")
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_a_recipe_is_no_matter_where_nothing_runs_or_other_machines_have_it(capsys: pytest.CaptureFixture[str]) -> None:
+    axes = {"task": {"RTE": {"metric": "accuracy", "config": "/elsewhere/mine.yaml"}}}
+    _, cells = cells_of(axes=axes, paper=None, seeds=[0])
+    put(cells[0].candidates[0].runs[0], 0.5)
+    assert study_command(["s.yaml", "--table"]) == 0
+    assert "| s | **50.0** |" in capsys.readouterr().out
+    assert study_command(["s.yaml", "--dry-run", "--ray", "local"]) == 0
+    assert main(["study", "s.yaml"]) == 2
+    assert "RTE: no config file and no recipe '/elsewhere/mine.yaml'" in capsys.readouterr().err
 
 
 def test_help_shows_the_file_and_the_cluster(capsys: pytest.CaptureFixture[str]) -> None:
