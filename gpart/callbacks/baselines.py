@@ -17,6 +17,7 @@ from gpart.callbacks.saving import Save, save_trained
 from gpart.callbacks.shared import read_method, write_method
 from gpart.config import GPartConfig, SavedModules
 from gpart.errors import GPartError
+from gpart.injection.layers import check_shapes
 from gpart.injection.matching import saved_parameters, with_own_names
 from gpart.injection.names import named_parameters, split_name
 from gpart.injection.targets import plan
@@ -51,11 +52,12 @@ class Selection(MethodCallback):
         """Freezes the rest.
 
         Raises:
-            GPartError: if the network carries an adapter, or a random head would be frozen.
+            GPartError: if the network carries an adapter, a lazy layer has not been run, or a random head would be frozen.
         """
         method = type(self).__name__
         if adapters := get_adapters(network):
             raise GPartError(f"the network carries an adapter, {list(adapters)}: detach() it before {method}")
+        check_shapes(network)
         contents = TrainedContents(network, self.trained(network), method, self.settings())
         self.refuse_random(network, contents.frozen)
         if self.start is not None and self._started is not network:

@@ -23,6 +23,7 @@ from gpart.callbacks.shared import heads_of, read_peft, write_peft
 from gpart.config import SavedModules
 from gpart.errors import GPartError
 from gpart.injection.attention import QUERY_VALUE, query_value
+from gpart.injection.layers import check_shapes
 from gpart.injection.matching import matches, saved_parameters
 from gpart.injection.names import named_buffers, named_modules, named_parameters
 
@@ -87,7 +88,8 @@ class PeftCallback(MethodCallback):
         """Adapts the network, or adopts the adapter that an equal callback gave it.
 
         Raises:
-            GPartError: if PEFT refuses, the network is adapted otherwise, or a random head would be frozen.
+            GPartError: if PEFT refuses, the network is adapted otherwise, a lazy layer has not been run, or a random head would
+                be frozen.
         """
         described = self._described()
         if applied := getattr(network, _APPLIED, None):
@@ -98,6 +100,7 @@ class PeftCallback(MethodCallback):
             self._refuse_adapted(network)
             if not any(True for _ in network.parameters()):
                 raise GPartError(f"{type(network).__name__} has no parameters yet")
+            check_shapes(network)
             saved = set(saved_parameters(network, self.modules_to_save)[1])
             named, tables = named_parameters(network, remove_duplicate=False), self._tables(network)
             frozen = [name for name, value in named.items() if name not in saved and id(value) not in tables]

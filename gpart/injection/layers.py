@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from gpart.errors import GPartError
@@ -17,6 +18,8 @@ from gpart.injection.names import is_adapted, named_modules
 
 Cut = tuple[int, int | None]
 """(start, stop) along a weight's output dimension; None for its end."""
+
+_RUN_IT = "run the lazy layer once before the adapter is attached"
 
 
 def attributes_of(path: str, module: nn.Module, bias: bool, asked: str) -> Iterator[list[str]]:
@@ -44,6 +47,18 @@ def attributes_of(path: str, module: nn.Module, bias: bool, asked: str) -> Itera
         yield [weight, its] if with_bias else [weight]
 
 
+def check_shapes(model: nn.Module) -> None:
+    """Checks that every parameter and buffer of a model has a shape: those of a lazy layer have none before its first run.
+
+    Raises:
+        GPartError: if one has none, also in a layer that is not adapted: what is frozen or saved is counted and copied.
+    """
+    for path, module in named_modules(model):
+        held = (*module._parameters.values(), *module._buffers.values())
+        if any(value is not None and is_lazy(value) for value in held):
+            raise GPartError(f"{_what(path, module)} has no shape yet: {_RUN_IT}")
+
+
 def check_layer(path: str, module: nn.Module) -> None:
     """Checks that a layer reads its weights as they are, and wants a dense gradient of them.
 
@@ -51,6 +66,9 @@ def check_layer(path: str, module: nn.Module) -> None:
         GPartError: if not.
     """
     what = _what(path, module)
+    if isinstance(module, LazyModuleMixin) and hasattr(module, "_initialize_hook"):
+        # Its values were loaded, but its first run gives it another class, which would take the adapted one's place.
+        raise GPartError(f"{what} becomes another class in its first run: {_RUN_IT}")
     if isinstance(module, torch.jit.ScriptModule):
         raise GPartError(f"{what} is scripted, and its code reads its weight itself: adapt it before torch.jit.script")
     if is_adapted(module):
@@ -80,10 +98,6 @@ def check_parameter(path: str, module: nn.Module, attribute: str, asked: str) ->
         GPartError: if not, with what it holds instead.
     """
     value = module._parameters.get(attribute)
-    if isinstance(value, UninitializedParameter):
-        raise GPartError(
-            f"{path} ({type(module).__name__}) has no shape yet: run the lazy layer once before the adapter is attached"
-        )
     refused = f"{asked} matches {_what(path, module)}, which cannot be adapted"
     if value is None:
         raise GPartError(f"{refused}: it has no parameter {attribute!r}; {_instead(path, module, attribute)}")

@@ -17,7 +17,15 @@ from torch import nn
 from gpart.config import GPartConfig
 from gpart.errors import GPartError
 from gpart.injection.forgotten import randomly_initialised
-from gpart.injection.layers import Cut, attributes_of, check_layer, check_parameter, output_dim, padding_row
+from gpart.injection.layers import (
+    Cut,
+    attributes_of,
+    check_layer,
+    check_parameter,
+    check_shapes,
+    output_dim,
+    padding_row,
+)
 from gpart.injection.matching import matches, saved_parameters, target_layers, target_parameters
 from gpart.injection.names import get_submodule, named_modules, named_parameters, split_name
 
@@ -74,9 +82,10 @@ def plan(model: nn.Module, config: GPartConfig, padding_rows: bool = False, besi
             recognised by them.
 
     Raises:
-        GPartError: if a pattern matches nothing, a matched layer cannot be adapted, or d is larger than D; with what
-            was asked and what there was to match.
+        GPartError: if a pattern matches nothing, a matched layer cannot be adapted, a lazy layer has not been run, or d
+            is larger than D; with what was asked and what there was to match.
     """
+    check_shapes(model)
     saved_paths, saved = saved_parameters(model, config.modules_to_save)
     owners: dict[int, list[tuple[str, str]]] = {}
     for path, module in named_modules(model):

@@ -413,6 +413,17 @@ def test_what_peft_refuses_is_one_error_and_the_network_is_kept(
     state.assert_kept()
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+@any_method
+def test_a_lazy_head_is_to_be_run_first(method: str, lit_class: Any, state_of: Any) -> None:
+    network = lit_class().net
+    network[3] = nn.LazyLinear(2)
+    state = state_of(network)
+    with pytest.raises(GPartError, match=r"3 \(LazyLinear\) has no shape yet: run the lazy layer once"):
+        METHODS[method]().apply(network)
+    state.assert_kept()
+
+
 @pytest.mark.parametrize("method", ["BitFit", "LORA"])
 def test_a_forgotten_random_head_is_named(method: str, tiny_encoder: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(tiny_encoder)

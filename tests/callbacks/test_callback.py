@@ -446,6 +446,26 @@ def test_a_module_that_builds_nothing_is_refused(lit_built_in: Any, lit_gpart: A
         lit_trainer(lit_gpart()).predict(Never(), [])
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+@pytest.mark.parametrize("run_in", ["setup", "configure_model"])
+def test_a_lazy_layer_may_be_run_where_the_network_is_built(
+    run_in: str, lit_class: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any
+) -> None:
+    class Lazy(lit_class):
+        def build(self) -> None:
+            super().build()
+            self.net[3] = nn.LazyLinear(2)
+
+    def once(self: Any, stage: str = "") -> None:
+        self.net(torch.zeros(2, 8))
+
+    with pytest.raises(ValueError, match=r"3 \(LazyLinear\) has no shape yet: run the lazy layer once"):
+        lit_trainer(lit_gpart()).fit(Lazy(), lit_loader())
+    callback = lit_gpart()
+    lit_trainer(callback).fit(type("Run", (Lazy,), {run_in: once})(), lit_loader())
+    assert callback.adapter.theta.count_nonzero() > 0
+
+
 def test_wrong_names_are_refused_and_the_module_kept(
     lit_any: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any, state_of: Any
 ) -> None:

@@ -102,3 +102,56 @@ def test_a_tied_embedding_that_wants_sparse_gradients_is_refused_by_its_own_name
     model.out.weight = model.words.weight
     with pytest.raises(GPartError, match="words is an Embedding with sparse=True"):
         attach(model, GPartConfig(2, ["out"]))
+
+
+LAZY: list[tuple[Callable[[], nn.Module], dict[str, Any], str]] = [
+    (lambda: nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(4)), {"target_modules": ["1"]}, r"1 \(LazyLinear\)"),
+    (lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4)), {"target_modules": ["1"]}, r"0 \(LazyLinear\)"),
+    (lambda: nn.Sequential(nn.LazyConv1d(4, 1), nn.Linear(4, 4)), {"target_parameters": ["1.weight"]}, "0 .LazyConv1d"),
+    (
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(4)),
+        {"target_modules": ["0"], "modules_to_save": ["1"]},
+        r"1 \(LazyLinear\)",
+    ),
+    (  # which has buffers alone
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.LazyBatchNorm1d(affine=False)),
+        {"target_modules": "all-linear"},
+        r"1 \(LazyBatchNorm1d\)",
+    ),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+@pytest.mark.parametrize(("build", "asked", "where"), LAZY)
+def test_a_lazy_layer_is_to_be_run_wherever_it_stands(
+    build: Any, asked: dict[str, Any], where: str, state_of: Any
+) -> None:
+    model = build()
+    state = state_of(model)
+    with pytest.raises(GPartError, match=f"{where}.* has no shape yet: run the lazy layer once before"):
+        attach(model, GPartConfig(2, **asked))
+    state.assert_kept()
+    x = torch.randn(3, 4, 4)
+    first = model(x)
+    adapter = attach(model.eval(), GPartConfig(2, **asked))
+    assert adapter.size
+    assert model(x).shape == first.shape
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_lazy_layer_with_loaded_values_is_adapted_after_its_first_run() -> None:
+    """Its first run makes it a Linear, and would take the adapter's class away without a word."""
+    model, x = nn.Sequential(nn.LazyLinear(4), nn.LazyLinear(4)), torch.randn(3, 4)
+    model.load_state_dict(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).state_dict())
+    with pytest.raises(
+        GPartError, match=r"0 \(LazyLinear\) becomes another class in its first run: run the lazy layer"
+    ):
+        attach(model, GPartConfig(2, ["0"]))
+    model[0](x)
+    adapter = attach(model, GPartConfig(2, ["0"]))  # the other is not adapted, and may become what it likes
+    first = model(x)
+    with torch.no_grad():
+        adapter.theta.fill_(1.0)
+    assert not torch.equal(model(x), first)
+    assert type(model[1]) is nn.Linear
+    assert not model[1].weight.requires_grad
