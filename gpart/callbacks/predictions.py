@@ -1,4 +1,8 @@
-"""Where predictions go: a file by its extension, or the terminal."""
+"""Where predictions go: a file by its extension, or the terminal.
+
+Invariant: the file holds all rows. Until the last one is there they stand beside it in ``<path>.part``, which an error
+before the first row leaves none of.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -22,9 +27,10 @@ EXTENSIONS = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
 class PredictionWriter(OfBoth, Callback):
-    """Writes what ``predict_step`` returns, a mapping of equally long columns, a row for each of its places.
+    """Writes what ``predict_step`` returns, a row for each entry: of a tensor or a list, or of a mapping of such columns.
 
-    Rows are in the order of the data. Those without an ``idx`` get the place of their row in the data, from 0. In CSV and
+    A tensor or a list is the column ``prediction``, a tuple the columns ``prediction_0``, ``prediction_1`` and so on; where
+    an entry has several numbers, the row has a list of them. None has no rows. Rows are in the order of the data. Those without an ``idx`` get the place of their row in the data, from 0. In CSV and
     TSV, lists and mappings are written as JSON. With several devices each rank writes a file of its own,
     ``<path>.rank<k>``. They are written to ``<path>.part``, which becomes the file when all are there.
 
@@ -39,7 +45,7 @@ class PredictionWriter(OfBoth, Callback):
         if path is not None and Path(path).suffix.lower() not in EXTENSIONS:
             raise GPartError(f"predictions are written to files that end in {', '.join(EXTENSIONS)}, got {str(path)!r}")
         self.path = path
-        self._count = 0
+        self._count, self._begun = 0, False
         self._columns: list[str] = []
         self._kept: list[dict[str, Any]] = []
 
@@ -57,6 +63,7 @@ class PredictionWriter(OfBoth, Callback):
             raise GPartError(f"the predictions would take the place of the rows, {source}: name another file")
         self._file(trainer).parent.mkdir(parents=True, exist_ok=True)
         self._part(trainer).write_text("")
+        self._begun = True
 
     def on_predict_batch_end(
         self,
@@ -70,7 +77,8 @@ class PredictionWriter(OfBoth, Callback):
         """Writes one batch.
 
         Raises:
-            GPartError: if the prediction is no mapping of equally long columns, or its columns are not the first batch's.
+            GPartError: if the prediction has no rows or its columns are not equally long, see :func:`rows`, or they are
+                not the first batch's.
         """
         if batch_idx == 0:
             self._count = 0  # of another loader
@@ -97,6 +105,13 @@ class PredictionWriter(OfBoth, Callback):
             self._kept = []
         if self.path is not None:
             self._part(trainer).replace(self._file(trainer))
+        self._begun = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves the rows that were written, and no empty file."""
+        if self._begun and (part := self._part(trainer)).is_file() and not part.stat().st_size:
+            part.unlink()
+        self._begun = False
 
     def _write(self, found: list[dict[str, Any]], file: Path, extension: str) -> None:
         if extension == ".parquet":  # a column's type is known when all its values are
@@ -128,22 +143,52 @@ class PredictionWriter(OfBoth, Callback):
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-def rows(columns: Any) -> list[dict[str, Any]]:
-    """A mapping of columns as a list of rows.
+def rows(found: Any) -> list[dict[str, Any]]:
+    """What ``predict_step`` has returned as a list of rows.
+
+    Raises:
+        GPartError: if it is nothing with rows, or columns are not equally long.
 
     Example:
         >>> rows({"text": ["a", "b"], "label": [0, 1]})
         [{'text': 'a', 'label': 0}, {'text': 'b', 'label': 1}]
+        >>> import torch
+        >>> rows(torch.tensor([[0.5, 0.25], [1.0, 0.0]]))
+        [{'prediction': [0.5, 0.25]}, {'prediction': [1.0, 0.0]}]
     """
-    if not isinstance(columns, Mapping):
-        raise GPartError(f"a prediction must be a mapping of columns, got {type(columns).__name__}")
-    plain: dict[str, Sequence[Any]] = {
-        name: value.tolist() if isinstance(value, Tensor) else value for name, value in columns.items()
-    }
-    lengths = {name: len(value) for name, value in plain.items()}
+    if found is None:
+        return []
+    if isinstance(found, tuple):  # several outputs of one batch
+        found = {f"prediction_{at}": value for at, value in enumerate(found)}
+    columns = _plain(found)
+    if isinstance(columns, list):
+        columns = {"prediction": columns}
+    if not isinstance(columns, dict):
+        raise GPartError(
+            "a prediction must be a tensor or a list with an entry for each row, or a mapping of such columns, got"
+            f" {_kind(found)}"
+        )
+    if others := {name: _kind(found[name]) for name, value in columns.items() if not isinstance(value, list)}:
+        raise GPartError(f"a prediction's columns must be tensors or lists with an entry for each row, got {others}")
+    lengths = {name: len(value) for name, value in columns.items()}
     if len(set(lengths.values())) > 1:
         raise GPartError(f"a prediction's columns must be equally long, got {lengths}")
-    return [dict(zip(plain, values, strict=True)) for values in zip(*plain.values(), strict=True)]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _plain(value: Any) -> Any:
+    """Tensors and arrays as lists or numbers, also those inside lists and mappings, such as Transformers' outputs."""
+    if isinstance(value, (Tensor, np.ndarray, np.number, np.bool_)):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [_plain(one) for one in value]
+    return value
+
+
+def _kind(value: Any) -> str:
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _lines(found: list[dict[str, Any]]) -> str:

@@ -26,7 +26,7 @@ OWN_OF = {
         "--resume": "go on from the newest checkpoint in the run's folder",
         "--test_best BOOL": "after fit, score the best checkpoint by the test set",
     },
-    "predict": {"--output FILE": "where predictions go: .jsonl, .csv, .tsv or .parquet"},
+    "predict": {"--output FILE": "where predictions go, if not to the terminal: .jsonl, .csv, .tsv or .parquet"},
 }
 
 TRAINING: Shown = {

@@ -10,10 +10,12 @@ from typing import Any
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, instantiate_class
 
 from gpart.bases.current_folder import look_in_current_folder
 from gpart.callbacks import PredictionWriter
+from gpart.callbacks.packages import is_a
 from gpart.callbacks.saving import keeper_of
 from gpart.cli.adapter_settings import take_settings
 from gpart.cli.checkpoints import NAMES, find_checkpoint
@@ -34,6 +36,9 @@ from gpart.serialization.checkpoint_file import load_checkpoint_file
 
 REFUSALS = (MisconfigurationException, yaml.YAMLError)
 """What Lightning and PyYAML raise of a user's mistake."""
+
+_WRITERS: tuple[type[Callback], ...] = (PredictionWriter, BasePredictionWriter)
+"""Callbacks that see to what is predicted."""
 
 
 class GPartCLI(LightningCLI):
@@ -69,7 +74,11 @@ class GPartCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
             parser.add_argument(
-                "--output", type=str, default=None, help="Where predictions go: a .jsonl, .csv, .tsv or .parquet file."
+                "--output",
+                type=str,
+                default=None,
+                help="Where predictions go: a .jsonl, .csv, .tsv or .parquet file. Without it or a writer among the callbacks"
+                " they are printed.",
             )
         add_help(parser)
         return parser
@@ -152,6 +161,8 @@ class GPartCLI(LightningCLI):
         if output := self._get(self.config_init, "output"):
             others = [one for one in config["callbacks"] if not isinstance(one, PredictionWriter)]
             config["callbacks"] = [*others, PredictionWriter(output)]
+        elif self.subcommand == "predict" and not any(is_a(one, *_WRITERS) for one in config["callbacks"]):
+            config["callbacks"] = [*config["callbacks"], PredictionWriter()]  # nobody else says what came out
         present.append(ResumedSettings(ask_for_training(self._words)))
         if self._get(self.config_init, "test_best"):
             present.append(ScoredPart())

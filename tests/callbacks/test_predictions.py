@@ -7,14 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from pyarrow import parquet
 from torch.utils.data import DataLoader
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from gpart.callbacks import PredictionWriter
 from gpart.callbacks.packages import OfBoth
+from gpart.callbacks.predictions import rows
 from gpart.errors import GPartError
 from gpart.lightning_modules.common.row_columns import beside, row_columns
 
@@ -26,7 +29,7 @@ class Says(LightningModule):
         return batch
 
 
-def written(path: str | None, *batches: dict[str, list[Any]]) -> None:
+def written(path: str | None, *batches: Any) -> None:
     quiet = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
     trainer = Trainer(accelerator="cpu", callbacks=[PredictionWriter(path)], **quiet)
     loader = DataLoader(list(batches), batch_size=None)
@@ -59,6 +62,90 @@ def test_each_extension_holds_the_same_rows_in_order(extension: str, tmp_path: P
         assert list(texts[0]) == list(ROWS[0])
         found = [{**row, "idx": int(row["idx"]), "p": float(row["p"]), "all": json.loads(row["all"])} for row in texts]
     assert found == ROWS
+
+
+TENSORS = (torch.tensor([[0.5, 0.25], [1.0, 0.0]], requires_grad=True), torch.tensor([[2.0, 4.0]]).bfloat16())
+VECTORS = [
+    {"idx": 0, "prediction": [0.5, 0.25]},
+    {"idx": 1, "prediction": [1.0, 0.0]},
+    {"idx": 2, "prediction": [2.0, 4.0]},
+]
+
+
+@pytest.mark.parametrize("extension", [".jsonl", ".csv", ".parquet"])
+def test_a_tensor_has_a_row_for_each_entry(extension: str, tmp_path: Path) -> None:
+    path = tmp_path / f"out{extension}"
+    written(str(path), *TENSORS)
+    if extension == ".jsonl":
+        found = [json.loads(line) for line in path.read_text().splitlines()]
+    elif extension == ".parquet":
+        found = parquet.read_table(path).to_pylist()
+    else:
+        with path.open(newline="") as file:
+            found = [{name: json.loads(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+    assert found == VECTORS
+
+
+@pytest.mark.parametrize(
+    ("found", "want"),
+    [
+        (None, []),
+        (torch.tensor([2, 1]), [{"prediction": 2}, {"prediction": 1}]),
+        (np.array([[1], [0]]), [{"prediction": [1]}, {"prediction": [0]}]),
+        (["ja", "nein"], [{"prediction": "ja"}, {"prediction": "nein"}]),
+        (
+            [{"boxes": torch.ones(1, 2), "score": np.float32(0.5)}, {"boxes": torch.ones(0, 2), "score": None}],
+            [{"prediction": {"boxes": [[1.0, 1.0]], "score": 0.5}}, {"prediction": {"boxes": [], "score": None}}],
+        ),
+        (
+            (torch.tensor([[0.5], [1.0]]), torch.tensor([1, 0])),
+            [{"prediction_0": [0.5], "prediction_1": 1}, {"prediction_0": [1.0], "prediction_1": 0}],
+        ),
+        (SequenceClassifierOutput(logits=torch.eye(2)), [{"logits": [1.0, 0.0]}, {"logits": [0.0, 1.0]}]),
+        ({"p": np.array([0.5]), "n": range(1), "t": (torch.tensor(3),)}, [{"p": 0.5, "n": 0, "t": 3}]),
+    ],
+)
+def test_what_a_predict_step_usually_returns_is_rows(found: Any, want: list[dict[str, Any]]) -> None:
+    assert rows(found) == want
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (torch.tensor(1.0), r"with an entry for each row, or a mapping .*, got a tensor of shape \[\]"),
+        ("ja", "got str"),
+        (object(), "got object"),
+        (
+            SequenceClassifierOutput(loss=torch.tensor(1.0), logits=torch.eye(2)),
+            r"columns must be tensors or lists .*, got \{'loss': 'a tensor of shape \[\]'\}",
+        ),
+        ({"text": "ab", "label": [0, 1]}, "got {'text': 'str'}"),
+        ((torch.eye(2), torch.ones(3)), "equally long, got {'prediction_0': 2, 'prediction_1': 3}"),
+    ],
+)
+def test_what_has_no_rows_is_refused(found: Any, said: str) -> None:
+    with pytest.raises(GPartError, match=said):
+        rows(found)
+
+
+@pytest.mark.parametrize("extension", [".jsonl", ".csv", ".parquet"])
+def test_an_error_before_the_first_row_leaves_no_file(extension: str, tmp_path: Path) -> None:
+    with pytest.raises(GPartError, match="got object"):
+        written(str(tmp_path / f"out{extension}"), object())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_later_leaves_the_rows_before_it_and_the_file_of_the_run_before(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    written(str(path), {"a": [1]})
+    with pytest.raises(GPartError, match="got object"):
+        written(str(path), {"a": [2]}, object())
+    assert json.loads(path.read_text()) == {"idx": 0, "a": 1}
+    part = tmp_path / "out.jsonl.part"
+    assert json.loads(part.read_text()) == {"idx": 0, "a": 2}
+    part.write_text("")  # another run's, which this one has not begun
+    PredictionWriter(str(path)).on_exception(None, None, ValueError())  # type: ignore[arg-type]
+    assert part.is_file()
 
 
 def test_rows_that_say_their_place_keep_it(tmp_path: Path) -> None:

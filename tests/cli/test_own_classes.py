@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,27 @@ class Other:
     pass
 """
 
+PREDICTS = """import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch.utils.data import DataLoader
+
+
+class Model(LightningModule):
+    def predict_step(self, batch, index):
+        return batch.argmax(1)
+
+
+class Data(LightningDataModule):
+    def predict_dataloader(self):
+        return DataLoader(torch.eye(3), batch_size=2)
+
+
+class Writer(BasePredictionWriter):
+    def write_on_batch_end(self, trainer, module, prediction, *rest):
+        print("wrote", prediction.tolist())
+"""
+
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -33,6 +55,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
     before = set(sys.modules)
     (tmp_path / "mine_c.py").write_text(MINE)
+    (tmp_path / "predicts_c.py").write_text(PREDICTS)
     (tmp_path / "imports_c.py").write_text("import nowhere_c\n")
     (tmp_path / "broken_c.py").write_text("def f(:\n")
     (tmp_path / "kit_c").mkdir()
@@ -49,6 +72,23 @@ def test_a_class_in_the_current_folder_is_found(here: Path, capsys: pytest.Captu
     out = capsys.readouterr().out
     assert "class_path: mine_c.Texts" in out
     assert "size: 3" in out
+
+
+def predict(capsys: pytest.CaptureFixture[str], *more: str) -> list[str]:
+    """What the command prints of a module whose ``predict_step`` returns a tensor."""
+    quiet = ["--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.enable_progress_bar=false"]
+    assert main(["predict", "--model=predicts_c.Model", "--data=predicts_c.Data", *quiet, *more]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_predictions_that_nothing_writes_are_printed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = [{"idx": at, "prediction": at} for at in range(3)]
+    assert [json.loads(line) for line in predict(capsys)] == wanted
+    once = predict(capsys, "--trainer.callbacks=PredictionWriter")
+    assert [json.loads(line) for line in once] == wanted
+    assert predict(capsys, "--trainer.callbacks=predicts_c.Writer") == ["wrote [0, 1]", "wrote [2]"]
+    assert predict(capsys, "--output=out.csv") == []
+    assert (here / "out.csv").read_text().splitlines() == ["idx,prediction", "0,0", "1,1", "2,2"]
 
 
 @pytest.mark.parametrize(
