@@ -52,19 +52,22 @@ def _folders(trainer: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _best(newest: Path | str) -> Path | str:
-    states = load_checkpoint_file(newest).get("callbacks") or {}
+    states = (load_checkpoint_file(newest).get("callbacks") or {}).values()
     # One without a monitor keeps the last one, not the best.
-    keepers = [
-        state for key, state in states.items() if str(key).startswith("ModelCheckpoint") and state.get("monitor")
-    ]
-    known = [state["best_model_path"] for state in keepers]
-    for best in filter(None, known):
+    keepers = [state for state in states if isinstance(state, Mapping) and "best_model_path" in state]
+    keepers = [state for state in keepers if state.get("monitor")]
+    named = [state["best_model_path"] for state in keepers if state["best_model_path"]]
+    for best in named:
         # The run's folder may have been moved: then it lies beside the newest.
         name = Path(best).name
         beside = newest.with_name(name) if isinstance(newest, Path) else f"{newest.rpartition('/')[0]}/{name}"
         for place in map(located, (best, beside)):
             if is_file(place) or is_folder(place):
                 return place
-    raise GPartError(
-        f"--ckpt_path best: {newest}, the newest checkpoint, knows no best one that is there (it names {known}): give a path"
-    )
+    if not keepers:
+        why = "is of a run that chose none by a score (no ModelCheckpoint with a monitor): --ckpt_path last, or"
+    elif not named:
+        why = f"was written before one was kept by {keepers[0]['monitor']}: --ckpt_path last, or"
+    else:
+        why = f"knows no best one that is there (it names {named}):"
+    raise GPartError(f"--ckpt_path best: {newest}, the newest checkpoint, {why} give a path")

@@ -177,21 +177,22 @@ class GPartCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Says how good it is and where it is."""
-        keeper = keeper_of(self.trainer) or self.trainer.checkpoint_callback
-        checkpoint = getattr(keeper, "best_model_path", "")
+        by_score = keeper_of(self.trainer)
+        checkpoint = getattr(by_score or self.trainer.checkpoint_callback, "best_model_path", "")
         if self.trainer.is_global_zero:
-            self._report(checkpoint)
+            # Lightning calls the last one that was kept the best, too, where no score chose one.
+            self._report("checkpoint" if by_score is None else "best checkpoint", checkpoint)
         if self._get(self.config_init, "test_best"):
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=checkpoint or None)
 
-    def _report(self, checkpoint: str) -> None:
+    def _report(self, kind: str, checkpoint: str) -> None:
         scores = {
             name: value.item() for name, value in self.trainer.callback_metrics.items() if name.startswith("val/")
         }
         if scores:
             print("  ".join(["last epoch:", *(f"{name} {value:.4f}" for name, value in scores.items())]))
         if checkpoint:
-            print(f"best checkpoint: {checkpoint}")
+            print(f"{kind}: {checkpoint}")
         method = self._get(self.config_init, "method")
         if getattr(method, "save_folder", None):
             print(f"adapter folder: {method.save_folder}")

@@ -15,8 +15,13 @@ from gpart.cli import main
 PROJECT = """
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+
+class Keeper(ModelCheckpoint):
+    pass
 
 
 class Own(LightningModule):
@@ -186,6 +191,36 @@ def test_a_newest_that_knows_no_best_says_so(capsys: pytest.CaptureFixture[str])
     of_epoch(0).unlink()
     assert gpart("test", "--ckpt_path=best") == 2
     assert "knows no best one that is there" in capsys.readouterr().err
+
+
+def test_a_run_without_a_score_names_a_checkpoint_and_no_best_one(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = yaml.safe_load(Path("own.yaml").read_text())
+    recipe["trainer"]["callbacks"] = []
+    Path("own.yaml").write_text(yaml.safe_dump(recipe))
+    assert gpart("fit") == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert f"checkpoint: {of_epoch(1)}" in printed
+    assert not any("best" in line for line in printed)
+    assert gpart("test", "--ckpt_path=best") == 2
+    error = capsys.readouterr().err
+    assert (
+        f"{last()}, the newest checkpoint, is of a run that chose none by a score (no ModelCheckpoint with a" in error
+    )
+    assert "--ckpt_path last, or give a path" in error
+
+
+def test_a_run_that_was_stopped_before_its_first_score_has_no_best_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpart("fit", "--trainer.limit_val_batches=0", "--trainer.max_epochs=1") == 0
+    assert gpart("test", "--ckpt_path=best") == 2
+    assert "was written before one was kept by val/score: --ckpt_path last, or give" in capsys.readouterr().err
+
+
+def test_a_keeper_of_ones_own_is_asked_for_the_best(capsys: pytest.CaptureFixture[str]) -> None:
+    own = "--trainer.callbacks.class_path=checkpoints_project.Keeper"
+    assert gpart("fit", own) == 0
+    assert f"best checkpoint: {of_epoch(0)}" in capsys.readouterr().out
+    assert gpart("test", own, "--ckpt_path=best") == 0
+    assert f"tested after step {of_epoch(0)}" in capsys.readouterr().out
 
 
 def fit_with(keeper: dict[str, object], *more: str) -> Path:
