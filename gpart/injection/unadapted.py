@@ -45,11 +45,12 @@ def warn_of_unadapted(model: nn.Module, config: GPartConfig, plan: Plan) -> None
         kinds.setdefault(re.sub(r"\d+", "0", name), []).append(name)
     named = [names[0] if len(names) == 1 else f"{names[0]} ({len(names)} of them)" for names in kinds.values()]
     more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-    layers = [split_name(names[0])[0] for names in kinds.values() if split_name(names[0])[1] == "weight"]
-    others = [names[0] for names in kinds.values() if split_name(names[0])[1] != "weight"]
-    hints = [f"these parameters in target_parameters={[_ending(name) for name in others[:2]]}"] if others else []
+    every = [name for names in kinds.values() for name in names]
+    layers = dict.fromkeys(_ending(split_name(name)[0]) for name in every if name.endswith(".weight"))
+    others = dict.fromkeys(_ending(name) for name in every if not name.endswith(".weight"))
+    hints = [f"these parameters in target_parameters={[*others]}"] if others else []
     if layers:
-        hints.append(f"these layers in target_modules ({', '.join(layers[:3])})")
+        hints.append(f"these layers in target_modules ({', '.join(layers)})")
     warnings.warn(
         f'target_modules="all-linear" adapts Linear and Conv1D layers, and leaves out {left / total:.0%} of the numbers of'
         f" this model's matrices: {', '.join(named[:_NAMED])}{more}. To adapt them as well, name"
@@ -59,10 +60,17 @@ def warn_of_unadapted(model: nn.Module, config: GPartConfig, plan: Plan) -> None
 
 
 def _ending(name: str) -> str:
-    """What is enough to name a parameter in every layer."""
-    above, _, attribute = name.rpartition(".")
-    layer = above.rpartition(".")[2]
-    return attribute if not layer or layer.isdigit() else f"{layer}.{attribute}"
+    """What is enough to name a parameter or a layer in every block: a number alone would name others, too.
+
+    >>> _ending("layers.0.attn.in_proj_weight"), _ending("layers.0.w1"), _ending("layers.0.scales.1"), _ending("blocks.2.0")
+    ('attn.in_proj_weight', 'w1', 'scales.1', 'blocks.2.0')
+    """
+    *above, ending = name.split(".")
+    if above and not ending.isdigit() and not above[-1].isdigit():
+        return f"{above[-1]}.{ending}"
+    while above and ending.partition(".")[0].isdigit():
+        ending = f"{above.pop()}.{ending}"
+    return ending
 
 
 def _matrices(model: nn.Module, config: GPartConfig) -> dict[str, int]:

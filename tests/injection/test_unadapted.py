@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import warnings
 from collections.abc import Callable
 
@@ -21,6 +23,18 @@ class Tagger(nn.Module):
         self.words, self.norm = nn.Embedding(500, 4), nn.LayerNorm([9, 40])
         self.position = nn.Parameter(torch.randn(1, 90, 9))
         self.rnn, self.out = nn.LSTM(4, 5), nn.Linear(5, 3)
+
+
+class Pair(nn.Module):
+    """Two attentions whose parameters have one name in their layer, and three of a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.TransformerDecoderLayer(8, 2, 16) for _ in range(2))
+        self.rnn = nn.LSTM(8, 8, num_layers=2, bidirectional=True)
+        self.scales = nn.ParameterList(torch.randn(4, 4) for _ in range(3))
+        self.convs = nn.Sequential(nn.Conv1d(8, 8, 3), nn.ReLU(), nn.Sequential(nn.Conv1d(8, 8, 3)))
+        self.out = nn.Linear(8, 3)
 
 
 def mixtral() -> nn.Module:
@@ -56,6 +70,28 @@ def test_recurrent_weights_are_named_and_embeddings_norms_and_positions_do_not_c
     assert "leaves out 92%" in message  # 180 of 195
     assert "rnn.weight_hh_l0, rnn.weight_ih_l0." in message
     assert "target_parameters=['rnn.weight_hh_l0', 'rnn.weight_ih_l0']" in message
+
+
+def test_what_is_suggested_names_each_that_is_left_out_and_each_once() -> None:
+    (message,) = said(Pair())
+    listed = re.search(r"target_parameters=(\[.*?\])", message)[1]  # type: ignore[index]
+    names = ast.literal_eval(listed)
+    assert sorted(names) == sorted({*names})
+    assert {"self_attn.in_proj_weight", "multihead_attn.in_proj_weight", "scales.2"} < {*names}
+    assert "rnn.weight_hh_l1_reverse" in names
+    layers = re.search(r"target_modules \((.*?)\)", message)[1].split(", ")  # type: ignore[index]
+    assert layers == ["convs.0", "convs.2.0"]
+    assert not said(Pair(), target_parameters=[*names, *(f"{layer}.weight" for layer in layers)])
+
+
+def test_a_matrix_of_the_models_own_is_a_parameter() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.mix, self.out = nn.Parameter(torch.ones(4, 4)), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    (message,) = said(Own())
+    assert "name these parameters in target_parameters=['weight']; target_parameters goes" in message
 
 
 @pytest.mark.parametrize(
