@@ -21,6 +21,7 @@ from gpart.errors import GPartError
 from gpart.injection.fingerprint import shortened_length
 from gpart.injection.modules import theta_key
 from gpart.injection.names import named_buffers, named_parameters
+from gpart.injection.nearby import inside, outside
 from gpart.serialization.manifest import Manifest
 
 CLASSES = (
@@ -35,6 +36,9 @@ CLASSES = (
     "AutoModel",
 )
 """Tried in this order, after those that a config names."""
+
+RETURN_IT = "Name a function of yours that returns what was adapted, as python:MODULE:FUNCTION"
+"""What to do where an adapter's base is a part of the model that is named, or a whole that it is a part of."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,10 @@ class Needs:
                 shapes = f"{list(mine[other[0]])}, in the adapter {list(needed[other[0]])}"
                 found.append(f"{len(other)} {what} have another shape, as {other[0]}: here {shapes}")
         return found
+
+    def near(self, model: nn.Module) -> str:
+        """Where in a model the adapted weights are, or of what it is the part that has them, in words; else nothing."""
+        return inside(model, self.adapted) or outside(model, self.adapted)
 
     def off(self, model: nn.Module) -> tuple[int, int]:
         """How far a model is from what is needed: names that it lacks, then names with another shape."""
@@ -134,6 +142,8 @@ def choose(config: Any, needs: Needs | None, model_class: str | None, source: st
             resized.num_labels = labels
             model = _empty(found, resized) or model
         if lacking := needs.lacking(model):
+            if model_class is None and (near := needs.near(model)):
+                lacking.append(f"{near}. {RETURN_IT}")
             tried.append((needs.off(model), f"as {type(model).__name__} {'; '.join(lacking)}"))
         elif needs.as_many_frozen(model):
             return type(model), labels

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from gpart.assets.fetching import gguf, loading, resolve
 from gpart.bases.current_folder import look_in_current_folder
-from gpart.bases.fitting import Needs, choose, head_size
+from gpart.bases.fitting import RETURN_IT, Needs, choose, head_size
 from gpart.errors import GPartError, GPartFileError
 from gpart.injection.facts import PROBLEM_TYPES
 from gpart.serialization.about import About
@@ -106,6 +106,8 @@ def load_base(
     if kind != "transformers" and (wanted := DTYPES[dtype]) is not None:
         model = model.to(wanted)
     if needs is not None and (lacking := needs.lacking(model)):
+        if near := needs.near(model):
+            lacking.append(f"{near}. {'Let the function return what was adapted' if kind == 'python' else RETURN_IT}")
         raise GPartError(f"base {name!r}, a {type(model).__name__}, is not this adapter's: {'; '.join(lacking)}")
     return Base(model.eval(), kind, name, place)
 

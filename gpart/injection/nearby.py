@@ -35,29 +35,49 @@ def hint(model: nn.Module, weights: Sequence[Any]) -> str:
         asked = {str(item[0]): tuple(map(int, item[1])) for item in weights}
     except (TypeError, ValueError, IndexError):
         return ""  # a damaged list is told of by who reads it
-    mine = {name: tuple(value.shape) for name, value in named_parameters(model, remove_duplicate=False).items()}
-    kind = type(model).__name__
+    mine, kind = _shapes(model), type(model).__name__
     if not asked or _has(mine, asked):
         return ""
-    for path, module in model.named_modules():
-        if path and _has(mine, {f"{path}.{name}": shape for name, shape in asked.items()}):
-            return f"; its submodule {path!r}, a {type(module).__name__}, has these weights: load onto that"
-    # The other way round: what was trained was around this one, as a class with a head is around its encoder.
-    outer = ""
-    for part in next(iter(asked)).split(".")[:-1]:
-        outer = f"{outer}{part}."
-        if all(name.startswith(outer) for name in asked):
-            inner = {name.removeprefix(outer): shape for name, shape in asked.items()}
-            if _has(mine, inner):
-                return (
-                    f"; this {kind} has these weights as {next(iter(inner))}: it is what the adapter's base has as"
-                    f" {outer[:-1]!r}. Load onto the whole, such as a class with a head (AutoModelFor...) in place of"
-                    " AutoModel"
-                )
+    if near := inside(model, asked):
+        return f"; {near}: load onto that"
+    if near := outside(model, asked):
+        return f"; {near}. Load onto the whole, such as a class with a head (AutoModelFor...) in place of AutoModel"
     name = next(name for name in asked if mine.get(name) != asked[name])
     here = f"has shape {list(mine[name])}" if name in mine else "is not there"
     close = "" if name in mine else "".join(f", close is {each}" for each in difflib.get_close_matches(name, mine, n=1))
     return f"; the first difference: {name} has shape {list(asked[name])} in the file, in this {kind} it {here}{close}"
+
+
+def inside(model: nn.Module, asked: Shapes) -> str:
+    """Which submodule has these weights; empty if none has, or the model itself.
+
+    >>> inside(nn.ModuleDict({"model": nn.Sequential(nn.Linear(2, 3))}), {"0.weight": (3, 2)})
+    "its submodule 'model', a Sequential, has these weights"
+    """
+    mine = _shapes(model)
+    for path, module in model.named_modules() if asked and not _has(mine, asked) else ():
+        if path and _has(mine, {f"{path}.{name}": shape for name, shape in asked.items()}):
+            return f"its submodule {path!r}, a {type(module).__name__}, has these weights"
+    return ""
+
+
+def outside(model: nn.Module, asked: Shapes) -> str:
+    """Of what a model is a part where these weights are, as an encoder is one of a class with a head; else empty.
+
+    >>> outside(nn.Sequential(nn.Linear(2, 3)), {"model.0.weight": (3, 2)})
+    "this Sequential has these weights as 0.weight: it is what the adapter's base has as 'model'"
+    """
+    mine, above = _shapes(model), ""
+    for part in next(iter(asked), "").split(".")[:-1]:
+        above = f"{above}{part}."
+        if all(name.startswith(above) for name in asked):
+            within = {name.removeprefix(above): shape for name, shape in asked.items()}
+            if _has(mine, within):
+                return (
+                    f"this {type(model).__name__} has these weights as {next(iter(within))}: it is what the adapter's base"
+                    f" has as {above[:-1]!r}"
+                )
+    return ""
 
 
 def another_head(frozen: Mapping[str, Any | Sample], expected: str) -> str:
@@ -82,6 +102,10 @@ def another_head(frozen: Mapping[str, Any | Sample], expected: str) -> str:
         f" {', '.join(only[:3]) or 'none'}{f' and {len(only) - 3} more' if len(only) > 3 else ''}. Load the class that it"
         " was trained on"
     )
+
+
+def _shapes(model: nn.Module) -> Shapes:
+    return {name: tuple(value.shape) for name, value in named_parameters(model, remove_duplicate=False).items()}
 
 
 def _has(mine: Shapes, asked: Shapes) -> bool:

@@ -25,6 +25,7 @@ from gpart.cli import merge as command
 
 Same = Callable[[Tensor, Tensor], bool]
 SEVERAL = Path(__file__).parent.parent / "files" / "several"
+EXPORT = ["export", "adapter", "out", "--to", "peft-lora", "--rank", "1", "--base"]
 IDS = torch.arange(1, 13).reshape(2, 6)
 
 
@@ -214,6 +215,9 @@ class Net(nn.Module):
 def build():
     return Net()
 
+def whole():
+    return nn.ModuleDict({{"other": nn.Linear(2, 2), "model": Net()}})
+
 def number():
     return 5
 """
@@ -254,6 +258,37 @@ def test_a_network_of_the_users_own(
     load_model(plain, "out/model.safetensors")
     x = torch.randn(2, 4)
     assert torch.equal(plain(x), adapter.model(x))
+
+
+def test_a_function_that_returns_more_or_less_than_what_was_adapted(
+    factory: Callable[[str], nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as the LightningModule in place of its network."""
+    model = factory("pass")
+    settings = {"d": 5, "target_modules": ["first"]}
+    trained(sys.modules["own_models"].whole(), tmp_path / "whole", **settings)
+    trained(model, tmp_path / "adapter", **settings)
+    for words in (["merge", "python:own_models:whole", "adapter", "out"], [*EXPORT, "python:own_models:whole"]):
+        said = refused(capsys, *words)
+        assert (
+            "it lacks 1 of 1 adapted weights, first.weight; its submodule 'model', a Net, has these weights. " in said
+        )
+        assert said.endswith("Let the function return what was adapted\n")
+    said = refused(capsys, "merge", "python:own_models:build", "whole", "out")
+    assert "this Net has these weights as first.weight: it is what the adapter's base has as 'model'. Let the" in said
+
+
+def test_a_base_that_is_a_part_of_what_was_adapted(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(nn.ModuleDict({"model": classifier(base)}), tmp_path / "around", modules_to_save=["classifier"])
+    said = refused(capsys, "merge", "base", "around", "out")
+    assert "this BertModel has these weights as encoder.layer.0.attention.self.query.weight: it is what" in said
+    assert said.endswith(
+        " as 'model.bert'. Name a function of yours that returns what was adapted, as python:MODULE:FUNCTION\n"
+    )
+    said = refused(capsys, "merge", "base", "adapter", "out", "--model-class", "BertModel")
+    assert "python:MODULE" not in said  # another class does
 
 
 def test_a_network_that_says_not_what_it_takes_is_merged_and_that_is_said(
