@@ -19,8 +19,6 @@ from gpart.injection.names import is_adapted, named_modules
 Cut = tuple[int, int | None]
 """(start, stop) along a weight's output dimension; None for its end."""
 
-_RUN_IT = "run the lazy layer once before the adapter is attached"
-
 
 def attributes_of(path: str, module: nn.Module, bias: bool, asked: str) -> Iterator[list[str]]:
     """The weights of a layer that ``target_modules`` has matched: each attribute, with its bias's where that is wanted.
@@ -56,7 +54,9 @@ def check_shapes(model: nn.Module) -> None:
     for path, module in named_modules(model):
         held = (*module._parameters.values(), *module._buffers.values())
         if any(value is not None and is_lazy(value) for value in held):
-            raise GPartError(f"{_what(path, module)} has no shape yet: {_RUN_IT}")
+            raise GPartError(
+                f"{_what(path, module)} has no shape yet: run the lazy layer once before the adapter is attached"
+            )
 
 
 def check_layer(path: str, module: nn.Module) -> None:
@@ -68,7 +68,9 @@ def check_layer(path: str, module: nn.Module) -> None:
     what = _what(path, module)
     if isinstance(module, LazyModuleMixin) and hasattr(module, "_initialize_hook"):
         # Its values were loaded, but its first run gives it another class, which would take the adapted one's place.
-        raise GPartError(f"{what} becomes another class in its first run: {_RUN_IT}")
+        raise GPartError(
+            f"{what} becomes another class in its first run: run the lazy layer once before the adapter is attached"
+        )
     if isinstance(module, torch.jit.ScriptModule):
         raise GPartError(f"{what} is scripted, and its code reads its weight itself: adapt it before torch.jit.script")
     if is_adapted(module):
