@@ -111,8 +111,18 @@ def _opened(
 class _Forked:
     def __init__(self, module: str, *arguments: Any) -> None:
         forkserver.set_forkserver_preload([_IMPORTED] if module == COMMAND[-1] else [])  # it has one server, the first
-        self._process: BaseProcess = get_context("forkserver").Process(target=_run, args=(module, *arguments))
-        self._process.start()
+        # While the server imports, start waits. If it is interrupted then, the process is forked all the same later on,
+        # and nobody knows of it: so it waits for a word, and ends where the pipe is closed without one.
+        go, own = os.pipe()
+        try:
+            self._process: BaseProcess = get_context("forkserver").Process(
+                target=_run, args=(module, *arguments, _Descriptor(go))
+            )
+            self._process.start()
+            os.write(own, b"1")
+        finally:
+            os.close(go)
+            os.close(own)
 
     def wait(self, timeout: float | None = None) -> int:
         self._process.join(timeout)
@@ -141,8 +151,13 @@ def _received(duplicate: Any) -> int:
     return int(duplicate.detach())
 
 
-def _run(module: str, words: list[str], environment: dict[str, str], descriptors: list[int], bound: bool) -> None:
+def _run(
+    module: str, words: list[str], environment: dict[str, str], descriptors: list[int], bound: bool, go: int
+) -> None:
     """Does what ``python -m module`` does. The first descriptor is the log's; the others are left open."""
+    if not os.read(go, 1):
+        return
+    os.close(go)
     if bound:
         threading.Thread(target=_end_with_parent, daemon=True).start()
     nothing = os.open(os.devnull, os.O_RDONLY)

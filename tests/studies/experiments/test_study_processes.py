@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,27 @@ def test_an_interrupt_leaves_the_imports_alone() -> None:
     )
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + code
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_run_whose_start_was_interrupted_does_nothing(forked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is forked all the same where the fork server was still importing."""
+    begun: list[ForkServerProcess] = []
+    real = ForkServerProcess.start
+
+    def interrupted(self: ForkServerProcess) -> None:
+        real(self)
+        begun.append(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ForkServerProcess, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ended("out", COMMAND)
+    begun[0].join(60)
+    assert begun[0].exitcode == 0
+    assert not Path("starts").exists()
+    assert ended("again", COMMAND)[0] == 0
+    assert Path("starts").exists()
 
 
 def ended(folder: str, command: tuple[str, ...]) -> tuple[int, str]:
