@@ -74,15 +74,21 @@ class PredictionWriter(OfBoth, Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Writes one batch.
+        """Writes one batch; in the terminal, what has no rows is printed as it is.
 
         Raises:
-            GPartError: if the prediction has no rows or its columns are not equally long, see :func:`rows`, or they are
-                not the first batch's.
+            GPartError: if there is a file, and the prediction has no rows or its columns are not equally long, see
+                :func:`rows`, or they are not the first batch's.
         """
         if batch_idx == 0:
             self._count = 0  # of another loader
-        found = rows(outputs)
+        try:
+            found = rows(outputs)
+        except GPartError:
+            if self.path is not None:
+                raise
+            print(outputs)  # a predict_step may return what it likes
+            return
         if found and "idx" not in found[0]:
             # Lightning's sampler deals the rows out to the ranks, one by one.
             step, first = trainer.world_size, trainer.global_rank + self._count * trainer.world_size

@@ -128,6 +128,13 @@ def test_what_has_no_rows_is_refused(found: Any, said: str) -> None:
         rows(found)
 
 
+def test_the_terminal_takes_what_a_predict_step_likes(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is printed where nobody asked for a file: plain Lightning would go on, too."""
+    written(None, "ja", torch.tensor(0.5), [complex(1, 2)], {"a": [1]})
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["ja", "tensor(0.5000)", '{"idx": 0, "prediction": "(1+2j)"}', '{"idx": 1, "a": 1}']
+
+
 @pytest.mark.parametrize("extension", [".jsonl", ".csv", ".parquet"])
 def test_an_error_before_the_first_row_leaves_no_file(extension: str, tmp_path: Path) -> None:
     with pytest.raises(GPartError, match="got object"):
