@@ -32,8 +32,8 @@ from gpart.serialization.authors import Backend, read_authors
 from gpart.serialization.manifest import WITH_PADDING_ROWS, Manifest
 from gpart.serialization.sources import read_adapter
 
-_MAP = ("d", "seed", "isometric", "projection")
-"""The settings that say of themselves what the map is; the others say of which weights."""
+_MAP = ("d", "seed", "isometric", "projection", "modules_to_save")
+"""The settings that are compared as they stand; the others say which weights are adapted, which may be said in several ways."""
 
 Source = str | PathLike[str]
 """Of an adapter: a folder, a ``.ckpt``, a URL, a name on the hub."""

@@ -326,7 +326,6 @@ def test_an_equal_adapter_is_filled_and_stays_merged_or_not(merged, tmp_path, sa
     [
         ({"d": 5}, "d is 4 and 5"),
         ({"seed": 1}, "seed is 0 and 1"),
-        ({"dropout": 0.5}, r"dropout is 0\.0 and 0\.5"),
         ({"isometric": False}, "isometric is True and False"),
         ({"modules_to_save": None}, r"modules_to_save is \['2'\] and None"),
     ],
@@ -339,6 +338,14 @@ def test_a_different_adapter_is_refused_and_kept(change, said, tmp_path, state_o
     with pytest.raises(ValueError, match=said):
         load_adapter(model, tmp_path)
     state.assert_kept()
+
+
+def test_dropout_is_a_runs_own(tmp_path, same_bits):
+    trained().save(tmp_path)
+    adapter = attach(base(), GPartConfig(**{**CONFIGURED.to_dict(), "dropout": 0.5}))
+    assert load_adapter(adapter.model, tmp_path) is adapter
+    assert same_bits(adapter.theta, trained().theta)
+    assert adapter.config.dropout == 0.5
 
 
 def test_an_attribute_of_the_adapters_name_is_left_alone(tmp_path, state_of):

@@ -294,9 +294,11 @@ class MethodCallback(OfBoth, Callback):
             tell_frozen(pl_module, own, children)
         if self._network is not network:  # FSDP 1 may leave a part of it here
             self._frozen = sum(value.numel() for value in network.parameters() if not value.requires_grad)
+        names = set(named_parameters(network))
+        if self._network is not network or shards(trainer.strategy):  # which may rename them
+            self._known = names
         self._network, self._path, self._flags = network, path, Flags(network)
-        self._known = set(named_parameters(network))
-        self._added |= self._known - before
+        self._added |= names - before
         install_checkpoint_io(trainer).connect(pl_module, path, self._contents, self.name)
 
     def _applied_to(self, pl_module: LightningModule) -> tuple[str, nn.Module] | None:

@@ -186,8 +186,9 @@ class Data(LightningDataModule):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("folder", ["run", pytest.param("logged", marks=pytest.mark.slow)])
 def test_what_looks_at_finished_runs_finds_their_own_class(
-    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (here / "net_c.py").write_text(NET)
     path = list(sys.path)
@@ -200,25 +201,23 @@ def test_what_looks_at_finished_runs_finds_their_own_class(
 
     method = ["--method=GPartCallback", "--method.d=5", '--method.target_modules=["body"]']
     method += ['--method.modules_to_save=["head"]', "--trainer.callbacks+=SnapshotWriter"]
-    quiet = [f"--trainer.{name}=false" for name in ("enable_progress_bar", "logger")]
     run = [
         "--trainer.max_epochs=1",
         "--trainer.accelerator=cpu",
-        "--trainer.default_root_dir=run",
+        "--trainer.enable_progress_bar=false",
+        f"--trainer.default_root_dir={folder}",
         "--seed_everything=7",
     ]
-    logged = ["--trainer.default_root_dir=logged", "--trainer.enable_progress_bar=false"]
+    run += ["--trainer.logger=false"] if folder == "run" else []  # with one, config.yaml is deeper than the snapshots
     classes = ["--model=net_c.Net", "--data=net_c.Data"]
-    assert command("fit", *classes, *method, *run, *quiet) == 0
-    assert command("fit", *classes, *method, *run, *logged) == 0  # its config.yaml is deeper than its snapshots
-    for folder in ("run", "logged"):
-        assert command("isometry", folder, "--output", f"isometry-{folder}") == 0
-        short = ["--points=3", "--seeds=1", "--steps=0", "--accelerator=cpu", "--workers=2"]
-        assert command("landscape", folder, *short, "--output", f"landscape-{folder}") == 0
+    assert command("fit", *classes, *method, *run) == 0
+    assert command("isometry", folder, "--output", "isometry") == 0
+    short = ["--points=3", "--seeds=1", "--steps=0", "--accelerator=cpu", "--workers=2"]
+    assert command("landscape", folder, *short, "--output", "landscape") == 0
     (here / "net_c.py").rename(here / "mine_again_c.py")
     for name, files in (("landscape", ""), ("isometry", "model: ")):
         capsys.readouterr()
-        assert command(name, "run", "--output", f"none-{name}") == 2
+        assert command(name, folder, "--output", f"none-{name}") == 2
         err = capsys.readouterr().err
-        assert f"run/config.yaml: {files}" in err
+        assert f"config.yaml: {files}" in err
         assert f"there is no class net_c.Net: no module net_c in the current folder, {here}, or among installed" in err

@@ -15,7 +15,7 @@ from gpart.cli.quiet import LOGGED, silence_imports, silence_warnings
 @pytest.mark.parametrize(
     ("words", "lines"),
     [
-        (["fit", "--help"], 0),
+        pytest.param(["fit", "--help"], 0, marks=pytest.mark.slow),
         (["fit", "--config", "quickstart", "--print_config"], 0),
         pytest.param(["fit", "--config", "nosuch"], 1, marks=pytest.mark.slow),
         pytest.param(["params", "--help"], 0, marks=pytest.mark.slow),

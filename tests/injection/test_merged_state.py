@@ -45,7 +45,7 @@ def case(request: pytest.FixtureRequest) -> Any:
 
 
 @torch.no_grad()
-def test_it_is_read_by_a_plain_model_and_not_by_an_adapted_one(case: Any) -> None:
+def test_it_is_a_plain_models_state_and_an_adapted_ones_new_base(case: Any) -> None:
     build, attached, adapter = case
     expected = adapter.model(X)
     adapter.merge()
@@ -57,8 +57,14 @@ def test_it_is_read_by_a_plain_model_and_not_by_an_adapted_one(case: Any) -> Non
     adapter.model.load_state_dict(state)
     assert torch.equal(adapter.model(X), expected)
     other = attached()
-    with pytest.raises(RuntimeError, match=rf'Missing key.*"{other.theta_name}"'):
+    other.model.load_state_dict(state)
+    assert torch.equal(other.model(X), expected)
+    other.theta.normal_()
+    with pytest.warns(UserWarning, match=rf"no {other.theta_name}: .* is not 0, stays"):
         other.model.load_state_dict(state)
+    assert not torch.equal(other.model(X), expected)
+    with other.disabled():
+        assert torch.equal(other.model(X), expected)
     adapter.unmerge()
     assert list(adapter.model.state_dict()) == list(other.model.state_dict())
     assert torch.equal(adapter.model(X), expected)

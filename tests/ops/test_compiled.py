@@ -76,6 +76,7 @@ def test_the_sum_is_rounded_once_in_a_compiled_model_too():
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+@pytest.mark.slow  # it compiles C++ of its own, and what is below compiles too
 def test_the_compilers_own_code_gives_the_same_numbers():
     torch._dynamo.reset()
     for found, wanted in zip(steps(True, "inductor"), steps(False), strict=True):

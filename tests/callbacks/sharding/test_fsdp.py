@@ -301,7 +301,7 @@ def one(out: Path) -> dict[str, Any]:
     return json.loads((out / "one-0.json").read_text())
 
 
-@pytest.fixture(scope="module", params=["fsdp2", pytest.param("fsdp1", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.slow) for kind in ("fsdp2", "fsdp1")])
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
