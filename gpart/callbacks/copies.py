@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from gpart.adapter import GPartAdapter, attach, get_adapters
-from gpart.callbacks.networks import submodule
+from gpart.callbacks.networks import children_of, submodule
 from gpart.errors import GPartError
 from gpart.injection.modules import plain_class
 from gpart.injection.names import get_parameter, get_submodule, named_modules, named_parameters, unwrapped
@@ -96,12 +96,12 @@ def unnamed_copies(
     """
     children = {name: unwrapped(child) for name, child in pl_module.named_children()}
     if not path:
-        adapted = {weight.name.partition(".")[0] for weight in adapter.plan.weights}
-        for one, other in permutations([name for name in children if name in adapted], 2):
-            inside = _copy_in(children[other], children[one])
-            if inside is None or (not inside and list(children).index(other) < list(children).index(one)):
+        adapted = children_of(weight.name for weight in adapter.plan.weights)
+        meant = [name for name in children if name in adapted]
+        for one, other in permutations(meant, 2):
+            copy = _copy_in(other, children[other], children[one])
+            if copy is None or (copy == other and meant.index(other) < meant.index(one)):
                 continue  # of two that are copies of each other, the second follows the first
-            copy = f"{other}.{inside}" if inside else other
             yield (
                 f"the settings match {one!r} and {copy!r}, which hold the same numbers: one theta changes both, by"
                 f" different groups. If {copy!r} is a copy that follows {one!r} (an average, a momentum teacher), say"
@@ -109,9 +109,8 @@ def unnamed_copies(
             )
         return
     for name, child in children.items():
-        if name == path.partition(".")[0] or (inside := _copy_in(child, adapter.model)) is None:
+        if name == path.partition(".")[0] or (copy := _copy_in(name, child, adapter.model)) is None:
             continue
-        copy = f"{name}.{inside}" if inside else name
         if copy not in copies and adapter.name not in get_adapters(get_submodule(pl_module, copy)):
             yield (
                 f"{copy!r} holds the same numbers as the adapted network {path!r}. If it follows it (an average, a"
@@ -120,9 +119,12 @@ def unnamed_copies(
             )
 
 
-def _copy_in(child: nn.Module, network: nn.Module) -> str | None:
-    """Where in a child of the LightningModule a copy of a network is: the child itself, or what it wraps."""
-    return next((path for path, module in named_modules(child) if _alike(network, module)), None)
+def _copy_in(name: str, child: nn.Module, network: nn.Module) -> str | None:
+    """The path of a copy of a network: that of a child of the LightningModule, or of what it wraps; else None."""
+    found = next((path for path, module in named_modules(child) if _alike(network, module)), None)
+    if found is None:
+        return None
+    return f"{name}.{found}" if found else name
 
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:

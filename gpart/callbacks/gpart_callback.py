@@ -237,8 +237,8 @@ class GPartCallback(MethodCallback):
         return [weight.name for weight in made.weights], made.saved
 
     def places(
-        self, frozen: list[nn.Parameter], optimizers: Sequence[Optimizer]
-    ) -> tuple[list[nn.Parameter], list[Tensor]]:
+        self, frozen: Sequence[nn.Parameter], optimizers: Sequence[Optimizer]
+    ) -> tuple[Sequence[nn.Parameter], Sequence[Tensor]]:
         """Theta stands in for what it adapts; what another adapter's theta will stand in for stays until then."""
         network = self.adapter.model
         waiting = [

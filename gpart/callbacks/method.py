@@ -135,10 +135,10 @@ class MethodCallback(OfBoth, Callback):
         return (), ()
 
     def places(
-        self, frozen: list[nn.Parameter], optimizers: Sequence[Optimizer]
-    ) -> tuple[list[nn.Parameter], list[Tensor]]:
+        self, frozen: Sequence[nn.Parameter], optimizers: Sequence[Optimizer]
+    ) -> tuple[Sequence[nn.Parameter], Sequence[Tensor]]:
         """Which of the frozen parameters leave the optimizers, and in whose place the method's own numbers are trained."""
-        return frozen, [*frozen]
+        return frozen, frozen
 
     def check_others(self, others: list[MethodCallback], trainer: Trainer) -> None:
         """Checks that the trainer's other methods may be there as well.

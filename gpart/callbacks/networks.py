@@ -6,7 +6,7 @@ module is never gone on with in place of another network, and the error names bo
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from lightning.pytorch import LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -78,7 +78,7 @@ def refuse_frozen_beside(pl_module: LightningModule, adapted: Collection[str], s
     Raises:
         GPartError: if a child that is frozen has some of them, and one that is trained has adapted ones; with both.
     """
-    first, either = _children_of(adapted), _children_of([*adapted, *saved])
+    first, either = children_of(adapted), children_of([*adapted, *saved])
     children = {name: child for name, child in pl_module.named_children() if name in either}
     frozen = [name for name, child in children.items() if not any(one.requires_grad for one in child.parameters())]
     if frozen and (trained := [name for name in children if name in first and name not in frozen]):
@@ -89,7 +89,12 @@ def refuse_frozen_beside(pl_module: LightningModule, adapted: Collection[str], s
         )
 
 
-def _children_of(names: Collection[str]) -> set[str]:
+def children_of(names: Iterable[str]) -> set[str]:
+    """The children of a module in which what has these names lies.
+
+    >>> children_of(["scale", "net.0.weight", "net.0.bias"])
+    {'net'}
+    """
     return {name.partition(".")[0] for name in names if "." in name}
 
 

@@ -188,7 +188,6 @@ def tensors_in(entry: Mapping[str, Any], checkpoint: Mapping[str, Any], path: st
     Raises:
         GPartError: if it was changed.
     """
-    prefix = f"{entry['module']}." if entry["module"] else ""
     state = checkpoint.get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise GPartError(f"{path} holds no state_dict, but a {type(state).__name__} under that key")
@@ -197,7 +196,22 @@ def tensors_in(entry: Mapping[str, Any], checkpoint: Mapping[str, Any], path: st
         return own
     state = {key: value for key, value in state.items() if key != entry.get("hint")}
     check_digest(entry, state, path)
+    return within(entry["module"], state)
+
+
+def within(path: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries below a module's path, by their names relative to it."""
+    prefix = below(path)
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+
+
+def below(path: str) -> str:
+    """How all keys below a module's path begin.
+
+    >>> below("net"), below("")
+    ('net.', '')
+    """
+    return f"{path}." if path else ""
 
 
 def entries_in(checkpoint: Mapping[str, Any], source: str) -> list[dict[str, Any]]:

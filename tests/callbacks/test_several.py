@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import two_adapters
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 from two_adapters import Project, callbacks
 
@@ -24,19 +23,7 @@ DATA = TensorDataset(X, (X.sum(1) > 0).long())
 
 
 def fit(module: LightningModule, used: list[Any], folder: Path, epochs: int = 2, **more: Any) -> Trainer:
-    checkpoint = ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}", every_n_epochs=1)
-    trainer = Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        callbacks=[*used, checkpoint],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.fit(module, DataLoader(DATA, batch_size=4), **more)
-    return trainer
+    return two_adapters.fit(module, DATA, used, folder, epochs, **more)
 
 
 def test_trained_together_saved_and_loaded(tmp_path: Path) -> None:

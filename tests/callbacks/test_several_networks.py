@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import two_adapters
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from torch import Tensor, nn
@@ -74,20 +74,7 @@ def within() -> list[GPartCallback]:
 
 
 def fit(module: LightningModule, used: list[Any], folder: Path, epochs: int = 2, **more: Any) -> Trainer:
-    checkpoint = ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}", every_n_epochs=1)
-    trainer = Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        callbacks=[*used, checkpoint],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("error", "the weights that are frozen now stood in")
-        trainer.fit(module, DataLoader(TensorDataset(X), batch_size=4), **more)
-    return trainer
+    return two_adapters.fit(module, TensorDataset(X), used, folder, epochs, **more)
 
 
 def outputs(module: Any) -> list[Tensor]:
@@ -135,6 +122,7 @@ def test_each_theta_is_trained_by_its_networks_optimizer(
     trained = [value for value in held if value.requires_grad]
     assert {id(value) for value in trained} == {id(value) for value in module.parameters() if value.requires_grad}
     assert len(trained) == len({id(value) for value in trained}) == number  # two thetas, a head of two
+    assert same(load_from_checkpoint(GAN, tmp_path / "epoch=1.ckpt"), module)
 
 
 def test_the_bits_are_those_of_the_steps_by_hand(tmp_path: Path) -> None:

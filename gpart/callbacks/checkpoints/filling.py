@@ -13,7 +13,14 @@ from gpart.callbacks.checkpoints.live import entries, named_by, overrides, plain
 from gpart.callbacks.checkpoints.states import with_states
 from gpart.errors import GPartError
 from gpart.injection.names import get_submodule, plain_name
-from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, SEVERAL, check_digest, entries_in
+from gpart.serialization.checkpoint_file import (
+    CHECKPOINT_KEY,
+    SEVERAL,
+    below,
+    check_digest,
+    entries_in,
+    within,
+)
 
 HINT = "This checkpoint holds an adapter: read it with gpart.callbacks.load_from_checkpoint(cls, path)"
 """A key in the saved state_dict, so that ``LightningModule.load_from_checkpoint``, which no plugin can reach, shows it
@@ -72,12 +79,6 @@ def adapters_in(parts: Parts) -> list[tuple[str, AdapterContents]]:
     return [(path, one) for path, contents in adapted for one in contents.each()]
 
 
-def within(path: str, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries below a path, by their names relative to it."""
-    prefix = f"{path}." if path else ""
-    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-
-
 def filled(
     checkpoint: dict[str, Any],
     source: str,
@@ -108,17 +109,13 @@ def filled(
 
     def live(key: str) -> str:
         """The live key of what a file has under this one."""
-        for path, contents in parts.items():
-            prefix = f"{path}." if path else ""
-            if key.startswith(prefix):
-                key = prefix + contents.placed(key[len(prefix) :])
-                break
-        return live_keys.get(key, key)
+        path = next((path for path in parts if key.startswith(below(path))), None)
+        placed = key if path is None else below(path) + parts[path].placed(key[len(below(path)) :])
+        return live_keys.get(placed, placed)
 
     if isinstance(tensors := entry.get("tensors"), Mapping):  # its state is a plain module's, with merged weights
         state = {key: value for key, value in state.items() if live_keys.get(key, key) not in frozen}
-        prefix = f"{entry['module']}." if entry["module"] else ""
-        state |= {f"{prefix}{name}": value for name, value in tensors.items()}
+        state |= {f"{below(entry['module'])}{name}": value for name, value in tensors.items()}
         digested = dict(tensors)
     state = {live(key): value for key, value in state.items()}
     names = {key: named[key][0] if key in named else key for key in state}

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from gpart.adapters import active_adapters, chosen_heads
 from gpart.callbacks.checkpoints.contents import AdapterContents
-from gpart.callbacks.checkpoints.filling import HINT, Parts, adapters_in, frozen_tensors, within
+from gpart.callbacks.checkpoints.filling import HINT, Parts, adapters_in, frozen_tensors
 from gpart.callbacks.checkpoints.live import entries, named_by, plain_state
 from gpart.callbacks.checkpoints.plain_objects import with_plain_network
 from gpart.callbacks.checkpoints.states import with_states
 from gpart.injection.names import get_submodule, named_parameters, plain_name
 from gpart.injection.tensors import entries_of
-from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, NETWORKS, SEVERAL, state_digest
+from gpart.serialization.checkpoint_file import CHECKPOINT_KEY, NETWORKS, SEVERAL, state_digest, within
 
 
 def written(checkpoint: dict[str, Any], module: LightningModule, parts: Parts) -> dict[str, Any]:

@@ -30,9 +30,8 @@ def make_room(run: Run) -> None:
 
 
 def can_take_back(run: Run) -> bool:
-    """Whether it has finished, not in its folder but in what was kept aside from it."""
-    finished = [read_made(folder, run.words).state == "finished" for folder in (run.folder, run.before)]
-    return finished == [False, True]
+    """Whether what was kept aside is what a run that is not finished in its folder would make again."""
+    return read_made(run.before, run.words).state == "finished"
 
 
 def take_back(run: Run) -> None:
@@ -47,7 +46,7 @@ def take_back(run: Run) -> None:
 
 def drop(run: Run) -> None:
     """Removes what was kept aside, if the run has finished in its folder."""
-    if read_made(run.folder, run.words).state == "finished" and _is_ours(run.before):
+    if _is_ours(run.before) and read_made(run.folder, run.words).state == "finished":
         _remove(run.before)
 
 

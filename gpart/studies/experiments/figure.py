@@ -6,7 +6,6 @@ linear probe, full fine-tuning) is a horizontal line, and every seed's score is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from matplotlib.ticker import FuncFormatter
 
 from gpart.errors import GPartError
 from gpart.studies.experiments.results import Results, scores_by_seed
-from gpart.studies.experiments.study import Axis, Study
+from gpart.studies.experiments.study import Axis, Study, number_of
 
 _CURVE = "#c8553d"
 _LINES = (("#3d4852", "--"), ("#2a7f9e", "-."), ("#7a9a3a", ":"), ("#9467bd", (0, (1, 1))))
@@ -42,7 +41,7 @@ def number_axis(study: Study) -> Axis:
     Raises:
         GPartError: if the study has no such axis.
     """
-    numbers = [sum(_number(value.label) is not None for value in axis.values) for axis in study.row_axes]
+    numbers = [sum(number_of(value.label) is not None for value in axis.values) for axis in study.row_axes]
     if len(numbers) != 1 or numbers[0] < 2:
         found = ", ".join(f"{axis.name} with {count}" for axis, count in zip(study.row_axes, numbers, strict=True))
         raise GPartError(
@@ -93,7 +92,7 @@ def spreads(results: Results, column: str) -> dict[str, Spread]:
 
 
 def _draw(panel: Axes, axis: Axis, found: Mapping[str, Spread]) -> None:
-    every = {value.label: _number(value.label) for value in axis.values}
+    every = {value.label: number_of(value.label) for value in axis.values}
     numbers = sorted((number, label) for label, number in every.items() if number is not None)
     drawn = [(number, found[label]) for number, label in numbers if label in found]
     at = [number for number, _ in drawn]
@@ -121,14 +120,6 @@ def _word(study: Study) -> str:
     if len(study.seeds) == 1:
         return "one seed"
     return f"lines: {study.statistic} of {len(study.seeds)} seeds; bands: the lowest to the highest"
-
-
-def _number(label: str) -> float | None:
-    try:
-        number = float(label)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _short(value: float) -> str:

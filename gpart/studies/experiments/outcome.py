@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from gpart.studies.experiments.plan import COMMAND_FILE, METRICS_FILE, Candidate, Cell, Run
 from gpart.studies.experiments.recipes import difference
+from gpart.studies.experiments.study import number_of
 
 
 @dataclass(frozen=True)
@@ -136,21 +137,11 @@ def at_an_end(cell: Cell, chosen: Candidate) -> bool:
     1e-3 as a text.
     """
     for key, value in chosen.tuned.items():
-        numbers = [_number(candidate.tuned[key]) for candidate in cell.candidates]
-        tried = {number for number in numbers if number is not None}
-        if None not in numbers and len(tried) > 1 and _number(value) in (min(tried), max(tried)):
+        tried = {number_of(candidate.tuned[key]) for candidate in cell.candidates}
+        numbers = sorted(number for number in tried if number is not None)
+        if len(numbers) == len(tried) > 1 and number_of(value) in (numbers[0], numbers[-1]):
             return True
     return False
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

@@ -168,10 +168,11 @@ def _locked_run(run: Run, tell: Tell, command: Sequence[str], lock: BaseFileLock
 
 def _kept(run: Run) -> Event | None:
     """The event of a run that is finished; None if it is to be made."""
-    back = aside.can_take_back(run)
+    outcome = read_outcome(run)
+    back = outcome.state != "finished" and aside.can_take_back(run)
     if back:
         aside.take_back(run)
-    outcome = read_outcome(run)
+        outcome = read_outcome(run)
     if outcome.state != "finished":
         return None
     aside.drop(run)

@@ -7,6 +7,7 @@ consistent. The code that uses it does not check its settings again.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -121,6 +122,22 @@ class Study:
         names = [axis.name for axis in self.row_axes]
         combinations = product(*([value.label for value in axis.values] for axis in self.row_axes))
         return [self.row_label(dict(zip(names, labels, strict=True))) for labels in combinations]
+
+
+def number_of(value: Any) -> float | None:
+    """A setting's or a label's value as a finite number, also where YAML reads it as a text; None if it is none.
+
+    Example:
+        >>> number_of("1e-3"), number_of(2), number_of(True), number_of("inf"), number_of("linear probe")
+        (0.001, 2.0, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def value_text(value: Any) -> str:
