@@ -18,11 +18,11 @@ from gpart.cli.study_ahead import check_recipes, list_runs
 from gpart.cli.study_progress import shown
 from gpart.errors import GPartError
 from gpart.serialization.atomic import replacing
+from gpart.studies.experiments.cells import count_runs, run_cells
 from gpart.studies.experiments.plan import Cell, plan, shard_of
 from gpart.studies.experiments.processes import COMMAND
 from gpart.studies.experiments.ray_engine import RayRequest, run_cells_on_ray
 from gpart.studies.experiments.results import collect
-from gpart.studies.experiments.running import count_runs, run_cells
 from gpart.studies.experiments.schema import read_study
 from gpart.studies.experiments.study import Study
 from gpart.studies.experiments.tables import markdown, write_table

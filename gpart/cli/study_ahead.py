@@ -12,10 +12,10 @@ from pathlib import Path
 from gpart.cli.configs import find_recipe
 from gpart.errors import GPartError
 from gpart.studies.experiments.aside import can_take_back
+from gpart.studies.experiments.cells import first_runs
 from gpart.studies.experiments.outcome import choose, read_deciding, read_outcome
 from gpart.studies.experiments.plan import Cell
 from gpart.studies.experiments.ray_engine import RayRequest
-from gpart.studies.experiments.running import first_runs
 
 
 def check_recipes(cells: Sequence[Cell], request: RayRequest | None) -> None:

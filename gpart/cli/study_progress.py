@@ -41,7 +41,7 @@ class StudyProgress:
         self.failed += event.kind in ("failed", "unchosen")
         if event.kind == "started":
             self._progress.update(self._bar, description=event.name)
-        elif event.kind != "unchosen":
+        elif event.kind not in ("waiting", "unchosen"):
             if event.kind in ("finished", "failed"):
                 self._made += 1
                 self._progress.update(self._bar, made=self._made, seconds=self._progress.tasks[0].elapsed or 0.0)

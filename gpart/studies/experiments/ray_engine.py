@@ -23,21 +23,15 @@ from typing import Any, cast
 from gpart.errors import GPartError
 from gpart.serialization.atomic import replacing
 from gpart.studies.experiments import aside
+from gpart.studies.experiments.cells import first_runs, following_runs
 from gpart.studies.experiments.plan import COMMAND_FILE, LOG_FILE, METRICS_FILE, Cell, Run
 from gpart.studies.experiments.processes import COMMAND
-from gpart.studies.experiments.running import (
-    GRACE,
-    Event,
-    Tell,
-    drop_before,
-    first_runs,
-    following_runs,
-    run_once,
-    settled,
-)
+from gpart.studies.experiments.running import GRACE, Event, Tell, drop_before, run_once, settled
 
 RETRIES = 3
 """How often a run is made again if its worker was lost."""
+_PATIENCE = 10.0
+"""The seconds that a run's lock is waited for: the process of a lost worker may still be ending."""
 _BACK = (LOG_FILE, COMMAND_FILE, METRICS_FILE)
 """The files of a run that come back. The one that makes it finished is written last."""
 
@@ -56,7 +50,7 @@ class RayRequest:
 
 
 def run_cells_on_ray(cells: Sequence[Cell], tell: Tell, request: RayRequest, command: Sequence[str] = COMMAND) -> None:
-    """Makes all runs that are not finished, as :func:`gpart.studies.experiments.running.run_cells` does, on Ray.
+    """Makes all runs that are not finished, as :func:`gpart.studies.experiments.cells.run_cells` does, on Ray.
 
     The runs that wait for no choice are handed to Ray at once; the others follow when their cell's choice is made. If
     this is interrupted, the processes of the runs are ended, on all machines.
@@ -125,10 +119,9 @@ def _make(run: Run, rest: tuple[str, ...], folder: str) -> tuple[Event, dict[str
     """Makes a run in a Ray worker; returns its last event and its small files."""
     if Path(folder).is_dir():  # else there is no common file system, and it is made where Ray has put the worker
         os.chdir(folder)
-    events: list[Event] = []
-    run_once(run, events.append, (sys.executable, *rest), bound=True)
+    event = run_once(run, lambda _: None, (sys.executable, *rest), _PATIENCE, bound=True)
     files = [run.folder / name for name in _BACK]
-    return events[-1], {file.name: file.read_bytes() for file in files if file.is_file()}
+    return event, {file.name: file.read_bytes() for file in files if file.is_file()}
 
 
 def _received(ray: Any, done: Any, run: Run) -> Event:

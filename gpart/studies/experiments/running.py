@@ -1,4 +1,4 @@
-"""Runs the processes of a study, one after the other; ``ray_engine.py`` makes each of its runs by the same functions.
+"""Makes one run of a study: ``cells.py`` one after the other, ``ray_engine.py`` each in a worker of Ray.
 
 Invariant: at any time, at most one process works in a run's folder, and the folder holds the outputs of one process
 only. A lock for each run keeps other studies out. The run's process inherits the lock, so that the lock lasts as long
@@ -24,33 +24,32 @@ from gpart.errors import GPartError
 from gpart.serialization.atomic import replacing
 from gpart.studies.experiments import aside
 from gpart.studies.experiments.last_words import last_words
-from gpart.studies.experiments.outcome import Outcome, choose, no_score, read_deciding, read_object, read_outcome
-from gpart.studies.experiments.plan import COMMAND_FILE, LOG_FILE, METRICS_FILE, Cell, Run
-from gpart.studies.experiments.processes import COMMAND, Child, start
+from gpart.studies.experiments.outcome import Outcome, no_score, read_object, read_outcome
+from gpart.studies.experiments.plan import COMMAND_FILE, LOG_FILE, METRICS_FILE, Run
+from gpart.studies.experiments.processes import Child, start
 from gpart.studies.experiments.recipes import contents
 
 GRACE = 30.0
 """The number of seconds that a run has to end after it was asked to."""
-_PATIENCE = 10.0
-"""The number of seconds that a lock is waited for, where it is."""
 
 
 @dataclass(frozen=True)
 class Event:
     """Something to report about a run or a cell.
 
-    ``started`` is reported before a run starts. In the end, one of these is reported for each run:
+    ``started`` is reported before a run starts, ``waiting`` before another process is waited for that works on it. In the
+    end, one of these is reported for each run:
 
     - ``finished``: it has finished.
     - ``kept``: it was finished before, and is not run again.
-    - ``locked``: another process works on it.
+    - ``locked``: another process works on it, and was not waited for.
     - ``failed``: it failed, or it has no score.
     - ``skipped``: it is not made, since no candidate of its cell is selected.
 
     ``unchosen`` is reported for a cell whose candidates finished without a validation score.
     """
 
-    kind: Literal["started", "finished", "kept", "locked", "failed", "skipped", "unchosen"]
+    kind: Literal["started", "waiting", "finished", "kept", "locked", "failed", "skipped", "unchosen"]
     name: str
     text: str = ""
 
@@ -58,57 +57,23 @@ class Event:
 Tell = Callable[[Event], None]
 
 
-def count_runs(cells: Sequence[Cell]) -> int:
-    """Returns the number of runs of the cells: those of each candidate that decide, and the other seeds of the selected one."""
-    return sum(len(cell.candidates[0].runs) + (len(cell.candidates) - 1) * cell.deciding for cell in cells)
-
-
-def run_cells(cells: Sequence[Cell], tell: Tell, command: Sequence[str] = COMMAND) -> None:
-    """Makes all runs that are not finished. A run that fails is reported, and the others go on.
-
-    Args:
-        cells: the cells of the study, or of a shard.
-        tell: a function that is called with every event.
-        command: the command that a run's words are appended to.
-    """
-    for cell in cells:
-        for run in first_runs(cell):
-            run_once(run, tell, command)
-        for run in following_runs(cell, tell):
-            run_once(run, tell, command)
-
-
-def first_runs(cell: Cell) -> list[Run]:
-    """Returns the runs that decide on the cell's candidate."""
-    return [run for candidate in cell.candidates for run in candidate.runs[: cell.deciding]]
-
-
-def following_runs(cell: Cell, tell: Tell) -> tuple[Run, ...]:
-    """Returns the other runs of the selected candidate. If none is selected, it reports that, and returns none."""
-    deciding = read_deciding(cell)
-    chosen, why = choose(cell, deciding)
-    if chosen is not None:
-        return chosen.runs[cell.deciding :]
-    states = [outcome.state for outcomes in deciding for outcome in outcomes]
-    if all(state in ("finished", "failed") for state in states) and "finished" in states:
-        tell(Event("unchosen", cell.name, why))  # other cases have been reported: all failed, or are being run
-    for run in cell.candidates[0].runs[cell.deciding :]:
-        tell(Event("skipped", f"{cell.name} / seed {run.seed}", why))
-    return ()
-
-
-def run_once(run: Run, tell: Tell, command: Sequence[str], bound: bool = False) -> None:
+def run_once(run: Run, tell: Tell, command: Sequence[str], patience: float = 0, bound: bool = False) -> Event:
     """Makes a run, unless it is finished or another process works on it.
 
     Args:
         run: the run.
-        tell: a function that is called with ``started`` and with the run's last event.
+        tell: a function that is called with ``started``.
         command: the command that the run's words are appended to.
-        bound: whether its process ends with this one. Then the lock is waited for, as the process of a lost worker may
-            still be ending.
+        patience: the seconds that another process is waited for; -1 for as long as it takes.
+        bound: whether its process ends with this one.
+
+    Returns:
+        The run's last event.
     """
-    with _reporting(run, tell), _lock(run).acquire(timeout=_PATIENCE if bound else 0) as held:
-        tell(_locked_run(run, tell, command, held, bound))
+    last: list[Event] = []
+    with _reporting(run, last.append), _lock(run).acquire(timeout=patience) as held:
+        last.append(_locked_run(run, tell, command, held, bound))
+    return last[-1]
 
 
 def settled(run: Run, tell: Tell) -> bool:

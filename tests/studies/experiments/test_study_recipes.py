@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from gpart.studies.experiments.cells import run_cells
 from gpart.studies.experiments.outcome import read_outcome
 from gpart.studies.experiments.plan import Run, plan
 from gpart.studies.experiments.recipes import contents, difference
-from gpart.studies.experiments.running import Event, run_cells
+from gpart.studies.experiments.running import Event
 from gpart.studies.experiments.schema import read_study
 
 ROOT = Path(__file__).parents[3]

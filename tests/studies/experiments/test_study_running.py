@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from filelock import FileLock
 from gpart.cli.message import told
 from gpart.errors import GPartError
 from gpart.studies.experiments import running
+from gpart.studies.experiments.cells import count_runs, run_cells
 from gpart.studies.experiments.last_words import last_words
 from gpart.studies.experiments.outcome import read_outcome
 from gpart.studies.experiments.plan import Cell, plan
-from gpart.studies.experiments.running import Event, count_runs, run_cells
+from gpart.studies.experiments.running import Event
 from gpart.studies.experiments.schema import read_study
 
 COMMAND = (sys.executable, str(Path(__file__).parents[2] / "helpers" / "study_run.py"))
@@ -386,14 +388,31 @@ def test_a_metric_that_is_not_there_is_told_of_and_not_run_again(work: Path) -> 
     assert kinds(run(cells_of(axes={"task": {"RTE": {"metric": "f1"}}}, seeds=[0]))) == [("kept", "RTE / seed 0")]
 
 
-def test_a_locked_run_is_left_to_its_owner(work: Path) -> None:
+@contextmanager
+def waiting_for(cells: list[Cell], name: str) -> Iterator[list[Event]]:
+    """The events of a study, when it has nothing left to make but a run that another is at; at the end it has ended."""
+    events: list[Event] = []
+    thread = threading.Thread(target=run_cells, args=(cells, events.append, COMMAND), daemon=True)
+    thread.start()
+    until(lambda: ("waiting", name) in kinds(events))
+    yield events
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+
+
+def test_a_locked_run_is_waited_for_when_all_else_is_made(work: Path) -> None:
     cells = cells_of(axes=methods(A=TUNED, B=None))
     Path("out/RTE/A/lr=2").mkdir(parents=True)
-    with FileLock("out/RTE/A/lr=2/seed-0.lock"):
-        events = run(cells)
-    assert [kind for kind, _ in kinds(events)] == ["finished", "locked", "finished", "skipped", "finished", "finished"]
-    assert events[5].text == "the choice waits for 1 of 3 candidates"
-    assert [kind for kind, _ in kinds(run(cells))] == ["kept", "finished", "kept", "finished", "kept", "kept"]
+    lock = FileLock("out/RTE/A/lr=2/seed-0.lock")
+    lock.acquire()
+    with waiting_for(cells, "RTE / A / lr=2 / seed 0") as events:
+        assert [kind for kind, _ in kinds(events)] == ["finished", "finished", "finished", "finished", "waiting"]
+        assert kinds(events)[2][1] == "RTE / B / seed 0"
+        lock.release()
+    # Nobody made it, so this study did, and then what follows from the choice.
+    assert [kind for kind, _ in kinds(events)[5:]] == ["finished", "finished"]
+    assert len(starts()) == count_runs(cells)
+    assert {kind for kind, _ in kinds(run(cells))} == {"kept"}
 
 
 def test_two_studies_at_once_share_the_runs(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,8 +424,11 @@ def test_two_studies_at_once_share_the_runs(work: Path, monkeypatch: pytest.Monk
         thread.start()
     for thread in threads:
         thread.join()
-    # Whoever comes last to a choice goes on with it: nothing is left, nothing is done twice.
+    # Nothing is left, nothing is done twice, and each study has waited for all.
     assert len(starts()) == count_runs(cells) == 10
+    for events in told:
+        ended = [name for kind, name in kinds(events) if kind != "waiting"]
+        assert len(ended) == len(set(ended)) == 10
     assert {kind for kind, _ in kinds(run(cells))} == {"kept"}
 
 
@@ -459,10 +481,11 @@ def test_a_killed_studys_run_keeps_its_lock_while_it_lives(
     study.wait()
     assert alive(pid)
     do(monkeypatch)
-    assert [kind for kind, _ in kinds(run(cells_of()))] == ["kept", "locked"]
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: not alive(pid))
-    assert [kind for kind, _ in kinds(run(cells_of()))] == ["kept", "finished"]
+    with waiting_for(cells_of(), "RTE / A / seed 1") as events:
+        assert alive(pid)
+        assert [event.kind for event in events] == ["kept", "waiting"]
+        os.kill(pid, signal.SIGKILL)
+    assert [event.kind for event in events] == ["kept", "waiting", "started", "finished"]
 
 
 def test_a_run_that_does_not_end_when_asked_is_killed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
