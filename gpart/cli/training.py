@@ -186,8 +186,12 @@ class GPartCLI(LightningCLI):
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=checkpoint or None)
 
     def _report(self, kind: str, checkpoint: str) -> None:
+        # Validation's, by whatever name a module of one's own logs them: what begins with "val", and what is watched.
+        watched = {getattr(callback, "monitor", None) for callback in self.trainer.callbacks}
         scores = {
-            name: value.item() for name, value in self.trainer.callback_metrics.items() if name.startswith("val/")
+            name: value.item()
+            for name, value in self.trainer.callback_metrics.items()
+            if name.startswith("val") or name in watched
         }
         if scores:
             print("  ".join(["last epoch:", *(f"{name} {value:.4f}" for name, value in scores.items())]))

@@ -223,6 +223,15 @@ def test_a_keeper_of_ones_own_is_asked_for_the_best(capsys: pytest.CaptureFixtur
     assert f"tested after step {of_epoch(0)}" in capsys.readouterr().out
 
 
+def test_the_last_epochs_validation_is_told_by_any_name(capsys: pytest.CaptureFixture[str]) -> None:
+    names = '"val_loss": 0.5, "valid_acc": 0.25, "f1": 0.125'
+    logs = f'self.log("train_loss", 1.0); self.log("other", 2.0); self.log_dict({{{names}}})'
+    Path("named_project.py").write_text(PROJECT.replace('self.log("val/score", -float(self.current_epoch))', logs))
+    words = ["--model.class_path=named_project.Own", "--trainer.callbacks.class_path=ModelCheckpoint"]
+    assert gpart("fit", *words, "--trainer.callbacks.monitor=f1", "--trainer.callbacks.mode=max") == 0
+    assert "last epoch:  val_loss 0.5000  valid_acc 0.2500  f1 0.1250\n" in capsys.readouterr().out
+
+
 def fit_with(keeper: dict[str, object], *more: str) -> Path:
     """Fits with another ModelCheckpoint, by which the first epoch is the best; the run's folder."""
     recipe = yaml.safe_load(Path("own.yaml").read_text())
