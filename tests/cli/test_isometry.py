@@ -76,7 +76,16 @@ def test_an_architecture(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_runs(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tiny, "runs/ours", "--method.d=20")
     fit(tiny, "runs/lora", "--config=methods/lora", "--method.settings={r: 2, lora_alpha: 4}", "--model.weight_decay=0")
+    fit(tiny, "runs/probe", "--config=methods/linear-probe")
+    fit(tiny, "runs/full", "--config=methods/full-fine-tuning")
+    assert main(["isometry", "runs/probe", "runs/full"]) == 2
+    assert "none of ['runs/probe', 'runs/full'] has an adapter" in capsys.readouterr().err
+    assert main(["isometry", "runs/full"]) == 2
+    assert "training weights themselves is an isometry by itself" in capsys.readouterr().err
     assert main(["isometry", "runs", "--output", "out"]) == 0
+    printed = capsys.readouterr().out
+    assert "left out, as they have no adapter: full, probe" in printed
+    assert "along the run" in printed
     rows = {row["name"]: row for row in json.loads(Path("out/isometry.json").read_text())["rows"]}
     assert list(rows) == ["lora", "ours"]
     ours, lora = rows["ours"], rows["lora"]
@@ -87,7 +96,6 @@ def test_runs(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ours["path"][2]["base"] > 0
     assert [end["step"] for end in lora["ends"]] == [0, 4]
     assert [end["zeros"] for end in lora["ends"]] == [0.5, pytest.approx(2 * 2 / (2 * 32))]
-    assert "along the run" in capsys.readouterr().out
 
     # In a process of its own, where no module of a run's class has been imported.
     words = [sys.executable, "-m", "gpart.cli", "isometry", "runs/ours", "runs/lora"]

@@ -134,6 +134,7 @@ def of_run(name: str, files: Sequence[Path]) -> Subject:
 
     Raises:
         GPartFileError: if there is no checkpoint.
+        NoAdapterError: if its method is none.
         GPartError: if one cannot be read, or its method is none whose map is known.
     """
     if not files:

@@ -23,6 +23,10 @@ from gpart.studies.isometry.maps import Dense, FourierFT, Frequencies, Grouped, 
 from gpart.studies.isometry.products import LoRA, Rank, Scales, UniLoRA, VeRA
 
 
+class NoAdapterError(GPartError):
+    """A network has no adapter, as after full fine-tuning or a linear probe."""
+
+
 @dataclass(frozen=True)
 class Trainable:
     """The parameters that a method trains beside the head, and what they do to the weights."""
@@ -53,6 +57,7 @@ def find_trainable(network: nn.Module) -> Trainable:
     """The trainable vector of the method that a network was adapted by.
 
     Raises:
+        NoAdapterError: if it has none.
         GPartError: if it is none of those whose map is known.
     """
     if adapters := get_adapters(network):
@@ -61,7 +66,7 @@ def find_trainable(network: nn.Module) -> Trainable:
         return _gpart(network, next(iter(adapters.values())))
     layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
     if not layers:
-        raise GPartError(
+        raise NoAdapterError(
             f"{type(network).__name__} has no adapter: isometry is of GPart, LoRA, VeRA, FourierFT and Uni-LoRA; training"
             " weights themselves is an isometry by itself"
         )
