@@ -30,8 +30,9 @@ class PredictionWriter(OfBoth, Callback):
     """Writes what ``predict_step`` returns, a row for each entry: of a tensor or a list, or of a mapping of such columns.
 
     A tensor or a list is the column ``prediction``, a tuple the columns ``prediction_0``, ``prediction_1`` and so on; where
-    an entry has several numbers, the row has a list of them. None has no rows. Rows are in the order of the data. Those without an ``idx`` get the place of their row in the data, from 0. In CSV and
-    TSV, lists and mappings are written as JSON. With several devices each rank writes a file of its own,
+    an entry has several numbers, the row has a list of them. A number that is one for the batch, as the loss in Transformers'
+    outputs, stands in each row. None has no rows. Rows are in the order of the data. Those without an ``idx`` get the place
+    of their row in the data, from 0. In CSV and TSV, lists and mappings are written as JSON. With several devices each rank writes a file of its own,
     ``<path>.rank<k>``. They are written to ``<path>.part``, which becomes the file when all are there.
 
     Args:
@@ -150,7 +151,7 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 def rows(found: Any) -> list[dict[str, Any]]:
-    """What ``predict_step`` has returned as a list of rows.
+    """What ``predict_step`` has returned as a list of rows. What is one for the batch, as a loss, stands in each row.
 
     Raises:
         GPartError: if it is nothing with rows, or columns are not equally long.
@@ -161,6 +162,8 @@ def rows(found: Any) -> list[dict[str, Any]]:
         >>> import torch
         >>> rows(torch.tensor([[0.5, 0.25], [1.0, 0.0]]))
         [{'prediction': [0.5, 0.25]}, {'prediction': [1.0, 0.0]}]
+        >>> rows({"loss": torch.tensor(0.5), "label": [0, 1]})
+        [{'loss': 0.5, 'label': 0}, {'loss': 0.5, 'label': 1}]
     """
     if found is None:
         return []
@@ -174,11 +177,16 @@ def rows(found: Any) -> list[dict[str, Any]]:
             "a prediction must be a tensor or a list with an entry for each row, or a mapping of such columns, got"
             f" {_kind(found)}"
         )
-    if others := {name: _kind(found[name]) for name, value in columns.items() if not isinstance(value, list)}:
+    lengths = {name: len(value) for name, value in columns.items() if isinstance(value, list)}
+    single = {name: value for name, value in columns.items() if isinstance(value, (int, float, str, type(None)))}
+    others = {
+        name: _kind(found[name]) for name in columns if name not in lengths and (name not in single or not lengths)
+    }
+    if others:
         raise GPartError(f"a prediction's columns must be tensors or lists with an entry for each row, got {others}")
-    lengths = {name: len(value) for name, value in columns.items()}
     if len(set(lengths.values())) > 1:
         raise GPartError(f"a prediction's columns must be equally long, got {lengths}")
+    columns |= {name: [value] * max(lengths.values()) for name, value in single.items()}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 

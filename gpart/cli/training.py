@@ -187,7 +187,8 @@ class GPartCLI(LightningCLI):
 
     def _report(self, kind: str, checkpoint: str) -> None:
         # Validation's, by whatever name a module of one's own logs them: what begins with "val", and what is watched.
-        watched = {getattr(callback, "monitor", None) for callback in self.trainer.callbacks}
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it elsewhere
+        watched = {getattr(callback, "monitor", None) for callback in callbacks}
         scores = {
             name: value.item()
             for name, value in self.trainer.callback_metrics.items()

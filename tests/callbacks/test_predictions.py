@@ -109,6 +109,13 @@ def test_what_a_predict_step_usually_returns_is_rows(found: Any, want: list[dict
     assert rows(found) == want
 
 
+def test_what_is_one_for_the_batch_stands_in_each_row() -> None:
+    output = SequenceClassifierOutput(loss=torch.tensor(0.5), logits=torch.eye(2))
+    assert rows(output) == [{"loss": 0.5, "logits": [1.0, 0.0]}, {"loss": 0.5, "logits": [0.0, 1.0]}]
+    assert rows({"file": "ab", "label": [0, 1]}) == [{"file": "ab", "label": 0}, {"file": "ab", "label": 1}]
+    assert rows({"loss": torch.tensor(0.5), "label": []}) == []
+
+
 @pytest.mark.parametrize(
     ("found", "said"),
     [
@@ -116,10 +123,11 @@ def test_what_a_predict_step_usually_returns_is_rows(found: Any, want: list[dict
         ("ja", "got str"),
         (object(), "got object"),
         (
-            SequenceClassifierOutput(loss=torch.tensor(1.0), logits=torch.eye(2)),
+            SequenceClassifierOutput(loss=torch.tensor(1.0)),
             r"columns must be tensors or lists .*, got \{'loss': 'a tensor of shape \[\]'\}",
         ),
-        ({"text": "ab", "label": [0, 1]}, "got {'text': 'str'}"),
+        ({"past": {"keys": torch.eye(2)}, "label": [0, 1]}, "got {'past': 'dict'}"),
+        ({"past": object(), "label": [0, 1]}, "got {'past': 'object'}"),
         ((torch.eye(2), torch.ones(3)), "equally long, got {'prediction_0': 2, 'prediction_1': 3}"),
     ],
 )
