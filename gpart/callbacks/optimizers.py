@@ -16,6 +16,12 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gpart.errors import GPartError
+
+
+_MATRICES_ONLY = ("Muon",)
+"""Optimizers that take no vectors: torch's, and the one that it comes from."""
+
 
 def group_of(parameter: nn.Parameter, optimizers: Iterable[Optimizer]) -> dict[str, Any] | None:
     """The parameter group that holds this parameter, or None."""
@@ -44,6 +50,9 @@ def put_in_place(
 
     Returns:
         What was done, in one line; None where there was nothing to do, or no optimizer holds frozen weights.
+
+    Raises:
+        GPartError: if all of them take matrices only, and a parameter is a vector, as theta is.
     """
     missing = {name: one for name, one in added.items() if group_of(one, optimizers) is None}
     gone, replaced = {id(one) for one in frozen}, {id(one) for one in adapted}
@@ -51,10 +60,17 @@ def put_in_place(
     held = [(_held(group, replaced), _held(group, gone), optimizer, group) for optimizer, group in groups]
     if not missing or not any(count for _, count, _, _ in held):
         return None
-    _, count, optimizer, chosen = max(held, key=lambda item: item[:2])
+    vectors = [name for name, one in missing.items() if one.dim() != 2]
+    able = [item for item in held if not vectors or type(item[2]).__name__ not in _MATRICES_ONLY]
+    if not able:
+        raise GPartError(
+            f"{type(held[0][2]).__name__} takes matrices only, and {vectors[0]} is of shape {list(missing[vectors[0]].shape)}:"
+            " return a second optimizer, as for the biases and norms of a network, or another one"
+        )
+    _, count, optimizer, chosen = max(able, key=lambda item: item[:2])
     going_on = {id(one) for one, group in groups if any(id(value) not in gone for value in group["params"])}
     holders = {
-        id(one): type(one).__name__ for first, second, one, _ in held if first or (second and id(one) not in going_on)
+        id(one): type(one).__name__ for first, second, one, _ in able if first or (second and id(one) not in going_on)
     }
     if len(holders) > 1:
         rank_zero_warn(
@@ -66,7 +82,8 @@ def put_in_place(
         kept = [number for number, one in enumerate(group["params"]) if id(one) not in gone]
         for key in ("params", "param_names"):  # torch keeps the names of named parameters beside them
             if key in group:
-                group[key] = [group[key][number] for number in kept]
+                # In place: some, as LBFGS, hold the very list, and step what is in it.
+                group[key][:] = [group[key][number] for number in kept]
     chosen["params"] += missing.values()
     if "param_names" in chosen:
         chosen["param_names"] += missing

@@ -12,6 +12,7 @@ from torch import nn
 
 from gpart.callbacks import GPartCallback, PeftCallback
 from gpart.callbacks.optimizers import group_of, put_in_place
+from gpart.errors import GPartError
 
 D = 10
 
@@ -101,6 +102,37 @@ def test_two_optimizers_theta_goes_where_most_of_its_weights_were() -> None:
     assert [id(value) for value in one.param_groups[0]["params"]] == [id(head)]
     assert [id(value) for value in other.param_groups[0]["params"]] == [id(new)]
     assert put_in_place([one, other], {"theta": new}, [big, small], [big, small]) is None
+
+
+def test_lbfgs_from_the_start_trains_theta(lit_class: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any) -> None:
+    """It holds its group's list of parameters itself, so the list must stay the same."""
+
+    class Early(lit_class):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept = torch.optim.LBFGS(self.parameters(), lr=0.1)
+
+        def configure_optimizers(self) -> Any:
+            return self.kept
+
+    callback = lit_gpart()
+    lit_trainer(callback).fit(Early(), lit_loader())
+    assert callback.adapter.theta.count_nonzero() == D
+
+
+def test_a_vector_does_not_go_into_an_optimizer_of_matrices() -> None:
+    weight, bias = nn.Parameter(torch.zeros(4, 4)), nn.Parameter(torch.zeros(4))
+    new = {"theta": nn.Parameter(torch.zeros(2))}
+    muon, other = torch.optim.Muon([weight]), torch.optim.AdamW([bias])
+    with pytest.raises(GPartError, match=r"Muon takes matrices only, and theta is of shape \[2\]"):
+        put_in_place([muon], new, [weight], [weight])
+    assert len(muon.param_groups[0]["params"]) == 1  # nothing was changed
+    put_in_place([muon, other], new, [weight, bias], [weight])
+    assert group_of(new["theta"], [other]) is not None
+    matrix = {"lora_A": nn.Parameter(torch.zeros(1, 4))}
+    muon = torch.optim.Muon([weight])
+    put_in_place([muon], matrix, [weight], [weight])
+    assert group_of(matrix["lora_A"], [muon]) is not None
 
 
 def test_the_names_of_named_parameters_stay_in_step() -> None:
