@@ -5,6 +5,8 @@ Invariant: the rule reads names and shapes alone, so that a network gives the sa
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import nn
 
 from gpart.errors import GPartError
@@ -56,7 +58,17 @@ def query_value(model: nn.Module) -> tuple[list[str], dict[str, list[list[int]]]
     """
     names, slices = _found(model)
     if not names:
-        ends = list(dict.fromkeys(path.rpartition(".")[2] for path, one in named_modules(model) if is_linear(one)))
+        linear = {path: one for path, one in named_modules(model) if is_linear(one)}
+        ends = list(dict.fromkeys(path.rpartition(".")[2] for path in linear))
+        if fused := [name for name in FUSED if name in ends]:
+            shapes = {
+                str(list(one.get_parameter("weight").shape)) for path, one in linear.items() if _ends_in(path, fused)
+            }
+            raise GPartError(
+                f"target_modules={QUERY_VALUE!r}: the layers {fused} of {type(model).__name__}, with weights of {sorted(shapes)}, do"
+                " not hold query, key and value of one width one after the other: name the layers in target_modules, and by"
+                " slices={'path.of.a.layer': [[0, width], [2 * width, 3 * width]]} the rows of each"
+            )
         raise GPartError(
             f"target_modules={QUERY_VALUE!r}: no attention of {type(model).__name__} names its query and value projections"
             f" as {', '.join('/'.join(pair) for pair in PAIRS)} or {', '.join(FUSED)}; name the layers, its linear ones are"
@@ -89,12 +101,16 @@ def _found(model: nn.Module) -> tuple[list[str], dict[str, list[list[int]]]]:
         widths = {
             0 if path.rpartition(".")[0] in by_head else _width(module)
             for path, module in modules.items()
-            if path.rpartition(".")[2] == name
+            if _ends_in(path, [name])
         }
         if len(widths) == 1 and (width := widths.pop()):
             names.append(name)
             slices[name] = [[0, width], [2 * width, 3 * width]]
     return names, slices
+
+
+def _ends_in(path: str, names: Collection[str]) -> bool:
+    return path.rpartition(".")[2] in names
 
 
 def _width(module: nn.Module) -> int:

@@ -154,6 +154,13 @@ def test_another_network_with_such_layers_could_be_meant_and_one_without_could_n
     assert find_attached(project, "default", asked) == ("first", project.first)
 
 
+def test_fused_layers_of_several_widths_are_told_as_what_they_are() -> None:
+    """Swin's stages; the error named 'qkv' among the names that it knows and among those that are there."""
+    stages = nn.ModuleDict({str(width): nn.ModuleDict({"qkv": nn.Linear(width, 3 * width)}) for width in (4, 8)})
+    with pytest.raises(GPartError, match=r"\['qkv'\] of ModuleDict, with weights of \['\[12, 4\]', '\[24, 8\]'\]"):
+        query_value(stages)
+
+
 def test_baselines_take_it_too() -> None:
     trained = PartialFineTuning("query-value").trained(bert())
     assert len(trained) == 4
