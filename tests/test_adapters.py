@@ -595,3 +595,31 @@ def test_what_was_in_a_sum_is_let_go_with_it() -> None:
     delete_adapter(model, "both")
     gc.collect()
     assert gone() is None
+
+
+class Spectral(nn.Module):
+    """A layer of a Fourier neural operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.ifft(torch.fft.fft(x) * self.weight).real
+
+
+def test_a_complex_parameter_is_trained_and_stored(tmp_path: Path) -> None:
+    def fresh() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 4), Spectral())
+
+    x, net = torch.arange(8.0).view(2, 4), fresh()
+    attach(net, GPartConfig(d=2, target_modules=["0"], modules_to_save=["1"]))
+    second = attach(net, GPartConfig(d=2, target_modules=["0"], modules_to_save=["1"]), name="second")
+    assert [name for name, value in net.named_parameters() if value.requires_grad] == ["0.gpart.second.theta", "1.weight"]
+    net(x).square().sum().backward()
+    torch.optim.SGD([value for value in net.parameters() if value.requires_grad], lr=0.01).step()
+    assert not net[1].weight.detach().equal(fresh()[1].weight)
+    second.save(tmp_path)
+    load_adapter(loaded := fresh(), tmp_path)
+    assert loaded(x).equal(net(x))

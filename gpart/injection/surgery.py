@@ -71,7 +71,7 @@ def install(
         container = Adapters({name: holder}).train(home.training)
         home.add_module(CONTAINER, container)
     for parameter in (get_parameter(model, saved) for saved in plan.saved):
-        parameter.requires_grad_(parameter.is_floating_point())
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     container.standing |= dict.fromkeys(plan.saved, name)
     if home is not model:
         model.__dict__[CONTAINER] = container  # ``model.gpart`` is there, and is none of its elements
