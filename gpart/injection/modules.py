@@ -36,6 +36,9 @@ from gpart.injection.tensors import dense, is_packed, same_bits
 _MOVERS = ("torch.distributed.", "accelerate.", "torch.nn.modules.module")
 """Who asks a layer for its parameters by their names: FSDP 1 and 2, offloading, ``Module.get_parameter``. They get W0."""
 
+_REBUILDERS = tuple(f"torch.nn.utils.{name}" for name in ("weight_norm", "spectral_norm", "parametrize", "prune"))
+"""Who makes parameters of their own of a weight, and the weight of these. Before attach they may."""
+
 CONTAINER = "gpart"
 """Name of the child that holds the adapters of a module; in a folder theta's key is ``gpart.<adapter name>.theta``."""
 
@@ -290,6 +293,11 @@ def _make_class(plain: type[nn.Module], attributes: tuple[str, ...]) -> type[nn.
                 state[prefix + attribute] = state.pop(old)
         plain._load_from_state_dict(self, state, prefix, *rest)
 
+    def remove(self: nn.Module, name: str) -> None:
+        if name in attributes and name in self._parameters:
+            _refuse_rebuilding(self, name, sys._getframe(1))
+        plain.__delattr__(self, name)
+
     def register(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         # What sets an attribute stands behind Module.__setattr__.
         frame = sys._getframe(1)
@@ -303,7 +311,7 @@ def _make_class(plain: type[nn.Module], attributes: tuple[str, ...]) -> type[nn.
     namespace: dict[str, Any] = {attribute: _weight_property(attribute, movers) for attribute in attributes}
     namespace |= overrides() if recurrent else {}
     namespace |= {"__reduce_ex__": reduce_ex, "_load_from_state_dict": load, "_gpart_plain": plain}
-    namespace |= {"register_parameter": register}
+    namespace |= {"register_parameter": register, "__delattr__": remove}
     namespace |= {"__module__": plain.__module__, "__doc__": plain.__doc__}
     adapted = type(f"GPart{plain.__name__}", (_Unannounced, plain), namespace)
     return adapted
@@ -333,6 +341,20 @@ def _tell_assigned(layer: nn.Module, attribute: str, value: nn.Parameter | None)
     )
 
 
+def _refuse_rebuilding(layer: nn.Module, attribute: str, asking: FrameType) -> None:
+    """Refuses tools that put parameters of their own in a weight's place: theta would not reach it, or count twice.
+
+    Raises:
+        GPartError: if one of them asks; the layer is then as it was.
+    """
+    if (tool := _module_of(asking)) in _REBUILDERS and attribute in layer.__dict__.get(READERS, {}):
+        weight = layer.__dict__[READERS][attribute][1]
+        raise GPartError(
+            f"{tool} cannot take the place of {weight.name}, which is adapted: apply it before attach, and name what it makes"
+            " of the weight in target_parameters; or merge_and_unload() first"
+        )
+
+
 def _module_of(frame: FrameType) -> str:
     """The module that a frame's code stands in."""
     return frame.f_globals.get("__name__") or ""
@@ -344,8 +366,12 @@ def _weight_property(attribute: str, movers: tuple[str, ...]) -> property:
         if base is None:
             base = stored(self, attribute)
         # By the caller's module: torch's sharding asks from hooks of its own, at any time and in any thread.
-        if not torch.compiler.is_compiling() and _module_of(sys._getframe(1)).startswith(movers):
-            return base
+        if not torch.compiler.is_compiling():
+            asking = sys._getframe(1)
+            if _module_of(asking).startswith(movers):
+                return base
+            if asking.f_code.co_name == "apply":
+                _refuse_rebuilding(self, attribute, asking)
         reader, weight = self.__dict__[READERS][attribute]
         try:
             value: Tensor = reader.read(weight, base, self.training)

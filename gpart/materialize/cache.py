@@ -11,6 +11,7 @@ another place. The cache compares theta number by number as well, once in each f
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,10 @@ class _Kept:
     """Its storage's use count while nobody else holds it."""
     made_from: tuple[int, int | None, Versions] | None = None
     """Theta's number, the mask's seed, W0's version; and its own version since."""
+
+    def written_by_others(self) -> bool:
+        """Whether something has written to it since it was computed."""
+        return self.made_from is not None and self.made_from[2][-1:] != versions(self.tensor)
 
 
 class Cache:
@@ -156,6 +161,12 @@ class Cache:
         with self._lock:
             number = self._number(theta, forward, sources[:1])
             kept = self.values.get(key)
+            if kept is not None and kept.written_by_others():
+                warnings.warn(
+                    f"{key} was written to in place. What an adapted layer gives as its weight is computed, so this is lost:"
+                    " merge() before, or write to what is stored, layer._parameters[...]",
+                    stacklevel=2,
+                )
             if kept is None or kept.made_from != (number, seed, sources[1:] + versions(kept.tensor)):
                 if kept is None or not _can_be_written(kept, base):
                     # An inference tensor could not be saved for a later backward pass.

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from gpart import GPartConfig, GPartError, attach, get_adapters, load_adapter
 from gpart.adapter import find_adapters
@@ -253,3 +254,45 @@ def test_a_scripted_layer_itself_is_refused() -> None:
     with pytest.raises(GPartError, match=r"is scripted.* before torch\.jit\.script"):
         attach(net, GPartConfig(d=5, target_modules=["0"]))
     assert all(value.requires_grad for value in net.parameters())
+
+
+REBUILDERS: dict[str, Callable[[nn.Module], object]] = {
+    "weight_norm": weight_norm,
+    "spectral_norm": spectral_norm,
+    "parametrized weight_norm": parametrizations.weight_norm,
+    "orthogonal": parametrizations.orthogonal,
+    "prune": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("rebuild", REBUILDERS.values(), ids=REBUILDERS)
+def test_what_makes_a_weight_of_others_is_refused_on_an_adapted_layer(
+    rebuild: Callable[[nn.Module], object], state_of: Any
+) -> None:
+    """Theta would count twice, or not reach the layer."""
+    net = adapted()
+    state, hooks = state_of(net), len(net.layer._forward_pre_hooks)
+    with pytest.raises(
+        GPartError, match=r"torch\.nn\.utils\.\w+ cannot take the place of layer\.weight, which is adapted"
+    ):
+        rebuild(net.layer)
+    state.assert_kept()
+    assert len(net.layer._forward_pre_hooks) == hooks
+    rebuild(net.head)  # which is not adapted
+    fresh = Net()
+    rebuild(fresh.layer)  # without an adapter
+    assert fresh(SHORT).shape == (3, 2)
+
+
+def test_a_write_into_the_sum_is_told() -> None:
+    net = adapted()
+    expected = net(SHORT)
+    with torch.no_grad():
+        net.layer.weight.mul_(2)
+    with pytest.warns(UserWarning, match=r"layer\.weight was written to in place"):
+        assert net(SHORT).equal(expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net(SHORT).sum().backward()
+        net(SHORT)
