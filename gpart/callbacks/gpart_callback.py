@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from typing import Any, Literal
 
@@ -149,13 +149,13 @@ class GPartCallback(MethodCallback):
         self._adapter: GPartAdapter | None = None
         self._copies: list[GPartAdapter] = []
         self._gradient, self._finite = FirstGradient(), FiniteTheta()
-        self._evaluation = ExitStack()
+        self._evaluation, self._before_start = ExitStack(), ExitStack()
         self._sharding, self._rate = False, 0.0
         self._labels: list[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the evaluation that is going on, which a copy is no part of."""
-        return {**self.__dict__, "_evaluation": ExitStack()}
+        return {**self.__dict__, "_evaluation": ExitStack(), "_before_start": ExitStack()}
 
     @property
     def adapter(self) -> GPartAdapter:
@@ -229,6 +229,11 @@ class GPartCallback(MethodCallback):
             set_active(network, list(before), list(before.values()), heads)
             raise
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Does so only where the checkpoint is not a plain model's, which is read without this callback."""
+        if self.checkpoints != "merged":
+            super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
     def planned(self, network: nn.Module) -> tuple[Sequence[str], Sequence[str]]:
         """The adapted weights, and the saved modules' parameters; none where a folder or an adapter says which."""
         if self.config is None or get_adapters(network):
@@ -280,6 +285,18 @@ class GPartCallback(MethodCallback):
                 return original()
 
         self._replace(pl_module, "configure_optimizers", configure_optimizers)
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Within it ``layer.weight`` is the parameter itself, so that what a project initialises or loads in place is written.
+
+        Only where theta is 0, so that every number that is read is the same.
+        """
+        adapter = self._adapter
+        theta = adapter.values.detach() if adapter is not None and adapter.attached else None
+        at_start = theta is not None and not theta.is_meta and not bool(theta.any())
+        with adapter.disabled() if adapter is not None and at_start else nullcontext():
+            yield
 
     def _taken_off(self, pl_module: LightningModule) -> bool:
         adapter = self._adapter
@@ -345,12 +362,18 @@ class GPartCallback(MethodCallback):
         warn_of_lost_updates(self.adapter, float(group["lr"]))
         settings = asdict(self.adapter.config)
         log_settings(trainer, pl_module, {f"{self._prefix}/{key}": value for key, value in settings.items()})
+        self._before_start.enter_context(self.untouched())  # for the module's own on_fit_start, which comes next
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on ``layer.weight`` is W0 + P·theta."""
+        self._before_start.close()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remembers the frozen weights, which every save compares with what they are then.
 
         Where the base is sharded, takes its fingerprint together with all ranks: one alone writes checkpoints.
         """
+        self._before_start.close()
         remember_base(self.adapter, trainer.strategy)
         if isinstance(self._contents, AdapterContents):
             self._contents.remember_bits()
@@ -439,6 +462,7 @@ class GPartCallback(MethodCallback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lets go of what an evaluation has kept; called after an exception too."""
+        self._before_start.close()
         self._evaluation.close()
         if self._adapter is not None:
             self._adapter.free()

@@ -27,7 +27,7 @@ from gpart.callbacks.checkpoints.random_states import install_random_states
 from gpart.callbacks.guards.averages import COPYING, check_copies, keep_frozen, refuse_empty_copies
 from gpart.callbacks.guards.flags import Flags, refuse_unfrozen
 from gpart.callbacks.guards.refusals import check_callbacks, check_strategy, strategy_name
-from gpart.callbacks.networks import find_network, refuse_frozen_beside, tell_frozen
+from gpart.callbacks.networks import find_network, refuse_frozen_beside, tell_frozen, tell_frozen_children
 from gpart.callbacks.optimizers import put_in_place
 from gpart.callbacks.packages import OfBoth, is_a, is_overridden
 from gpart.callbacks.saving import Save, check_keeper, check_save
@@ -113,6 +113,14 @@ class MethodCallback(OfBoth, Callback):
             return
         if sharding or is_overridden("setup", pl_module) or is_overridden("configure_model", pl_module):
             self._defer(trainer, pl_module)  # once more, when they have sharded the network, or built it anew
+        if is_overridden("setup", pl_module):
+            original = pl_module.setup
+
+            def own_setup(stage: str) -> None:
+                with self.untouched():
+                    original(stage=stage)
+
+            self._replace(pl_module, "setup", own_setup)
         for callback in copied_too_early:
             callback.setup(trainer, pl_module, stage)
 
@@ -129,6 +137,16 @@ class MethodCallback(OfBoth, Callback):
             GPartError: if the weights cannot hold what was trained.
         """
         yield network
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Within it, while nothing is trained yet, the network is the base also for code that writes into its weights."""
+        yield
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Writes into a checkpoint that the method is needed: Lightning names it where a trainer reads it without."""
+        # Not by state_dict, of which Lightning takes one for each class.
+        checkpoint.get("callbacks", {}).setdefault(self.state_key, {"name": self.name})
 
     def planned(self, network: nn.Module) -> tuple[Sequence[str], Sequence[str]]:
         """The names of the parameters that :meth:`apply` will adapt, and train in full, whatever their flags are now."""
@@ -284,14 +302,18 @@ class MethodCallback(OfBoth, Callback):
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path, network = self._applied_to(pl_module) or find_network(pl_module, self.module, self.copies)
+        planned: tuple[Sequence[str], Sequence[str]] = (), ()
         if self.module is None and network is pl_module and self._network is not network:
-            refuse_frozen_beside(pl_module, *self.planned(network))
+            planned = self.planned(network)
+            refuse_frozen_beside(pl_module, *planned)
+        trained = {name: value for name, value in pl_module.named_parameters() if value.requires_grad}
         before = set(named_parameters(network))
         own = [name for name, value in pl_module.named_parameters(recurse=False) if value.requires_grad]
         children = [name for name, child in pl_module.named_children() if any(True for _ in child.children())]
         self._contents = self.apply(network)
         if self.module is None and network is pl_module and self._network is not network:
             tell_frozen(pl_module, own, children)
+            tell_frozen_children(pl_module, trained, *planned)
         if self._network is not network:  # FSDP 1 may leave a part of it here
             self._frozen = sum(value.numel() for value in network.parameters() if not value.requires_grad)
         names = set(named_parameters(network))
@@ -312,13 +334,14 @@ class MethodCallback(OfBoth, Callback):
         original = pl_module.configure_model
 
         def configure_model() -> None:
-            original()
+            with self.untouched():
+                original()
             self._apply(trainer, pl_module)
             self.shard(trainer)
 
         self._replace(pl_module, "configure_model", configure_model)
 
-    def _replace(self, pl_module: LightningModule, name: str, method: Callable[[], Any]) -> None:
+    def _replace(self, pl_module: LightningModule, name: str, method: Callable[..., Any]) -> None:
         """Puts a method in the place of this instance's own, until teardown.
 
         Not by functools.wraps: Lightning's is_overridden would look through it, and skip the call of a method that the
@@ -327,9 +350,9 @@ class MethodCallback(OfBoth, Callback):
         if name in self._undo:
             return
         attributes = pl_module.__dict__
-        own = attributes.get(name)
+        vars(method)["below"] = attributes.get(name)
         attributes[name] = method
-        self._undo[name] = partial(attributes.pop, name) if own is None else partial(attributes.update, {name: own})
+        self._undo[name] = partial(_take_out, method, name, attributes)
 
     def _take_back(self) -> None:
         """Gives the module its own methods back; when fit starts, so that the module can be pickled from then on."""
@@ -351,6 +374,18 @@ class MethodCallback(OfBoth, Callback):
             # A new list: Lightning is iterating over the present one.
             trainer.callbacks = [self, *[callback for callback in callbacks if callback is not self]]  # type: ignore[attr-defined]
         return copying
+
+
+def _take_out(method: Callable[..., Any], name: str, attributes: dict[str, Any]) -> None:
+    """Takes a method out of an instance's attributes, also where another callback has put its own over it since."""
+    vars(method)["taken_out"] = True
+    top = attributes.get(name)
+    while top is not None and "taken_out" in getattr(top, "__dict__", {}):
+        top = top.below
+    if top is None:
+        attributes.pop(name, None)
+    else:
+        attributes[name] = top
 
 
 def install_checkpoint_io(trainer: Trainer) -> GPartCheckpointIO:

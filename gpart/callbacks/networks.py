@@ -6,7 +6,7 @@ module is never gone on with in place of another network, and the error names bo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from lightning.pytorch import LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -64,6 +64,32 @@ def tell_frozen(pl_module: LightningModule, own: list[str], children: list[str])
             f"{frozen} of {type(pl_module).__name__} is frozen: since it has parameters of its own, all of it is taken for the"
             f" network. If {children[0]!r} is the network, say module={children[0]!r}; what stands beside it is then trained"
             " as before"
+        )
+
+
+def tell_frozen_children(
+    pl_module: LightningModule, trained: Mapping[str, nn.Parameter], adapted: Collection[str], saved: Collection[str]
+) -> None:
+    """Warns where a head beside the network, or whatever else stands there, is frozen with it.
+
+    Args:
+        pl_module: the LightningModule, all of which was taken for the network.
+        trained: its parameters that were trained before, by name.
+        adapted: the names of the adapted ones.
+        saved: the names of those that are trained in full.
+    """
+    networks = sorted(children_of(adapted))
+    if len(networks) != 1 or not any(True for _ in get_submodule(pl_module, networks[0]).children()):
+        return  # it is the network itself, or several are meant
+    others = children_of(trained) - children_of(saved) - {*networks}
+    frozen = sorted(
+        child for child in others if not any(one.requires_grad for one in get_submodule(pl_module, child).parameters())
+    )
+    if frozen:
+        rank_zero_warn(
+            f"{frozen} of {type(pl_module).__name__}, which were trained, are frozen: nothing in them is adapted, and"
+            f" modules_to_save does not name them. Name them there, or say module={networks[0]!r} if that alone is the network"
+            " (what stands beside it is then trained as before), or module='' if they are to be frozen"
         )
 
 

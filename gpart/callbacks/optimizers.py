@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 
 from gpart.errors import GPartError
 
-
 _MATRICES_ONLY = ("Muon",)
 """Optimizers that take no vectors: torch's, and the one that it comes from."""
 

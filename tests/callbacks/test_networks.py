@@ -137,6 +137,21 @@ def test_a_frozen_parameter_of_the_lightning_module_itself_is_told(
     assert [("module='net'" in one, "Weighted" in one) for one in told] == [(True, True)] * (module is None)
 
 
+@pytest.mark.parametrize("saved", [None, ["probe"]])
+@pytest.mark.parametrize("module", [None, "net", ""])
+def test_a_head_beside_the_network_is_not_frozen_in_silence(
+    module: str | None, saved: list[str] | None, lit_trainer: Any, lit_loader: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    lit = Lit(net=Net(), probe=nn.Linear(2, 2), other=nn.Linear(2, 2).requires_grad_(False), loss=nn.CrossEntropyLoss())
+    made = callback(module=module, modules_to_save=["head"] if module == "net" else saved)
+    lit_trainer(made, max_steps=1).fit(lit, lit_loader())
+    assert lit.probe.weight.requires_grad == (module == "net" or saved == ["probe"])
+    told = [str(one.message) for one in recwarn if "which were trained, are frozen" in str(one.message)]
+    assert [one.startswith("['probe'] of Lit") and "module='net'" in one for one in told] == [True] * (
+        module is None and saved != ["probe"]
+    )
+
+
 def test_two_adapted_networks_are_not_chosen_between(lit_trainer: Any, lit_loader: Any) -> None:
     module = Lit(first=adapted(1), second=adapted(2))
     with pytest.raises(ValueError, match=r"\['first', 'second'\].*module='first'.*module='second'"):
