@@ -616,7 +616,10 @@ def test_a_complex_parameter_is_trained_and_stored(tmp_path: Path) -> None:
     x, net = torch.arange(8.0).view(2, 4), fresh()
     attach(net, GPartConfig(d=2, target_modules=["0"], modules_to_save=["1"]))
     second = attach(net, GPartConfig(d=2, target_modules=["0"], modules_to_save=["1"]), name="second")
-    assert [name for name, value in net.named_parameters() if value.requires_grad] == ["0.gpart.second.theta", "1.weight"]
+    assert [name for name, value in net.named_parameters() if value.requires_grad] == [
+        "0.gpart.second.theta",
+        "1.weight",
+    ]
     net(x).square().sum().backward()
     torch.optim.SGD([value for value in net.parameters() if value.requires_grad], lr=0.01).step()
     assert not net[1].weight.detach().equal(fresh()[1].weight)
