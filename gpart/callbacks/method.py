@@ -306,7 +306,7 @@ class MethodCallback(OfBoth, Callback):
         if self.module is None and network is pl_module and self._network is not network:
             planned = self.planned(network)
             refuse_frozen_beside(pl_module, *planned)
-        trained = {name: value for name, value in pl_module.named_parameters() if value.requires_grad}
+        trained = [name for name, value in pl_module.named_parameters() if value.requires_grad]
         before = set(named_parameters(network))
         own = [name for name, value in pl_module.named_parameters(recurse=False) if value.requires_grad]
         children = [name for name, child in pl_module.named_children() if any(True for _ in child.children())]

@@ -6,7 +6,7 @@ module is never gone on with in place of another network, and the error names bo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 from lightning.pytorch import LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -68,13 +68,13 @@ def tell_frozen(pl_module: LightningModule, own: list[str], children: list[str])
 
 
 def tell_frozen_children(
-    pl_module: LightningModule, trained: Mapping[str, nn.Parameter], adapted: Collection[str], saved: Collection[str]
+    pl_module: LightningModule, trained: Collection[str], adapted: Collection[str], saved: Collection[str]
 ) -> None:
     """Warns where a head beside the network, or whatever else stands there, is frozen with it.
 
     Args:
         pl_module: the LightningModule, all of which was taken for the network.
-        trained: its parameters that were trained before, by name.
+        trained: the names of its parameters that were trained before.
         adapted: the names of the adapted ones.
         saved: the names of those that are trained in full.
     """

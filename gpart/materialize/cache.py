@@ -84,10 +84,6 @@ class _Kept:
     made_from: tuple[int, int | None, Versions] | None = None
     """Theta's number, the mask's seed, W0's version; and its own version since."""
 
-    def written_by_others(self) -> bool:
-        """Whether something has written to it since it was computed."""
-        return self.made_from is not None and self.made_from[2][-1:] != versions(self.tensor)
-
 
 class Cache:
     """The values by weight; a copy of the model starts without any."""
@@ -161,13 +157,14 @@ class Cache:
         with self._lock:
             number = self._number(theta, forward, sources[:1])
             kept = self.values.get(key)
-            if kept is not None and kept.written_by_others():
+            now = () if kept is None else versions(kept.tensor)
+            if kept is not None and kept.made_from is not None and kept.made_from[2][-1:] != now:
                 warnings.warn(
                     f"{key} was written to in place. What an adapted layer gives as its weight is computed, so this is lost:"
                     " merge() before, or write to what is stored, layer._parameters[...]",
                     stacklevel=2,
                 )
-            if kept is None or kept.made_from != (number, seed, sources[1:] + versions(kept.tensor)):
+            if kept is None or kept.made_from != (number, seed, sources[1:] + now):
                 if kept is None or not _can_be_written(kept, base):
                     # An inference tensor could not be saved for a later backward pass.
                     with torch.inference_mode(mode=False):

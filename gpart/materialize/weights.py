@@ -79,6 +79,10 @@ class Weights:
         self._modes: dict[tuple[torch.device, torch.dtype], Mode] = {}
         self._numel = sum(math.prod(weight.shape) for weight in plan.weights)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy: whoever has switched the update off here switches it on here again, and not there."""
+        return {**self.__dict__, "disabled": 0}
+
     def read(self, weight: AdaptedWeight, base: Tensor, training: bool) -> Tensor:
         """What a layer reads, in the shape and dtype of ``base``, which it stores.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +77,20 @@ def test_an_adapter_that_was_trained_stays_in_the_weights(
     lit_trainer(GPartCallback(adapter=str(tmp_path))).test(Reads(), lit_loader(), verbose=False)
     (weight,) = first.adapter.merged_weights().values()
     assert seen[0].equal(weight)
+
+
+@pytest.mark.parametrize("hook", ["setup", "configure_model", "on_fit_start"])
+def test_a_copy_that_a_hook_makes_is_adapted(
+    hook: str, lit_class: type, lit_gpart: Any, lit_trainer: Any, lit_loader: Any
+) -> None:
+    def own(self: Any, **_: Any) -> None:
+        self.teacher = copy.deepcopy(self.net).requires_grad_(False)
+
+    module = type("Copies", (lit_class,), {hook: own})()
+    lit_trainer(lit_gpart(module="net")).fit(module, lit_loader())
+    module.teacher.load_state_dict(module.net.state_dict())
+    x = torch.ones(2, 8)
+    assert module.eval().teacher(x).equal(module.net(x))
 
 
 @pytest.mark.parametrize("order", [1, -1])
