@@ -51,7 +51,8 @@ def combined_heads(adapters: Sequence[Stored], coefficients: Sequence[float], he
             None: all must be equal, bit for bit.
 
     Raises:
-        GPartError: if they have other names or shapes, differ where they must not, or cannot be added up.
+        GPartError: if they have other names or shapes, differ where they must not, cannot be added up, or are of other
+            classes.
     """
     first = adapters[0]
     for other in adapters[1:]:
@@ -71,6 +72,7 @@ def combined_heads(adapters: Sequence[Stored], coefficients: Sequence[float], he
             f"heads='combine' needs coefficients that add up to 1, as a head is a weight and no update; {list(coefficients)}"
             f" add up to {sum(coefficients):g}. Name the adapter whose heads are taken instead"
         )
+    _check_labels(adapters)
     out = dict(first.heads)
     for name in different:
         values = [adapter.heads[name] for adapter in adapters]
@@ -115,6 +117,18 @@ def _check_alike(first: Stored, second: Stored) -> None:
             raise GPartError(
                 f"the adapters have different heads: {name} has shape {mine} in {first.source} and {its} in {second.source}."
                 " Name the adapter whose heads are taken"
+            )
+
+
+def _check_labels(adapters: Sequence[Stored]) -> None:
+    """Checks that the rows of all heads stand for the same classes, where the files name them."""
+    named = [adapter for adapter in adapters if adapter.manifest.about.labels is not None]
+    for other in named[1:]:
+        its, mine = named[0].manifest.about.labels, other.manifest.about.labels
+        if its != mine:
+            raise GPartError(
+                f"heads='combine' adds heads up row by row, and {named[0].source} has the classes {its}, {other.source}"
+                f" {mine}. Name the adapter whose heads are taken"
             )
 
 

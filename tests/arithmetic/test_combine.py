@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from gpart.adapter import GPartAdapter
 from gpart.arithmetic import Stored, average, combine, interpolate, negate, norm, read
 from gpart.arithmetic.merging import COMBINATION_TYPES, merged
 from gpart.errors import GPartError
+from gpart.serialization.about import About
 
 BASE: dict[str, Any] = {"d": 11, "seed": 5, "target_modules": ["qkv", "square"]}
 HEAD = {**BASE, "modules_to_save": ["head"]}
@@ -361,6 +363,20 @@ def test_heads_are_combined_where_the_coefficients_add_up_to_1() -> None:
     assert torch.allclose(ten.double(), before + 0.5, atol=1e-6)
     with pytest.raises(GPartError, match=r"add up to 1, .* \[0.5, -1.0\] add up to -0.5"):
         combine({a: 0.5, b: -1.0}, heads="combine")
+
+
+def test_heads_of_other_classes_are_not_added_up() -> None:
+    a, b = Stored.of(with_head(0.0)), Stored.of(with_head(1.0))
+
+    def named(one: Stored, labels: list[str]) -> Stored:
+        return Stored(replace(one.manifest, about=About(labels=labels)), one.tensors, one.source)
+
+    first = named(a, ["no", "maybe", "yes"])
+    for labels in (["yes", "maybe", "no"], ["x", "y", "z"]):
+        with pytest.raises(GPartError, match=rf"the classes \['no', 'maybe', 'yes'\], .* {re.escape(str(labels))}"):
+            combine({first: 0.5, named(b, labels): 0.5}, heads="combine")
+    combine({first: 0.5, b: 0.5}, heads="combine")  # it names none
+    combine({first: 0.5, named(b, ["x", "y", "z"]): 0.5}, heads=0)
 
 
 def test_heads_of_other_names_or_shapes_are_refused_or_chosen() -> None:
