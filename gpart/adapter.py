@@ -36,7 +36,7 @@ from gpart.injection.surgery import check_installable, install, remove, remove_h
 from gpart.injection.targets import AdaptedWeight, Plan, plan
 from gpart.injection.tensors import whole
 from gpart.injection.unadapted import warn_of_unadapted
-from gpart.materialize.active import bare, container_of, first_values, members, switch
+from gpart.materialize.active import bare, check_no_batch, container_of, first_values, members, switch
 from gpart.materialize.batch import batch
 from gpart.materialize.merging import check_finite, merge, unmerge
 from gpart.materialize.weights import Weights
@@ -332,8 +332,8 @@ class GPartAdapter:
                 the base.
 
         Raises:
-            GPartError: if a name is not there, the model is in training mode, merged or sharded, or a layer does not take
-                its batch along the first dimension.
+            GPartError: if a name is not there, another batch is open, the model is in training mode, merged or sharded, or
+                a layer does not take its batch along the first dimension.
         """
         with batch(self._container(), [BASE if name is None else name for name in names]):
             yield
@@ -511,6 +511,7 @@ class GPartAdapter:
         container = self.home._modules[CONTAINER]
         if not isinstance(container, Adapters):
             raise RuntimeError(f"{CONTAINER} of {type(self.home).__name__} is no module of adapters")
+        check_no_batch(container)  # what asks for it changes the model
         return container
 
     def _release(self) -> None:

@@ -20,7 +20,7 @@ from gpart.errors import GPartError
 from gpart.injection.modules import Adapters, check_name, theta_key
 from gpart.injection.names import unwrapped
 from gpart.injection.surgery import rename_old_theta
-from gpart.materialize.active import container_of, members, switch
+from gpart.materialize.active import check_no_batch, container_of, members, switch
 
 
 def active_adapters(model: nn.Module) -> dict[str, float]:
@@ -71,7 +71,8 @@ def set_active(
 
     Raises:
         GPartError: if a name is not there, the numbers of names and weights differ, several adapters have a head of the
-            same name and ``heads`` chooses none, or the base weights are sharded and not one alone is to be active.
+            same name and ``heads`` chooses none, the base weights are sharded and not one alone is to be active, or a
+            batch of several adapters is open.
 
     Example:
         >>> from gpart import GPartConfig, attach
@@ -125,7 +126,7 @@ def rename_adapter(model: nn.Module, old: str, new: str) -> GPartAdapter:
         The adapter.
 
     Raises:
-        GPartError: if there is none of the old name, one of the new, or the new one can be no name.
+        GPartError: if there is none of the old name, one of the new, the new one can be no name, or a batch is open.
     """
     adapter = _adapter(model, old)
     if check_name(new) in (adapters := get_adapters(model)):
@@ -133,6 +134,7 @@ def rename_adapter(model: nn.Module, old: str, new: str) -> GPartAdapter:
     container = _container(model, [old])
     if container is None:
         raise RuntimeError("an adapter without what holds it")
+    check_no_batch(container)
     names = {name: new if name == old else name for name in members(container)}
     modules = dict(container._modules)
     container._modules.clear()

@@ -26,7 +26,7 @@ from gpart.injection.modules import check_name, theta_key
 from gpart.injection.names import get_parameter, named_buffers, unwrapped
 from gpart.injection.nearby import another_head, hint
 from gpart.injection.targets import Plan, plan
-from gpart.materialize.active import bare
+from gpart.materialize.active import bare, check_no_batch, container_of
 from gpart.materialize.merging import check_finite
 from gpart.serialization.authors import Backend, read_authors
 from gpart.serialization.manifest import WITH_PADDING_ROWS, Manifest
@@ -387,6 +387,8 @@ def renamed(manifest: Manifest, tensors: dict[str, Tensor], name: str | None) ->
 @torch.no_grad()
 def fill(adapter: GPartAdapter, tensors: Mapping[str, Tensor]) -> None:
     """Copies checked values into theta, the saved modules and the buffers."""
+    if (container := container_of(adapter.model)) is not None:
+        check_no_batch(container)
     own = {theta_key(adapter.name): adapter.theta, **adapter.saved_parameters()}
     was_merged = adapter.merged
     if was_merged:

@@ -88,6 +88,7 @@ class Adapters(nn.ModuleDict):
         active_factors: by name, what the update of each active adapter is multiplied by in the weights.
         standing: by parameter of ``modules_to_save``, the active adapter whose values stand in the model; the base's else.
         heads: the adapter whose values were chosen where several active ones have the same saved module.
+        open_batch: whose rows the batch is of that is open, see :meth:`gpart.adapter.GPartAdapter.batch`; else empty.
     """
 
     _gpart_holds_adapters = True
@@ -97,6 +98,7 @@ class Adapters(nn.ModuleDict):
         self.active_factors: dict[str, float] = {}
         self.standing: dict[str, str] = {}
         self.heads: str | None = None
+        self.open_batch: tuple[str, ...] = ()
         self._of_base: str | None = None
         self.register_load_state_dict_post_hook(_leave_theta)  # type: ignore[no-untyped-call]  # torch has no types here
 

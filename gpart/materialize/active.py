@@ -60,6 +60,19 @@ def members(container: Adapters) -> dict[str, Member]:
     return {name: child.adapter for name, child in container._modules.items() if isinstance(child, Theta)}
 
 
+def check_no_batch(container: Adapters) -> None:
+    """Checks that no batch of several adapters is open, whose layers could not be put back after a change.
+
+    Raises:
+        GPartError: if one is.
+    """
+    if container.open_batch:
+        raise GPartError(
+            f"a batch of adapters {list(dict.fromkeys(container.open_batch))} is open (adapter.batch): leave it before"
+            " another one, or before the model's adapters are changed"
+        )
+
+
 def switch(
     container: Adapters, factors: Mapping[str, float], heads: str | None = None, leaving: Member | None = None
 ) -> None:
@@ -72,9 +85,10 @@ def switch(
         leaving: an adapter that is about to be taken off: layers that it alone adapts become plain again.
 
     Raises:
-        GPartError: if an adapter is not there, several have the same saved module and ``heads`` names none of them, or
-            something has changed a layer since; nothing is changed then.
+        GPartError: if an adapter is not there, several have the same saved module and ``heads`` names none of them, a
+            batch is open, or something has changed a layer since; nothing is changed then.
     """
+    check_no_batch(container)
     every, before = members(container), container.active_factors
     old, new = [every[name] for name in before], [_found(every, name) for name in factors]
     standing = _standing(new, heads)
@@ -159,7 +173,7 @@ def bare(model: nn.Module) -> Iterator[set[str]]:
         The names of the parameters that the adapters it carries save.
 
     Raises:
-        GPartError: if it is merged, or something has changed a layer since.
+        GPartError: if it is merged, a batch is open, or something has changed a layer since.
     """
     container = container_of(model)
     if container is None:

@@ -28,7 +28,7 @@ from gpart.injection.names import READERS, get_submodule, split_name
 from gpart.injection.surgery import wire
 from gpart.injection.targets import AdaptedWeight
 from gpart.injection.tensors import dense
-from gpart.materialize.active import Member, members
+from gpart.materialize.active import Member, check_no_batch, members
 
 _Reader = tuple[WeightReader, AdaptedWeight]
 
@@ -42,9 +42,11 @@ def batch(container: Adapters, names: Sequence[str]) -> Iterator[None]:
         names: of an adapter, or ``"__base__"``; active ones or not.
 
     Raises:
-        GPartError: if a name is not there, the model is in training mode, is merged or sharded, or an adapted layer takes
-            its batch otherwise than along its first dimension (MultiheadAttention, recurrent layers).
+        GPartError: if a name is not there, a batch is open already, the model is in training mode, is merged or sharded,
+            or an adapted layer takes its batch otherwise than along its first dimension (MultiheadAttention, recurrent
+            layers).
     """
+    check_no_batch(container)
     every = members(container)
     first = next(iter(every.values()))
     used = {name: every[name] for name in dict.fromkeys(names) if name in every}
@@ -69,6 +71,7 @@ def batch(container: Adapters, names: Sequence[str]) -> Iterator[None]:
     wire(model, {place: (grouped, weight) for place, (_, weight) in before.items()})
     replaced = [get_submodule(model, path) for path in (*paths, *heads)]
     own = [module.__dict__.get("forward") for module in replaced]  # as accelerate's hooks put there
+    container.open_batch = tuple(names)
     try:
         for path in paths:
             _replace(get_submodule(model, path), grouped, None)
@@ -81,6 +84,7 @@ def batch(container: Adapters, names: Sequence[str]) -> Iterator[None]:
             if forward is not None:
                 module.__dict__["forward"] = forward
         wire(model, before)
+        container.open_batch = ()
 
 
 class _Grouped:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from gpart import GPartAdapter, GPartConfig, GPartError, attach, get_adapters, set_active
+from gpart import (
+    GPartAdapter,
+    GPartConfig,
+    GPartError,
+    attach,
+    delete_adapter,
+    get_adapters,
+    load_adapter,
+    rename_adapter,
+    set_active,
+)
 
 
 def fill(adapter: GPartAdapter, seed: int) -> GPartAdapter:
@@ -139,6 +152,35 @@ def test_a_forward_of_the_instance_s_own_is_called_and_stays() -> None:
     assert model.one.forward is own
     model(x)
     assert calls == [1, 1, 2]
+
+
+@torch.no_grad()
+def test_adapters_are_not_changed_while_a_batch_is_open(tmp_path: Path) -> None:
+    model, x = net(), torch.randn(2, 4)
+    adapter, (ids, before) = get_adapters(model)["a"], ([*model.state_dict()], model(x))
+    adapter.save(tmp_path)
+    more = GPartConfig(d=3, target_modules=["head"])
+    with adapter.batch(["a", "b"]):
+        found = model(x)
+        for change in (
+            lambda: adapter.batch(["b", "b"]).__enter__(),
+            lambda: set_active(model, "a"),
+            lambda: attach(model, more, name="c"),
+            lambda: load_adapter(model, tmp_path, name="c"),
+            lambda: load_adapter(model, tmp_path),
+            lambda: delete_adapter(model, "b"),
+            lambda: rename_adapter(model, "b", "c"),
+            adapter.detach,
+            get_adapters(model)["b"].merge,
+            get_adapters(model)["b"].merge_and_unload,
+        ):
+            with pytest.raises(GPartError, match=r"a batch of adapters \['a', 'b'\] is open"):
+                change()
+        with ThreadPoolExecutor(3) as threads:
+            assert all(torch.equal(one, found) for one in threads.map(model, [x] * 6))
+    assert torch.equal(model(x), before)
+    assert [*model.state_dict()] == ids
+    set_active(model, "a")
 
 
 def test_what_is_refused() -> None:
