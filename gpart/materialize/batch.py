@@ -6,7 +6,7 @@ but there is one for each adapter in the batch instead of one for the batch.
 Within the context the ``forward`` of every layer that one of the adapters changes, and of their saved modules, is replaced
 on the instance: it sorts the rows of its first dimension by adapter, runs the module's own ``forward`` on each part, and
 puts the rows back. A layer may see a multiple of the batch's rows, as with beams or windows of one sample that follow each
-other.
+other. A layer with the sequence along its first dimension cannot be told from one by numbers, so it is by what stands beside.
 """
 
 from __future__ import annotations
@@ -215,7 +215,25 @@ def _layers(model: nn.Module, used: Iterable[Member]) -> list[str]:
                     f"{where} ({type(module).__name__}) takes its batch in ways of its own: rows of several adapters are for"
                     " layers with the batch along the first dimension"
                 )
+        _check_batch_first(model, path)
     return paths
+
+
+def _check_batch_first(model: nn.Module, path: str) -> None:
+    """Checks that nothing says that a layer's first dimension is the sequence, whose rows would pass for beams.
+
+    Raises:
+        GPartError: if beside it or its parents stands an attention or recurrent layer with ``batch_first=False``.
+    """
+    parts = path.split(".")
+    for parent in (".".join(parts[:depth]) for depth in range(len(parts))):
+        for name, child in get_submodule(model, parent).named_children():
+            if isinstance(child, (nn.MultiheadAttention, nn.RNNBase)) and not child.batch_first:
+                raise GPartError(
+                    f"{parent}{'.' if parent else ''}{name} ({type(child).__name__}) has batch_first=False, so that {path}"
+                    " takes the sequence along its first dimension: rows of several adapters are for layers with the batch"
+                    " there (batch_first=True)"
+                )
 
 
 def _heads(model: nn.Module, used: Mapping[str, Member]) -> dict[str, dict[str, dict[str, Tensor]]]:

@@ -206,3 +206,12 @@ def test_what_is_refused() -> None:
     mixed = attach(attention, GPartConfig(d=3, target_modules=["self_attn"]))
     with pytest.raises(GPartError, match="takes its batch in ways of its own"), mixed.batch(["default"]):
         pass
+    for first in (False, True):  # the sequence's four rows would pass for two beams of two samples
+        layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, batch_first=first), 1, enable_nested_tensor=False).eval()
+        mixed = attach(layers, GPartConfig(d=3, target_modules=["linear1"]))
+        if first:
+            with mixed.batch(["default", None]):
+                continue
+        match = r"layers.0.self_attn .* has batch_first=False, so that layers.0.linear1 takes the sequence"
+        with pytest.raises(GPartError, match=match), mixed.batch(["default", None]):
+            pass
