@@ -393,7 +393,7 @@ class GPartAdapter:
         values = {name: self._parameter(name) for name in self.plan.frozen}
         container = self.home._modules.get(CONTAINER) if self._held() is not None else None
         others = first_values(container if isinstance(container, Adapters) else None, self.name)
-        replaced = {**others, **(self.weights.bases or {})}
+        replaced = {**(self.weights.bases or {}), **others}  # a merge keeps what stood there: another adapter's head
         return {name: replaced.get(name, value) for name, value in values.items()}
 
     def num_parameters(self) -> int:

@@ -7,6 +7,7 @@ import gc
 import io
 import itertools
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -368,6 +369,18 @@ def test_merged_is_what_was_computed_and_unmerged_the_base(dtype: torch.dtype) -
     with pytest.warns(UserWarning, match="it is unmerged before"):
         set_active(model, "both")
     assert all(torch.equal(bits(model)[key], base[key]) for key in base if not key.startswith("head"))
+
+
+@pytest.mark.filterwarnings("error:.*was assigned")  # the head of the one is the other's layer
+def test_a_layer_that_is_another_s_head_is_known_by_the_base_s_values_also_while_merged() -> None:
+    model = build()
+    shake(attach(model, ONE, name="one"), 1)
+    other = shake(attach(model, replace(BOTH, target_modules=["one", "head"]), name="other"), 2)
+    expected = other.base_fingerprint()
+    set_active(model, ["one", "other"])
+    assert other.base_fingerprint() == expected
+    other.merge()
+    assert other.base_fingerprint() == expected
 
 
 def test_deleting_a_merged_one_leaves_the_others_exact() -> None:

@@ -33,8 +33,9 @@ from gpart.injection.recurrent import UPKEEP, is_recurrent, overrides
 from gpart.injection.targets import AdaptedWeight
 from gpart.injection.tensors import dense, is_packed, same_bits
 
-_MOVERS = ("torch.distributed.", "accelerate.", "torch.nn.modules.module")
-"""Who asks a layer for its parameters by their names: FSDP 1 and 2, offloading, ``Module.get_parameter``. They get W0."""
+_MOVERS = ("torch.distributed.", "accelerate.", "torch.nn.modules.module", "gpart.injection.heads")
+"""Who asks a layer for its parameters by their names, and puts others there: FSDP 1 and 2, offloading,
+``Module.get_parameter``, and a switch from one adapter's head to another's. They get and give W0."""
 
 _REBUILDERS = tuple(f"torch.nn.utils.{name}" for name in ("weight_norm", "spectral_norm", "parametrize", "prune"))
 """Who makes parameters of their own of a weight, and the weight of these. Before attach they may."""
