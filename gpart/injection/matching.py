@@ -17,6 +17,7 @@ from gpart.heads import HEAD, NAMES, head_modules
 from gpart.injection.attention import QUERY_VALUE, query_value
 from gpart.injection.layers import is_linear
 from gpart.injection.names import get_submodule, named_modules, named_parameters, unwrapped
+from gpart.injection.patterns import fullmatch
 
 ALL_LINEAR = "all-linear"
 
@@ -31,7 +32,7 @@ def matches(name: str, patterns: list[str] | str | None) -> bool:
     if patterns is None:
         return False
     if isinstance(patterns, str):
-        return re.fullmatch(patterns, name) is not None
+        return fullmatch(patterns, name)
     return any(name == pattern or name.endswith(f".{pattern}") for pattern in patterns)
 
 

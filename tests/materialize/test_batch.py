@@ -207,7 +207,9 @@ def test_what_is_refused() -> None:
     with pytest.raises(GPartError, match="takes its batch in ways of its own"), mixed.batch(["default"]):
         pass
     for first in (False, True):  # the sequence's four rows would pass for two beams of two samples
-        layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, batch_first=first), 1, enable_nested_tensor=False).eval()
+        layers = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, batch_first=first), 1, enable_nested_tensor=False
+        ).eval()
         mixed = attach(layers, GPartConfig(d=3, target_modules=["linear1"]))
         if first:
             with mixed.batch(["default", None]):
