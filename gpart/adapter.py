@@ -152,6 +152,9 @@ class GPartAdapter:
     """
 
     about: About = About()
+    source: str | None = None
+    """Where its numbers were loaded from last, by :func:`gpart.load_adapter`."""
+
     renaming: RemovableHandle | None = None
     """Lets the model load theta from where it stood before 0.2."""
 

@@ -78,7 +78,8 @@ def load_adapter(
     ``load_adapter("adapters/film")``, without a model, builds the base that the adapter names, and returns both.
 
     Args:
-        model: the base model, with other adapters or without, or with one of the same name and config, which is filled.
+        model: the base model, with other adapters or without, or with one of the same name and config, which is filled,
+            with a warning where it was loaded from elsewhere and no ``name`` is given; it stays active or not.
             A new adapter becomes the active one, see :func:`gpart.adapters.set_active`. Or the adapter, as ``folder``:
             the base is then built as well, in evaluation mode.
         folder: an adapter folder, or a ``.ckpt`` file; a path, or a URL that fsspec knows (``s3://...``); or a name on the
@@ -128,13 +129,19 @@ def _load_onto(
     check_base: bool,
     memory: MemoryPolicy,
 ) -> GPartAdapter:
-    manifest, tensors = renamed(manifest, tensors, name)
+    given = name
+    manifest, tensors = renamed(manifest, tensors, given)
     config, name = manifest.config, check_manifest_name(manifest, source)
     model = unwrapped(model)
     attached = get_adapters(model).get(name)
     check_labels(model, manifest, source)
     if attached is not None:
-        check_attached(attached, manifest, source, check_base)
+        if different := unlike(attached, config, attached.config):
+            raise GPartError(
+                f"{source} and the attached adapter {name!r} have different settings: {'; '.join(different)}. Another name"
+                " (name=...) loads it beside that one"
+            )
+        check_same(attached.plan, attached.base_samples(), manifest, source, check_base)
         made = attached.plan
     else:
         with bare(model) as beside:
@@ -142,6 +149,13 @@ def _load_onto(
     tensors = check_tensors(model, made, config, name, tensors, source)
     adapter = attached or attach_plan(model, config, name, made, memory)
     fill(adapter, tensors)
+    if given is None and adapter.source not in (None, source):
+        warnings.warn(
+            f"adapter {name!r} was loaded from {adapter.source}, and holds the numbers of {source} now: both have this name."
+            " Another one (name=...) keeps both",
+            stacklevel=3,
+        )
+    adapter.source = source
     adapter.about = replace(manifest.about.over(adapter.about), score={})  # which may not be that of the next save
     return adapter
 

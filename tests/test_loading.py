@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -338,6 +339,26 @@ def test_a_different_adapter_is_refused_and_kept(change, said, tmp_path, state_o
     with pytest.raises(ValueError, match=said):
         load_adapter(model, tmp_path)
     state.assert_kept()
+
+
+def test_filling_what_came_from_another_folder_is_told(tmp_path):
+    trained().save(tmp_path / "one")
+    trained().save(tmp_path / "two")
+    model = base()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            load_adapter(model, tmp_path / "one")
+        load_adapter(model, tmp_path / "two", name="other")
+        load_adapter(model, tmp_path / "one", name="other")
+        load_adapter(base(), tmp_path / "two")
+    with pytest.warns(
+        UserWarning, match=r"'default' was loaded from .*one, .*numbers of .*two now.* \(name=...\) keeps"
+    ):
+        load_adapter(model, tmp_path / "two")
+    attach(base(), GPartConfig(d=5, target_modules=["0"])).save(tmp_path / "three")
+    with pytest.raises(ValueError, match=r"d is 5 and 4.*name=\.\.\.\) loads it beside"):
+        load_adapter(model, tmp_path / "three")
 
 
 def test_dropout_is_a_runs_own(tmp_path, same_bits):
