@@ -209,6 +209,25 @@ def test_each_has_its_own_head_and_they_are_trained_apart() -> None:
     assert model.head.weight is made["one"].saved_parameters()["head.weight"]
 
 
+def test_what_was_attached_and_loaded_in_inference_mode_is_trained(tmp_path: Path) -> None:
+    shake(attach(build(), ONE, name="one"), 1).save(tmp_path)
+    model = build()
+    with torch.inference_mode():
+        one = load_adapter(model, tmp_path)
+        other = attach(model, BOTH, name="other")
+        set_active(model, [])
+        set_active(model, ["one", "other"])
+    model.train()(X).sum().backward()
+    assert all(value.grad is not None for value in (one.theta, other.theta, model.head.weight))
+    assert not any(value.is_inference() for value in [*model.parameters(), *model.buffers()])
+    with torch.inference_mode():  # also where the model itself is of it
+        inside = build()
+        load_adapter(inside, tmp_path)
+        set_active(inside, [])
+        set_active(inside, "one")
+        assert torch.equal(inside(X), load_adapter(build(), tmp_path).model.eval()(X))
+
+
 def test_two_heads_of_one_name_are_chosen_between() -> None:
     model, made = three()
     before = bits(model)

@@ -102,6 +102,7 @@ def put_parameters(model: nn.Module, values: Mapping[str, Tensor], owners: Mappi
             setattr(get_submodule(model, path), attribute, value)  # and what a module does beside, as an LSTM's list
 
 
+@torch.inference_mode(mode=False)
 def put_buffer(holder: Theta, name: str, value: Tensor) -> None:
     """Keeps a copy of a buffer's values for an adapter whose own do not stand in the model."""
     _owner(tree_of(holder), name)._buffers[split_name(name)[1]] = value.detach().clone()
@@ -117,6 +118,7 @@ def tree_of(holder: Theta) -> nn.Module:
     return tree
 
 
+@torch.inference_mode(mode=False)  # what is made within it can never be trained
 def _first(value: Tensor, first: Tensor) -> nn.Parameter:
     if first.is_meta and not value.is_meta:
         # There were no first values yet: what shows it, rather than what looks like a head.

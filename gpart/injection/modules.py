@@ -149,7 +149,8 @@ class Theta(nn.Module):
     def __init__(self, d: int, device: torch.device | None, adapter: Any) -> None:
         super().__init__()
         wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
-        self.theta = nn.Parameter(torch.zeros(d, dtype=wide, device=device))
+        with torch.inference_mode(mode=False):  # what is made within it can never be trained
+            self.theta = nn.Parameter(torch.zeros(d, dtype=wide, device=device))
         self.adapter = adapter
 
     def values(self) -> Tensor:
