@@ -500,12 +500,11 @@ class GPartAdapter:
             write: False where another rank writes, and this one only takes part in gathering what is sharded.
 
         Raises:
-            GPartError: if theta is not finite, or a parameter outside ``modules_to_save`` is trained.
+            GPartError: if theta or a saved parameter is not finite, or a parameter outside ``modules_to_save`` is trained.
         """
-        theta = {theta_key(self.name): self.values}
-        tensors = {**theta, **self.saved_parameters(), **self.changed_buffers()}
-        check_finite(theta, "the adapter")
-        gathered = {name: whole(value.detach()) for name, value in tensors.items()}
+        own = {theta_key(self.name): self.values, **self.saved_parameters()}
+        gathered = {name: whole(value.detach()) for name, value in {**own, **self.changed_buffers()}.items()}
+        check_finite({name: gathered[name] for name in own}, "the adapter")
         if write:
             write_folder(folder, self.manifest(), gathered)
 

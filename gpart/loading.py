@@ -352,7 +352,7 @@ def check_tensors(
     """Checks names, shapes and finiteness of an adapter's tensors before any of them is used.
 
     Raises:
-        GPartError: if one is missing, too many, of another shape, or theta is not finite.
+        GPartError: if one is missing, too many, of another shape, or theta or a saved parameter is not finite.
     """
     theta = theta_key(name)
     shapes = {theta: (config.d,), **{saved: tuple(get_parameter(model, saved).shape) for saved in made.saved}}
@@ -374,7 +374,9 @@ def check_tensors(
         if key in live and _kind(value) != _kind(live[key]):
             raise GPartError(f"{source}: {key} holds {value.dtype}, this model needs {live[key].dtype}")
     # As it will be held: what is finite in float64 may not be in float32.
-    check_finite({theta: tensors[theta].to(torch.promote_types(torch.get_default_dtype(), torch.float32))}, source)
+    held = {theta: torch.promote_types(torch.get_default_dtype(), torch.float32)}
+    held |= {saved: live[saved].dtype for saved in made.saved}
+    check_finite({key: tensors[key].to(dtype) for key, dtype in held.items()}, source)
     return tensors
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,3 +32,13 @@ def test_merging_what_is_not_finite_is_refused_and_leaves_the_model(value: float
         adapter.theta.fill_(1)
     adapter.merge()
     assert adapter.merged
+
+
+def test_a_head_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    adapter = attach(model, GPartConfig(3, ["0"], modules_to_save=["1"]))
+    with torch.no_grad():
+        model[1].weight[0, 0] = torch.nan
+    with pytest.raises(GPartError, match=r"1 of the 8 numbers of 1\.weight are NaN or infinite"):
+        adapter.save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -129,13 +129,14 @@ def _check(manifest: Manifest, tensors: dict[str, Tensor], source: str) -> None:
     """Looks at what can be looked at without a model.
 
     Raises:
-        GPartError: if the adapter has a name that cannot be one, or no finite theta of length d.
+        GPartError: if the adapter has a name that cannot be one, no theta of length d, or numbers that are
+            not finite.
     """
     theta = tensors.get(theta_key(check_manifest_name(manifest, source)))
     if theta is None or tuple(theta.shape) != (manifest.config.d,):
         found = "none" if theta is None else f"one of shape {list(theta.shape)}"
         raise GPartError(f"{source} must hold a theta of {manifest.config.d} numbers, it has {found}")
-    check_finite({"theta": theta}, source)
+    check_finite({**tensors, "theta": theta}, source)
 
 
 def _recipe(path: str | None) -> str | None:

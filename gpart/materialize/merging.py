@@ -69,16 +69,18 @@ def check_mergeable(adapter: Member) -> None:
         if is_packed(stored := get_parameter(adapter.model, weight.name)):
             raise GPartError(
                 f"{weight.name} is packed ({type(stored).__name__}) and would round W0 + P·theta to its few bits:"
-                " load the base in bfloat16 or float32 to merge"
+                " load the base in bfloat16 or float32 to merge, with check_base=False (--no-check-base), as it is another"
+                " base by its fingerprint"
             )
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Checks that every number is finite.
+    """Checks that every number is finite; whole numbers are.
 
     Raises:
         GPartError: if not, with how many are not.
     """
     for name, value in tensors.items():
-        if bad := int((~torch.isfinite(value.detach().cpu().double())).sum()):
+        plain = value.detach().float() if value.element_size() == 1 else value.detach()  # float8 has no isfinite
+        if bad := int((~torch.isfinite(plain)).sum()):
             raise GPartError(f"{source}: {bad} of the {value.numel()} numbers of {name} are NaN or infinite")

@@ -232,14 +232,17 @@ def test_what_was_there_stays_where_the_download_fails(
     assert not leftovers(tmp_path)
 
 
-def hostile(name: str = "default", theta: torch.Tensor | None = None, **changes: Any) -> dict[str, bytes]:
+def hostile(
+    name: str = "default", theta: torch.Tensor | None = None, more: torch.Tensor | None = None, **changes: Any
+) -> dict[str, bytes]:
     """An adapter whose checksums are right, made by someone who wants harm."""
     import hashlib
 
     from gpart.serialization import folder as real
 
     manifest = {**attach(base(), GPartConfig(d=5, target_modules=["0"])).manifest().to_dict(), "name": name, **changes}
-    tensors = save({f"gpart.{name}.theta": torch.zeros(5) if theta is None else theta})
+    theta = torch.zeros(5) if theta is None else theta
+    tensors = save({f"gpart.{name}.theta": theta, **({} if more is None else {"1.bias": more})})
     described = {**real.KIND, **manifest, "tensors_sha256": hashlib.sha256(tensors).hexdigest()}
     text = real._render({**described, "sha256": real._content_hash(real._render(described))})
     return {CONFIG: text.encode(), TENSORS: tensors}
@@ -251,7 +254,8 @@ def hostile(name: str = "default", theta: torch.Tensor | None = None, **changes:
         (hostile(name="../../etc/cron"), "adapter"),
         (hostile(name="a/b"), "adapter"),
         (hostile(theta=torch.zeros(6)), "must hold a theta of 5 numbers, it has one of shape [6]"),
-        (hostile(theta=torch.full((5,), float("nan"))), "5 of the 5 numbers of theta are NaN"),
+        (hostile(theta=torch.full((5,), float("nan"))), "5 of the 5 numbers of gpart.default.theta are NaN"),
+        (hostile(more=torch.full((2,), float("nan"))), "2 of the 2 numbers of 1.bias are NaN"),
         (hostile(scheme="../../etc/passwd"), "scheme"),
         ({**hostile(), CONFIG: b"[" * 100_000}, "is no JSON"),
         ({**hostile(), CONFIG: b'{"peft_type": "LORA"}'}, "holds an adapter of PEFT"),

@@ -166,6 +166,11 @@ REFUSED: list[tuple[Any, Callable[[], nn.Module], str]] = [
     (lambda f: (f / CONFIG).write_text("[1, 2]"), Net, "holds a list"),
     (lambda f: (f / CONFIG).write_text("{}"), Net, "was changed"),
     (lambda f: retensored(f, lambda t: t[THETA].__setitem__(3, float("nan"))), Net, "1 of the 11 numbers .* NaN"),
+    (
+        lambda f: retensored(f, lambda t: t["head.bias"].fill_(torch.inf)),
+        Net,
+        "2 of the 2 numbers of head.bias are NaN",
+    ),
     (lambda f: retensored(f, lambda t: t.pop(THETA)), Net, rf"missing \['{THETA}'\]"),
     (lambda f: retensored(f, lambda t: t.pop("head.bias")), Net, r"missing \['head.bias'\]"),
     (lambda f: retensored(f, lambda t: t.update(more=torch.zeros(1))), Net, r"too many \['more'\]"),
