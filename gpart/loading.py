@@ -301,8 +301,17 @@ def check_same(
     manifest: Manifest,
     source: str,
     check_base: bool = True,
+    remedy: str = "; check_base=False loads it all the same",
 ) -> None:
     """Checks a plan and a base against a manifest: weights, shapes, order, D, fingerprint.
+
+    Args:
+        made: what the settings come to on this model.
+        frozen: the base's parameters by name.
+        manifest: read from the file.
+        source: the file it came from, for messages.
+        check_base: False turns a different fingerprint into a warning.
+        remedy: how the error about another base ends.
 
     Raises:
         GPartError: if anything differs, with both values.
@@ -340,9 +349,8 @@ def check_same(
         kinds = {value.values[2].dtype if isinstance(value, Sample) else value.dtype for value in frozen.values()}
         if kinds - {torch.float32}:
             message += f"; here they are {' and '.join(sorted(str(kind).removeprefix('torch.') for kind in kinds))}"
-        message += "; check_base=False loads it all the same" if check_base else ""
         if check_base:
-            raise GPartError(message)
+            raise GPartError(f"{message}{remedy}")
         warnings.warn(f"{message}; loaded all the same, since check_base=False", stacklevel=3)
 
 

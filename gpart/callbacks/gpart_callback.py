@@ -325,7 +325,11 @@ class GPartCallback(MethodCallback):
         if different and not present:
             adapter.detach()
         if different:
-            raise GPartError(f"{folder} and this callback have different settings: {'; '.join(different)}")
+            raise GPartError(
+                f"{folder} and this callback have different settings: {'; '.join(different)}. Leave them to the adapter: no d,"
+                " no target_modules and no modules_to_save; over a recipe's by --method.d null --method.target_modules null"
+                " --method.modules_to_save null"
+            )
         if config is not None:  # in which dropout is the run's own
             adapter.config = adapter.weights.config = replace(adapter.config, dropout=config.dropout)
         self._labels = adapter.about.labels

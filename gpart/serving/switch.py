@@ -182,7 +182,7 @@ class Switch:
         base = (wanted.base, manifest.format, made.frozen)
         if base not in self._bases or made.described() != manifest.weights or made.size != manifest.size:
             frozen = {name: get_parameter(self._plain, name) for name in made.frozen}
-            check_same(made, frozen, replace(manifest, base=wanted.base), source)
+            check_same(made, frozen, replace(manifest, base=wanted.base), source, remedy="")
             self._bases.add(base)
         tensors = {theta_key(_NAME): wanted.theta, **wanted.others}
         check_tensors(self._plain, made, manifest.config, _NAME, tensors, source)

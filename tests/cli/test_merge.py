@@ -405,7 +405,7 @@ def test_a_packed_base_is_refused_with_what_to_do(
     monkeypatch.setitem(sys.modules, "own_packed", sys.modules[__name__])
     said = refused(capsys, "merge", "python:own_packed:built", "adapter", "out")
     assert "0.weight is packed" in said
-    assert "load the base in bfloat16 or float32 to merge" in said
+    assert "load the base in bfloat16 or float32 to merge, with check_base=False (--no-check-base)" in said
     assert not Path("out").exists()
 
 
