@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gpart.errors import GPartError
+from gpart.injection.layers import MERGE_FIRST, is_wrapped
 from gpart.injection.names import get_parameter, named_modules
 
 
@@ -17,6 +18,9 @@ def randomly_initialised(model: nn.Module, names: Iterable[str]) -> list[str]:
 
     ``from_pretrained`` marks every parameter that it loads with ``_is_hf_initialized`` (transformers/modeling_utils.py,
     ``_initialize_missing_keys``). A model built by ``from_config`` has no marks, and none of its parameters is listed.
+
+    Raises:
+        GPartError: if it is PEFT that has put one of them there.
     """
     names = list(names)
     missing: set[str] = set()
@@ -28,6 +32,9 @@ def randomly_initialised(model: nn.Module, names: Iterable[str]) -> list[str]:
         marked = {name for name in inside if getattr(get_parameter(model, name), "_is_hf_initialized", False)}
         if marked:
             missing.update(name for name in inside if name not in marked)
+    for path in (path for path, module in named_modules(model) if missing and is_wrapped(module)):
+        if added := sorted(name for name in missing if name.startswith(f"{path}.")):
+            raise GPartError(f"{added} are PEFT's, which wraps {path}: they would be frozen. {MERGE_FIRST}")
     return [name for name in names if name in missing]
 
 

@@ -20,6 +20,9 @@ Cut = tuple[int, int | None]
 """(start, stop) along a weight's output dimension; None for its end."""
 
 
+MERGE_FIRST = "Merge PEFT's adapter first: model = peft_model.merge_and_unload()"
+
+
 def attributes_of(path: str, module: nn.Module, bias: bool, asked: str) -> Iterator[list[str]]:
     """The weights of a layer that ``target_modules`` has matched: each attribute, with its bias's where that is wanted.
 
@@ -124,6 +127,11 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or _is_conv1d(module)
 
 
+def is_wrapped(module: nn.Module) -> bool:
+    """Whether a module is one of PEFT's, around a layer of the model."""
+    return hasattr(module, "base_layer") and hasattr(module, "adapter_layer_names")
+
+
 def padding_row(module: nn.Module, attribute: str) -> int | None:
     """The row of an embedding that torch never trains and that stays as it is, ``padding_idx``; None where there is none.
 
@@ -138,6 +146,8 @@ def padding_row(module: nn.Module, attribute: str) -> int | None:
 def _instead(path: str, module: nn.Module, attribute: str) -> str:
     """Why a layer has no such parameter, and what to name in its place."""
     own = list(_own(module))
+    if is_wrapped(module):
+        return f"PEFT wraps it. {MERGE_FIRST}"
     if isinstance(getattr(module, attribute, None), Tensor):
         sources = [name for name in own if name.startswith(f"{attribute}_")]
         if sources:

@@ -6,10 +6,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+from transformers import BertConfig, BertModel
 
 from gpart import GPartConfig, GPartError, attach
 
@@ -155,3 +157,15 @@ def test_a_lazy_layer_with_loaded_values_is_adapted_after_its_first_run() -> Non
     assert not torch.equal(model(x), first)
     assert type(model[1]) is nn.Linear
     assert not model[1].weight.requires_grad
+
+
+def test_layers_that_peft_wraps_are_to_be_merged_first() -> None:
+    config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    network = BertModel(config)
+    for value in network.parameters():
+        value._is_hf_initialized = True  # type: ignore[attr-defined]  # as from_pretrained leaves it
+    wrapped = peft.get_peft_model(network, peft.LoraConfig(r=1, target_modules=["query"]))
+    for target, match in (("query", "PEFT wraps it"), ("value", r"lora_B.* are PEFT's, which wraps .*query")):
+        with pytest.raises(GPartError, match=rf"{match}.*merge_and_unload"):
+            attach(wrapped.get_base_model(), GPartConfig(d=2, target_modules=[target]))
+    attach(wrapped.merge_and_unload(), GPartConfig(d=2, target_modules=["query"]))
