@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from gpart.bases.models import load_base
+from gpart.bases.models import PYTHON, load_base
 from gpart.cli.message import Parser, warnings_told
 from gpart.errors import GPartError
 from gpart.loading import load_authors_adapter
-from gpart.serialization.authors import read_authors
+from gpart.serialization.authors import base_of_authors, read_authors
 from gpart.serialization.folder import CONFIG, TENSORS
 from gpart.serialization.manifest import Manifest
 
 DESCRIPTION = """Makes an adapter that the paper's own code (SamsungLabs/GPart) wrote into FOLDER one of this package, in the folder
-OUT. Its files do not say which model they belong to, so that --base is taken at its word: the groups are those of the weights
-that this model has under the adapter's target_modules, in the order of its modules. D is printed; compare it with the number
+OUT. Its files have no fingerprint of their model, so that --base, or the name that they have for it, is taken at its word: the
+groups are those of the weights that this model has under the adapter's target_modules, in the order of its modules. D is printed; compare it with the number
 that the training run printed."""
 
 
@@ -37,14 +37,15 @@ def import_command(words: list[str]) -> int:
         config, tensors = read_authors(asked.folder, asked.backend)
     except GPartError as error:
         raise type(error)(str(error).replace("backend='", "--backend '")) from error
+    named = _base(asked.folder) if asked.base is None else asked.base
     needed = Manifest("default", config, size=0, weights=[], base="")  # of whose tensors the heads are looked for
-    model = load_base(asked.base, needed, tensors, model_class=asked.model_class).model
+    model = load_base(named, needed, tensors, model_class=asked.model_class).model
     with warnings_told():
         adapter = load_authors_adapter(model, asked.folder, asked.backend)
     adapter.save(asked.out)
     written = {
         "folder": asked.folder,
-        "base": asked.base,
+        "base": named,
         "out": asked.out,
         "projection": config.projection,
         "d": config.d,
@@ -59,12 +60,22 @@ def import_command(words: list[str]) -> int:
     return 0
 
 
+def _base(folder: str) -> str:
+    """The base that their folder names."""
+    found = base_of_authors(folder)
+    if found is None or found.startswith(PYTHON):  # a file does not say which code is run
+        raise GPartError(f"{folder} names no base to load, its base_model_name_or_path is {found!r}: say --base")
+    return found
+
+
 def _parser() -> Parser:
     parser = Parser(prog="gpart import", description=DESCRIPTION)
     parser.add_argument("folder", metavar="FOLDER", help="adapter_config.json and adapter_model.safetensors of theirs")
     parser.add_argument("out", metavar="OUT", help="the folder to write")
     parser.add_argument(
-        "--base", required=True, metavar="MODEL", help="the model that it was trained on, as for gpart merge"
+        "--base",
+        metavar="MODEL",
+        help="the model that it was trained on, as for gpart merge; default: the base_model_name_or_path of FOLDER",
     )
     parser.add_argument(
         "--backend",

@@ -95,8 +95,19 @@ def read_authors(folder: str | PathLike[str], backend: Backend | None = None) ->
     return config, {"gpart.default.theta": theta, **saved}
 
 
+def base_of_authors(folder: str | PathLike[str]) -> str | None:
+    """The name that a folder of theirs has for its base, if it has one."""
+    described, _, _ = _read(folder)
+    base = described.get("base_model_name_or_path")
+    return base if isinstance(base, str) and base else None
+
+
 def write_authors(
-    folder: str | PathLike[str], config: GPartConfig, tensors: Mapping[str, Tensor], name: str = "default"
+    folder: str | PathLike[str],
+    config: GPartConfig,
+    tensors: Mapping[str, Tensor],
+    name: str = "default",
+    base: str | None = None,
 ) -> None:
     """Writes a folder that the paper's own code reads.
 
@@ -105,6 +116,7 @@ def write_authors(
         config: of projection ``"authors-stateless"`` or ``"authors-materialized"``.
         tensors: theta and those of ``modules_to_save``, by their names in a folder of ours.
         name: the adapter's, which stands in theta's name.
+        base: the name of the base, if it is known.
 
     Raises:
         GPartError: if theirs cannot say what the config says, or theta is not float32.
@@ -125,7 +137,7 @@ def write_authors(
         raise GPartError(f"the paper's own code holds theta in float32, {key} is {tensors[key].dtype}")
     described = {
         "assignment_backend": backend,
-        "base_model_name_or_path": None,
+        "base_model_name_or_path": base,
         "bias": config.bias,
         "d": config.d,
         "fan_in_fan_out": False,
@@ -164,7 +176,7 @@ def export_authors(source: str | PathLike[str], out: str | PathLike[str]) -> Non
     if left := [weight[0] for weight in manifest.weights if len(weight) > 2]:
         raise GPartError(f"{source} leaves out the row of padding_idx of {left}, which the paper's own code does not")
     try:
-        write_authors(out, manifest.config, tensors, manifest.name)
+        write_authors(out, manifest.config, tensors, manifest.name, manifest.about.base)
     except GPartError as error:
         raise type(error)(f"{source} cannot be exported: {error}") from None
 

@@ -69,6 +69,14 @@ def test_an_adapter_that_is_there_is_kept_without_force(base, tmp_path, capsys):
     assert "holds adapter_config.json already: --force writes over it" in capsys.readouterr().err
 
 
+def test_the_base_is_the_one_that_their_folder_names(base, tmp_path):
+    theirs = write_theirs(tmp_path / "theirs", HEAD, base_model_name_or_path=str(base))
+    assert run(theirs, tmp_path / "ours") == 0
+    export_authors(tmp_path / "ours", tmp_path / "back")
+    back = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
+    assert back["base_model_name_or_path"] == str(base)
+
+
 @pytest.mark.parametrize(
     ("settings", "words", "told"),
     [
@@ -76,7 +84,8 @@ def test_an_adapter_that_is_there_is_kept_without_force(base, tmp_path, capsys):
         ({}, ("--base", "BASE", "--model-class", "NoSuchModel"), "--model-class NoSuchModel: Transformers"),
         ({"target_modules": ["wrong"]}, ("--base", "BASE"), "'wrong' matches no module"),
         ({"projection_type": "fastfood"}, ("--base", "BASE"), "projection_type='fastfood'"),
-        ({}, (), "required: --base"),
+        ({"base_model_name_or_path": None}, (), "its base_model_name_or_path is None: say --base"),
+        ({"base_model_name_or_path": "python:os:abort"}, (), "is 'python:os:abort': say --base"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(base, tmp_path, capsys, settings, words, told):
