@@ -30,7 +30,15 @@ from gpart.injection.heads import laid_by, put_buffer, put_buffers
 from gpart.injection.homes import home_of
 from gpart.injection.matching import with_own_names
 from gpart.injection.modules import BASE, CONTAINER, Adapters, Theta, check_name, theta_key
-from gpart.injection.names import get_parameter, get_submodule, named_buffers, named_modules, replicated, unwrapped
+from gpart.injection.names import (
+    get_parameter,
+    get_submodule,
+    is_offloaded,
+    named_buffers,
+    named_modules,
+    replicated,
+    unwrapped,
+)
 from gpart.injection.snapshot import Snapshot
 from gpart.injection.surgery import check_installable, install, remove, remove_hooks, rename_old_theta, wire
 from gpart.injection.targets import AdaptedWeight, Plan, plan
@@ -111,7 +119,9 @@ def attach_plan(model: nn.Module, config: GPartConfig, name: str, made: Plan, me
     adapter.about = told
     if container is not None:
         switch(container, {})
-    holder = Theta(config.d, get_parameter(model, made.weights[0].name).device, adapter)
+    first_weight = made.weights[0].name
+    device = torch.device("cpu") if is_offloaded(model, first_weight) else get_parameter(model, first_weight).device
+    holder = Theta(config.d, device, adapter)
     switch(install(model, made, name, holder, adapter.home, snapshot.owners), {name: 1.0})
     if home:
         adapter.renaming = rename_old_theta(model, theta_key(name), adapter.theta_name)

@@ -23,7 +23,7 @@ from gpart.injection.facts import facts_of
 from gpart.injection.fingerprint import Sample, differing, fingerprint, is_base
 from gpart.injection.forgotten import randomly_initialised
 from gpart.injection.modules import check_name, theta_key
-from gpart.injection.names import get_parameter, named_buffers, unwrapped
+from gpart.injection.names import get_parameter, is_offloaded, named_buffers, unwrapped
 from gpart.injection.nearby import another_head, hint
 from gpart.injection.targets import Plan, plan
 from gpart.materialize.active import bare, check_no_batch, container_of
@@ -381,6 +381,11 @@ def check_tensors(
     for key, value in tensors.items():
         if key in live and _kind(value) != _kind(live[key]):
             raise GPartError(f"{source}: {key} holds {value.dtype}, this model needs {live[key].dtype}")
+    if lost := [saved for saved in made.saved if is_offloaded(model, saved)]:
+        raise GPartError(
+            f"{source} holds {lost}, which accelerate has offloaded and would not keep: leave these modules on a device, or"
+            " load the adapter before the model is offloaded"
+        )
     # As it will be held: what is finite in float64 may not be in float32.
     held = {theta: torch.promote_types(torch.get_default_dtype(), torch.float32)}
     held |= {saved: live[saved].dtype for saved in made.saved}

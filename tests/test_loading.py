@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -484,3 +485,18 @@ def test_a_foreign_base_is_named_by_its_first_parameters_and_unlooked_at_with_ch
     with pytest.raises(ValueError, match=r"1\.bias is on the meta device"):
         load_adapter(other, tmp_path)
     load_adapter(other, tmp_path, check_base=False)
+
+
+def test_onto_an_offloaded_base_theta_is_real_and_an_offloaded_head_is_refused(tmp_path, same_bits):
+    source = trained()
+    source.save(tmp_path / "adapter")
+    for head, model in (("cpu", base().eval()), ("disk", base().eval())):
+        places = {"0": "disk", "1": "cpu", "2": head}
+        dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path / head, force_hooks=True)
+        if head == "disk":
+            with pytest.raises(ValueError, match=r"holds \['2.bias', '2.weight'\], which accelerate has offloaded"):
+                load_adapter(model, tmp_path / "adapter", check_base=False)
+            continue
+        assert same_bits(load_adapter(model, tmp_path / "adapter", check_base=False).theta, source.theta)
+        with torch.no_grad():
+            assert same_bits(model(X), source.model(X))

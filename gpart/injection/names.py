@@ -168,3 +168,9 @@ def is_adapted(module: nn.Module) -> bool:
     False
     """
     return READERS in module.__dict__
+
+
+def is_offloaded(model: nn.Module, name: str) -> bool:
+    """Whether accelerate keeps a parameter's values elsewhere while its layer does not run."""
+    hooked = hasattr(get_submodule(model, split_name(name)[0]), "_hf_hook")
+    return hooked and get_parameter(model, name).is_meta
