@@ -116,13 +116,19 @@ def named_base(manifest: Manifest, source: str) -> str:
     """The name that an adapter's manifest has for its base.
 
     Raises:
-        GPartError: if it has none, as files from before 0.2 and those of models that do not know their own name.
+        GPartError: if it has none, as files from before 0.2 and those of models that do not know their own name; or if
+            it names a function, since a file does not say which code is run.
     """
     if manifest.about.base is None:
         kind = manifest.about.model_class or "a model"
         raise GPartError(
             f"{source} does not say which base it was trained on ({kind} with fingerprint {manifest.base[:16]}...): give the"
             " base's folder or name"
+        )
+    if manifest.about.base.startswith(PYTHON):
+        raise GPartError(
+            f"{source} names the base {manifest.about.base!r}, which would run that function: give it as the base yourself if"
+            " that is meant"
         )
     return manifest.about.base
 

@@ -22,6 +22,7 @@ from gpart.adapter import GPartAdapter
 from gpart.bases.models import load_base, quiet
 from gpart.cli import main
 from gpart.cli import merge as command
+from gpart.errors import GPartError
 
 Same = Callable[[Tensor, Tensor], bool]
 SEVERAL = Path(__file__).parent.parent / "files" / "several"
@@ -91,6 +92,23 @@ def test_an_adapter_of_a_named_base_that_is_not_here(base: Path, capsys: pytest.
         in said
     )
     assert as_json(capsys, "merge", "base", "moved", "out")["base"] == "base"
+
+
+@pytest.mark.parametrize("how", ["merge", "load_adapter"])
+def test_a_file_that_names_a_function_as_its_base_runs_nothing(
+    how: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(shutil, "hostile", lambda: called.append("run"), raising=False)
+    net = classifier(base)
+    net.config._name_or_path = "python:shutil:hostile"
+    trained(net, tmp_path / "hostile", modules_to_save=["classifier"])
+    if how == "merge":
+        assert "names the base 'python:shutil:hostile'" in refused(capsys, "merge", str(tmp_path / "hostile"), "out")
+    else:
+        with pytest.raises(GPartError, match="names the base 'python:shutil:hostile', which would run that function"):
+            load_adapter(str(tmp_path / "hostile"))
+    assert called == []
 
 
 def test_an_adapter_that_names_no_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
