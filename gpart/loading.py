@@ -136,12 +136,7 @@ def _load_onto(
     attached = get_adapters(model).get(name)
     check_labels(model, manifest, source)
     if attached is not None:
-        if different := unlike(attached, config, attached.config):
-            raise GPartError(
-                f"{source} and the attached adapter {name!r} have different settings: {'; '.join(different)}. Another name"
-                " (name=...) loads it beside that one"
-            )
-        check_same(attached.plan, attached.base_samples(), manifest, source, check_base)
+        check_attached(attached, manifest, source, check_base, ". Another name (name=...) loads it beside that one")
         made = attached.plan
     else:
         with bare(model) as beside:
@@ -233,8 +228,17 @@ def unlike(adapter: GPartAdapter, first: GPartConfig, second: GPartConfig) -> li
     return [] if same else different
 
 
-def check_attached(adapter: GPartAdapter, manifest: Manifest, source: str, check_base: bool = True) -> None:
+def check_attached(
+    adapter: GPartAdapter, manifest: Manifest, source: str, check_base: bool = True, remedy: str = ""
+) -> None:
     """Checks that an attached adapter is the one that a manifest describes.
+
+    Args:
+        adapter: the one on the model.
+        manifest: read from the file.
+        source: the file it came from, for messages.
+        check_base: False turns a different fingerprint into a warning.
+        remedy: how the error about different settings ends.
 
     Raises:
         GPartError: if config, weights, D or base differ, with both values.
@@ -242,7 +246,9 @@ def check_attached(adapter: GPartAdapter, manifest: Manifest, source: str, check
     if adapter.name != manifest.name:
         raise GPartError(f"{source} holds adapter {manifest.name!r}, the model carries {adapter.name!r}")
     if different := unlike(adapter, manifest.config, adapter.config):
-        raise GPartError(f"{source} and the attached adapter have different settings: {'; '.join(different)}")
+        raise GPartError(
+            f"{source} and the attached adapter {adapter.name!r} have different settings: {'; '.join(different)}{remedy}"
+        )
     check_same(adapter.plan, adapter.base_samples(), manifest, source, check_base)
 
 

@@ -149,13 +149,13 @@ class GPartCallback(MethodCallback):
         self._adapter: GPartAdapter | None = None
         self._copies: list[GPartAdapter] = []
         self._gradient, self._finite = FirstGradient(), FiniteTheta()
-        self._evaluation, self._before_start = ExitStack(), ExitStack()
+        self._evaluation = ExitStack()
         self._sharding, self._rate = False, 0.0
         self._labels: list[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the evaluation that is going on, which a copy is no part of."""
-        return {**self.__dict__, "_evaluation": ExitStack(), "_before_start": ExitStack()}
+        return {**self.__dict__, "_evaluation": ExitStack()}
 
     @property
     def adapter(self) -> GPartAdapter:
@@ -366,18 +366,14 @@ class GPartCallback(MethodCallback):
         warn_of_lost_updates(self.adapter, float(group["lr"]))
         settings = asdict(self.adapter.config)
         log_settings(trainer, pl_module, {f"{self._prefix}/{key}": value for key, value in settings.items()})
-        self._before_start.enter_context(self.untouched())  # for the module's own on_fit_start, which comes next
-
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on ``layer.weight`` is W0 + P·theta."""
-        self._before_start.close()
+        self._run_untouched(pl_module, "on_fit_start")  # the module's own, which comes next
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remembers the frozen weights, which every save compares with what they are then.
+        """Remembers the frozen weights, which every save compares with what they are then; gives the module its own hook back.
 
         Where the base is sharded, takes its fingerprint together with all ranks: one alone writes checkpoints.
         """
-        self._before_start.close()
+        self._take_back()
         remember_base(self.adapter, trainer.strategy)
         if isinstance(self._contents, AdapterContents):
             self._contents.remember_bits()
@@ -466,7 +462,6 @@ class GPartCallback(MethodCallback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lets go of what an evaluation has kept; called after an exception too."""
-        self._before_start.close()
         self._evaluation.close()
         if self._adapter is not None:
             self._adapter.free()

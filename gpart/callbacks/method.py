@@ -113,14 +113,7 @@ class MethodCallback(OfBoth, Callback):
             return
         if sharding or is_overridden("setup", pl_module) or is_overridden("configure_model", pl_module):
             self._defer(trainer, pl_module)  # once more, when they have sharded the network, or built it anew
-        if is_overridden("setup", pl_module):
-            original = pl_module.setup
-
-            def own_setup(stage: str) -> None:
-                with self.untouched():
-                    original(stage=stage)
-
-            self._replace(pl_module, "setup", own_setup)
+        self._run_untouched(pl_module, "setup")
         for callback in copied_too_early:
             callback.setup(trainer, pl_module, stage)
 
@@ -302,17 +295,16 @@ class MethodCallback(OfBoth, Callback):
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path, network = self._applied_to(pl_module) or find_network(pl_module, self.module, self.copies)
-        planned: tuple[Sequence[str], Sequence[str]] = (), ()
-        if self.module is None and network is pl_module and self._network is not network:
-            planned = self.planned(network)
+        whole_by_default = self.module is None and network is pl_module and self._network is not network
+        planned = self.planned(network) if whole_by_default else ((), ())
+        if whole_by_default:
             refuse_frozen_beside(pl_module, *planned)
         trained = [name for name, value in pl_module.named_parameters() if value.requires_grad]
         before = set(named_parameters(network))
-        own = [name for name, value in pl_module.named_parameters(recurse=False) if value.requires_grad]
         children = [name for name, child in pl_module.named_children() if any(True for _ in child.children())]
         self._contents = self.apply(network)
-        if self.module is None and network is pl_module and self._network is not network:
-            tell_frozen(pl_module, own, children)
+        if whole_by_default:
+            tell_frozen(pl_module, [name for name in trained if "." not in name], children)
             tell_frozen_children(pl_module, trained, *planned)
         if self._network is not network:  # FSDP 1 may leave a part of it here
             self._frozen = sum(value.numel() for value in network.parameters() if not value.requires_grad)
@@ -340,6 +332,18 @@ class MethodCallback(OfBoth, Callback):
             self.shard(trainer)
 
         self._replace(pl_module, "configure_model", configure_model)
+
+    def _run_untouched(self, pl_module: LightningModule, name: str) -> None:
+        """Lets one of the module's own hooks run within :meth:`untouched`."""
+        if not is_overridden(name, pl_module):
+            return
+        original = getattr(pl_module, name)
+
+        def hook(**given: Any) -> None:
+            with self.untouched():
+                original(**given)
+
+        self._replace(pl_module, name, hook)
 
     def _replace(self, pl_module: LightningModule, name: str, method: Callable[..., Any]) -> None:
         """Puts a method in the place of this instance's own, until teardown.

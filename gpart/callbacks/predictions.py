@@ -178,11 +178,8 @@ def rows(found: Any) -> list[dict[str, Any]]:
             f" {_kind(found)}"
         )
     lengths = {name: len(value) for name, value in columns.items() if isinstance(value, list)}
-    single = {name: value for name, value in columns.items() if isinstance(value, (int, float, str, type(None)))}
-    others = {
-        name: _kind(found[name]) for name in columns if name not in lengths and (name not in single or not lengths)
-    }
-    if others:
+    single = {name: one for name, one in columns.items() if lengths and isinstance(one, (int, float, str, type(None)))}
+    if others := {name: _kind(found[name]) for name in columns if name not in lengths and name not in single}:
         raise GPartError(f"a prediction's columns must be tensors or lists with an entry for each row, got {others}")
     if len(set(lengths.values())) > 1:
         raise GPartError(f"a prediction's columns must be equally long, got {lengths}")

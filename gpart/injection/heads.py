@@ -17,6 +17,7 @@ from gpart.injection.forgotten import mark_as
 from gpart.injection.modules import SAVED, Theta
 from gpart.injection.names import get_buffer, get_parameter, get_submodule, split_name
 from gpart.injection.snapshot import Snapshot
+from gpart.injection.tensors import has_gradient
 
 Place = tuple[str, str]
 """Module path and attribute."""
@@ -73,7 +74,7 @@ def take_up(model: nn.Module, holder: Theta, snapshot: Snapshot, names: Containe
     changed = dict(tree.named_buffers())
     put_parameters(model, own, snapshot.owners)
     for value in own.values():
-        value.requires_grad_(value.is_floating_point() or value.is_complex())
+        value.requires_grad_(has_gradient(value))
     if buffers:
         put_buffers(model, changed)
     del holder._modules[SAVED]
@@ -122,9 +123,7 @@ def tree_of(holder: Theta) -> nn.Module:
 def _first(value: Tensor, first: Tensor) -> nn.Parameter:
     if first.is_meta and not value.is_meta:
         # There were no first values yet: what shows it, rather than what looks like a head.
-        missing = torch.full_like(
-            value, torch.nan if value.is_floating_point() or value.is_complex() else 0, requires_grad=False
-        )
+        missing = torch.full_like(value, torch.nan if has_gradient(value) else 0, requires_grad=False)
         return nn.Parameter(missing, requires_grad=False)
     return mark_as(nn.Parameter(first.to(value.device, value.dtype, copy=True), requires_grad=False), value)
 

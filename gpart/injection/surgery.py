@@ -22,6 +22,7 @@ from gpart.injection.heads import Place, put_parameters
 from gpart.injection.modules import CONTAINER, Adapters, Readers, Theta, WeightReader, check_releasable, set_readers
 from gpart.injection.names import READERS, get_parameter, get_submodule, is_adapted, named_modules
 from gpart.injection.targets import AdaptedWeight, Plan
+from gpart.injection.tensors import has_gradient
 
 Hooks = tuple[Callable[[nn.Module, Any], None], Callable[[nn.Module, Any, Any], None]]
 """What is called when a module is entered and when it is left."""
@@ -71,7 +72,7 @@ def install(
         container = Adapters({name: holder}).train(home.training)
         home.add_module(CONTAINER, container)
     for parameter in (get_parameter(model, saved) for saved in plan.saved):
-        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+        parameter.requires_grad_(has_gradient(parameter))
     container.standing |= dict.fromkeys(plan.saved, name)
     if home is not model:
         model.__dict__[CONTAINER] = container  # ``model.gpart`` is there, and is none of its elements

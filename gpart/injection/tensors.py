@@ -47,6 +47,15 @@ def entries_of(state: Mapping[str, Tensor], tensors: Iterable[Tensor]) -> dict[s
     return {key: value for key, value in state.items() if id(value) in same}
 
 
+def has_gradient(value: Tensor) -> bool:
+    """Whether torch can train numbers of this kind: real or complex ones, no whole ones.
+
+    >>> has_gradient(torch.ones(1, dtype=torch.complex64)), has_gradient(torch.ones(1, dtype=torch.int64))
+    (True, False)
+    """
+    return value.is_floating_point() or value.is_complex()
+
+
 def same_bits(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors agree in dtype, shape and every bit: NaN equals NaN but not 0, and 0 is not -0.
 

@@ -28,7 +28,7 @@ from gpart.injection.names import READERS, get_submodule, split_name
 from gpart.injection.surgery import wire
 from gpart.injection.targets import AdaptedWeight
 from gpart.injection.tensors import dense
-from gpart.materialize.active import Member, check_no_batch, members
+from gpart.materialize.active import Member, members
 
 _Reader = tuple[WeightReader, AdaptedWeight]
 
@@ -38,15 +38,13 @@ def batch(container: Adapters, names: Sequence[str]) -> Iterator[None]:
     """Within it the rows of what the model is given belong to these adapters, one name for each.
 
     Args:
-        container: what holds the adapters.
+        container: what holds the adapters; no batch is open.
         names: of an adapter, or ``"__base__"``; active ones or not.
 
     Raises:
-        GPartError: if a name is not there, a batch is open already, the model is in training mode, is merged or sharded,
-            or an adapted layer takes its batch otherwise than along its first dimension (MultiheadAttention, recurrent
-            layers).
+        GPartError: if a name is not there, the model is in training mode, is merged or sharded, or an adapted layer takes
+            its batch otherwise than along its first dimension (MultiheadAttention, recurrent layers).
     """
-    check_no_batch(container)
     every = members(container)
     first = next(iter(every.values()))
     used = {name: every[name] for name in dict.fromkeys(names) if name in every}
