@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from gpart.errors import GPartError, GPartFileError
 from gpart.serialization.atomic import replacing
+from gpart.studies.experiments.aside import can_take_back
 from gpart.studies.experiments.outcome import read_object, read_outcome
 from gpart.studies.experiments.plan import COMMAND_FILE, METRICS_FILE, Run, plan
 from gpart.studies.experiments.recipes import OWN_FOLDER, difference
@@ -62,7 +63,8 @@ def pack(study: Path, records: Path) -> str:
         state = read_outcome(run).state
         counts[state] += 1
         if state in ("finished", "failed"):
-            command, metrics = (read_object(run.folder / name) for name in (COMMAND_FILE, METRICS_FILE))
+            place = run.before if can_take_back(run) else run.folder
+            command, metrics = (read_object(place / name) for name in (COMMAND_FILE, METRICS_FILE))
             lines.append(json.dumps({"folder": folder, "command": command, "metrics": metrics}) + "\n")
     if not lines:
         raise GPartError(f"none of the {len(runs)} runs of {study} has been made here")

@@ -47,9 +47,9 @@ def list_runs(cells: Sequence[Cell]) -> None:
         chosen, why = choose(cell, read_deciding(cell))
         for run in [*first_runs(cell), *(chosen.runs[cell.deciding :] if chosen else ())]:
             outcome = read_outcome(run)
-            state = "finished" if outcome.state == "finished" or can_take_back(run) else "to run"
+            state = "finished" if outcome.state == "finished" else "to run"
             note = f": {outcome.why}" if outcome.why else ""
-            if state == "finished" and note:
+            if can_take_back(run):
                 note = f": it is taken back from {run.before}"
             count(state, f"{run.name}{note}\n          {shlex.join(['gpart', *run.words])}")
         for run in () if chosen else cell.candidates[0].runs[cell.deciding :]:

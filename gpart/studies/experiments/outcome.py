@@ -18,6 +18,9 @@ from gpart.studies.experiments.plan import COMMAND_FILE, METRICS_FILE, Candidate
 from gpart.studies.experiments.recipes import difference
 from gpart.studies.experiments.study import number_of
 
+ROUNDING = 1e-6
+"""The relative difference below which two means of scores are equal: a score is a float32, which has about 7 digits."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -59,8 +62,12 @@ class Outcome:
 
 
 def read_outcome(run: Run) -> Outcome:
-    """Reads the outcome of a run from its folder."""
-    return read_made(run.folder, run.words)
+    """Reads the outcome of a run from its folder, or from what was kept aside of it if only that has finished."""
+    own = read_made(run.folder, run.words)
+    if own.state == "finished":
+        return own
+    kept = read_made(run.before, run.words)
+    return kept if kept.state == "finished" else own
 
 
 def read_made(folder: Path, words: Sequence[str]) -> Outcome:
@@ -106,7 +113,7 @@ def choose(cell: Cell, deciding: Sequence[Sequence[Outcome]]) -> tuple[Candidate
     """Selects the candidate with the best mean validation score over the deciding seeds.
 
     The choice is made once all candidates have been run with these seeds, among those that finished with all of them. A
-    candidate that fails does not stop the others.
+    candidate that fails does not stop the others. Means that differ by no more than the rounding of float32 scores are equal.
 
     Args:
         cell: the cell with its candidates.
@@ -127,7 +134,8 @@ def choose(cell: Cell, deciding: Sequence[Sequence[Outcome]]) -> tuple[Candidate
     ]
     if not scores:
         return None, f"none of {len(deciding)} candidates has a validation score (fit.best_score in {METRICS_FILE})"
-    return max(scores, key=lambda pair: pair[0])[1], ""
+    best = max(score for score, _ in scores)
+    return next(candidate for score, candidate in scores if math.isclose(score, best, rel_tol=ROUNDING)), ""
 
 
 def at_an_end(cell: Cell, chosen: Candidate) -> bool:

@@ -24,7 +24,7 @@ from gpart.errors import GPartError
 from gpart.serialization.atomic import replacing
 from gpart.studies.experiments import aside
 from gpart.studies.experiments.last_words import last_words
-from gpart.studies.experiments.outcome import Outcome, no_score, read_object, read_outcome
+from gpart.studies.experiments.outcome import Outcome, no_score, read_made, read_object
 from gpart.studies.experiments.plan import COMMAND_FILE, LOG_FILE, METRICS_FILE, Run
 from gpart.studies.experiments.processes import Child, start
 from gpart.studies.experiments.recipes import contents
@@ -120,7 +120,7 @@ def _locked_run(run: Run, tell: Tell, command: Sequence[str], lock: BaseFileLock
     # The outcome is read under the lock, since another study may have finished the run in the meantime.
     if (kept := _kept(run)) is not None:
         return kept
-    before = read_outcome(run)
+    before = read_made(run.folder, run.words)
     aside.make_room(run)
     tell(Event("started", run.name, f"again, as {before.why}{aside.note(run)}" if before.state == "stale" else ""))
     why = _process(run, command, lock, bound)
@@ -128,16 +128,15 @@ def _locked_run(run: Run, tell: Tell, command: Sequence[str], lock: BaseFileLock
         _write_command(run, command, failed=why)
         return Event("failed", run.name, why + aside.note(run))
     aside.drop(run)
-    return _ended("finished", run, read_outcome(run))
+    return _ended("finished", run, read_made(run.folder, run.words))
 
 
 def _kept(run: Run) -> Event | None:
     """The event of a run that is finished; None if it is to be made."""
-    outcome = read_outcome(run)
-    back = outcome.state != "finished" and aside.can_take_back(run)
+    back = aside.can_take_back(run)
     if back:
         aside.take_back(run)
-        outcome = read_outcome(run)
+    outcome = read_made(run.folder, run.words)
     if outcome.state != "finished":
         return None
     aside.drop(run)
@@ -163,7 +162,7 @@ def _process(run: Run, command: Sequence[str], lock: BaseFileLock, bound: bool) 
         what = f"ended by {signal.Signals(-status).name}"
     elif status > 0:
         what = f"exit status {status}"
-    elif read_outcome(run).state != "finished":
+    elif read_made(run.folder, run.words).state != "finished":
         metrics = read_object(run.folder / METRICS_FILE)
         what = (
             f"no {METRICS_FILE}"

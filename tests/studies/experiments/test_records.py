@@ -64,6 +64,16 @@ def test_the_same_tables_come_out_of_a_fresh_folder(records: Any, study: Path) -
     assert Path("again.jsonl").read_bytes() == packed
 
 
+def test_a_run_that_was_kept_aside_goes_in_as_it_was(records: Any, study: Path) -> None:
+    records.pack(study, Path("r.jsonl"))
+    packed, run = Path("r.jsonl").read_bytes(), Path("out/RTE/B/lr=0.2/seed-0")
+    run.rename(run.with_name("seed-0.before"))
+    run.mkdir()
+    (run / "command.json").write_text(json.dumps({"words": ["fit"], "failed": "exit status 2"}))
+    assert records.pack(study, Path("r.jsonl")) == "r.jsonl: 6 records (4 finished, 2 failed, 2 missing)"
+    assert Path("r.jsonl").read_bytes() == packed
+
+
 def test_what_is_finished_or_running_here_stays(records: Any, study: Path) -> None:
     records.pack(study, Path("r.jsonl"))
     mine = Path("out/RTE/B/lr=0.2/seed-0/metrics.json")

@@ -204,6 +204,22 @@ def test_the_choice_shows_the_mean_of_the_seeds_that_chose() -> None:
     assert "Chosen by the mean validation score of seeds 0, 1:" in markdown(results)
 
 
+@pytest.mark.parametrize(
+    ("later", "chosen"),
+    [([0.9583333730697632, 0.9444444179534912], 0), ([0.9583333730697632, 0.9444543123245239], 1)],
+    ids=["the rounding of float32", "more than that"],
+)
+def test_equal_means_choose_the_first_candidate(later: list[float], chosen: int) -> None:
+    """Float32's 69/72 and 68/72 one way round, and the other with one of them off by a rounding, have the same mean."""
+    study, cells = cells_of(
+        axes={"task": {"RTE": {"metric": "a"}}, "method": {"B": {"tune": {"lr": [1, 2]}}}}, paper=None, tune_seeds=2
+    )
+    for candidate, scores in zip(cells[0].candidates, [[0.9444444179534912, 0.9583333134651184], later], strict=True):
+        for run, score in zip(candidate.runs, scores, strict=False):
+            put(run, 0.5, score)
+    assert collect(study, cells).choices[0].chosen == cells[0].candidates[chosen]
+
+
 def test_the_mean_and_another_scale() -> None:
     rows = results_of(FULL, statistic="mean", scale=1).rows
     assert rows[0].scores["CoLA"].value == pytest.approx(0.4)
@@ -456,6 +472,20 @@ def test_dry_run_says_what_is_taken_back(capsys: pytest.CaptureFixture[str]) -> 
     out = capsys.readouterr().out
     assert out.startswith("finished  RTE / seed 0: it is taken back from out/RTE/seed-0.before\n")
     assert out.endswith("1 finished\n")
+
+
+def test_a_run_that_was_kept_aside_counts_in_the_table_that_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    _, cells = cells_of(axes={"task": {"RTE": {"metric": "accuracy"}}}, paper=None, seeds=[0])
+    run = cells[0].candidates[0].runs[0]
+    put(run, 0.5)
+    run.folder.rename(run.before)
+    put(run, 0.75, command={"words": ["fit"]})
+    assert study_command(["s.yaml", "--table"], ("no/such/program",)) == 0
+    assert table(Path("out/table.md").read_text())[2][1] == "**50.0**"
+    assert run.before.exists()
+    put(run, 0.75)  # what has finished in its own folder goes before
+    assert study_command(["s.yaml", "--table"], ("no/such/program",)) == 0
+    assert table(Path("out/table.md").read_text())[2][1] == "**75.0**"
 
 
 @pytest.mark.parametrize(
