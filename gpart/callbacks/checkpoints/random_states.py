@@ -1,9 +1,10 @@
 """The random numbers of training, so that a resumed run draws what the uninterrupted one would have drawn.
 
 Invariant: the numbers that training steps draw go on from one step to the next, in one process and over a checkpoint;
-what a validation draws in between is taken back, and so is, before an epoch's first step, what its loader has drawn.
+what a validation draws in between is taken back. From the second epoch on, the loader's iterator draws from the state S
+after the last step, and the epoch's first step from :func:`follow` (S). So no two epochs draw the same, also where no step draws.
 
-Both are needed for equality. A run that resumes within an epoch makes an iterator that the uninterrupted run made long
+All of it is needed for equality. A run that resumes within an epoch makes an iterator that the uninterrupted run made long
 ago, a run that resumes from an epoch's last step may make none, and one that resumes from a step after which a
 validation was due leaves the validation out (lightning/pytorch/loops, fit_loop.py and training_epoch_loop.py). An
 iterator draws the seed of its workers, and in other people's loaders the order of the rows, from the same generator as
@@ -77,10 +78,12 @@ class RandomStates(OfBoth, Callback):
             self._rewind(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """So that it does not matter how many iterators were made on the way."""
+        """So that it does not matter how many iterators were made on the way, nor whether a step draws anything."""
         if batch_idx == 0 or self._resumed:
             self._rewind(trainer)
             self._resumed = False
+        if batch_idx == 0 and self._state is not None:
+            follow()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -162,6 +165,23 @@ def read(device: torch.device) -> State:
     if device.type != "cpu":
         state[device.type] = torch.get_device_module(device).get_rng_state()
     return state
+
+
+def follow() -> None:
+    """Seeds the generators of torch on the CPU, of Python and of numpy with numbers that they draw.
+
+    The first numbers of torch are left out: an iterator takes them as seeds of its workers and of its order.
+
+    Example:
+        >>> state = read(torch.device("cpu"))
+        >>> seeds = torch.initial_seed(), follow(), torch.initial_seed(), follow(), torch.initial_seed()
+        >>> len(set(seeds) - {None})
+        3
+        >>> write(state, torch.device("cpu"))
+    """
+    torch.default_generator.manual_seed(int(torch.empty(8, dtype=torch.int64).random_()[-1]))
+    random.seed(random.getrandbits(256))
+    np.random.seed(np.random.randint(2**32, size=8, dtype=np.uint32))  # noqa: NPY002  # the one that others draw from
 
 
 def write(state: State, device: torch.device) -> None:

@@ -175,6 +175,60 @@ def test_a_plain_shuffled_loader_goes_on_from_an_epochs_end(at_validation: bool,
     assert [rows for rows, *_ in whole[:8]] != [rows for rows, *_ in whole[8:16]]
 
 
+class Still(LightningModule):
+    """Draws nothing in a step; keeps what the loader and its worker gave, and what the generators would give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
+        self.seen: list[list[Any]] = []
+
+    def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
+        if index == 0:
+            states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+            self.seen.append([float(torch.rand(())), random.random(), float(np.random.rand())])
+            torch.set_rng_state(states[0]), random.setstate(states[1]), np.random.set_state(states[2])
+        self.seen[-1].append(batch["idx"])
+        return (self.net(batch["x"]) ** 2).mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1e-2)
+
+
+class Augmented(Shuffled):
+    """Each row as its number and what its worker drew."""
+
+    def train_dataloader(self) -> Any:
+        workers = self.hparams["num_workers"]
+        return DataLoader(self.rows, BATCH, shuffle=True, collate_fn=self.noisy, num_workers=workers)
+
+    @staticmethod
+    def noisy(rows: list[tuple[Tensor, int]]) -> dict[str, Any]:
+        drawn = [] if torch.utils.data.get_worker_info() is None else [float(torch.rand(()))]
+        return {"x": torch.stack([x for x, _ in rows]), "idx": [*(index for _, index in rows), *drawn]}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_epoch_has_an_order_of_its_own_where_no_step_draws(workers: int, tmp_path: Path) -> None:
+    """The state after the last step stood still, so that each epoch had the order and the workers' seeds of the second."""
+
+    def epochs(seed: int, number: int, path: Path | None = None) -> list[list[Any]]:
+        seed_everything(seed, verbose=False)
+        module = Still()
+        gpart = GPartCallback(d=10, target_modules=["0"], modules_to_save=["2"])
+        keeper = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+        quiet = dict.fromkeys(["logger", "enable_progress_bar", "enable_model_summary"], False)
+        trainer = Trainer(accelerator="cpu", max_epochs=number, callbacks=[gpart, keeper], limit_val_batches=0, **quiet)
+        trainer.fit(module, datamodule=Augmented(workers), ckpt_path=path)
+        return module.seen
+
+    whole = epochs(0, 5)
+    for what in zip(*whole, strict=True):  # the three generators, and each of the batches
+        assert len({json.dumps(one) for one in what}) == 5
+    assert epochs(99, 5, tmp_path / "epoch=1.ckpt") == whole[2:]
+
+
 def test_another_fit_of_the_same_trainer_does_not_go_back(lit_class: Any, lit_gpart: Any, lit_trainer: Any,
                                                           lit_loader: Any) -> None:  # fmt: skip
     module, drawn = lit_class(), []
