@@ -22,7 +22,9 @@ from gpart.errors import GPartError
 from gpart.serialization.folder import CONFIG
 from gpart.serialization.locations import inside, is_file, located
 
-ADAPTER = "an adapter: its folder, or a Lightning checkpoint (.ckpt; of one with several adapters FILE.ckpt:NAME)"
+ADAPTER = (
+    "an adapter: a folder, a Lightning checkpoint (FILE.ckpt; FILE.ckpt:NAME if it holds several), or a name on the hub"
+)
 
 _ONE_OF_SEVERAL = re.compile(r"(.+\.ckpt):([\w-]+)")
 

@@ -14,8 +14,8 @@ from gpart.cli.adapters import ADAPTER, check_output, console, facts, read_sourc
 from gpart.cli.message import Parser
 from gpart.errors import GPartError
 
-DESCRIPTION = f"""Adds adapters of one layout up (same weights, d, seed and scheme), each times its coefficient, and writes the
-sum as an adapter folder. Updates are linear in theta, so the sum is exact but for one rounding.
+DESCRIPTION = f"""Adds up adapters of one layout (same weights, d, seed and scheme), each multiplied by its coefficient, and writes
+the sum as an adapter folder. Updates are linear in theta, so the sum is exact except for one rounding.
 
 ADAPTER: {ADAPTER}"""
 
@@ -122,10 +122,10 @@ def _parser() -> Parser:
         "--combination-type",
         choices=COMBINATION_TYPES,
         default="linear",
-        help="PEFT's word for how they are combined; default: %(default)s",
+        help="how they are combined, in PEFT's terms; default: %(default)s",
     )
     parser.add_argument(
-        "--density", type=float, metavar="P", help="the share of theta's numbers that is kept, for all but linear"
+        "--density", type=float, metavar="P", help="the fraction of theta's entries that is kept, for all but linear"
     )
     parser.add_argument(
         "--majority-sign-method",
@@ -134,16 +134,16 @@ def _parser() -> Parser:
         help="how TIES elects a sign; default: %(default)s",
     )
     parser.add_argument(
-        "--seed", type=int, metavar="N", default=0, help="of what DARE drops at random; default: %(default)s"
+        "--seed", type=int, metavar="N", default=0, help="the seed for what DARE drops; default: %(default)s"
     )
     parser.add_argument(
         "--heads",
         metavar="HEADS",
-        help="saved modules and buffers: 'combine' (coefficients must add up to 1), or the adapter whose they are; default:"
+        help="saved modules and buffers: 'combine' (coefficients must add up to 1), or an adapter, to take its own; default:"
         " they must be equal",
     )
     parser.add_argument("--name", help="the new adapter's name; default: the first's")
-    parser.add_argument("--no-check-base", action="store_true", help="combine also where the bases seem to differ")
-    parser.add_argument("--force", action="store_true", help="write to OUT also where it is not empty")
+    parser.add_argument("--no-check-base", action="store_true", help="combine even if the bases seem to differ")
+    parser.add_argument("--force", action="store_true", help="write to OUT even if it is not empty")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser

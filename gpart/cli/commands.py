@@ -24,9 +24,9 @@ class Command:
 
 
 TRAINING = {
-    "fit": "train by a recipe",
-    "validate": "score a model by the validation set",
-    "test": "score a model by the test set",
+    "fit": "train with a recipe",
+    "validate": "score a model on the validation set",
+    "test": "score a model on the test set",
     "predict": "write or print a model's answers",
 }
 """LightningCLI's own commands, which parse together; with their lines in the overview."""
@@ -34,16 +34,14 @@ TRAINING = {
 COMMANDS = {
     "inspect": Command("gpart.cli.inspect_adapter", "inspect_command", "show an adapter, and its update by layer"),
     "diff": Command("gpart.cli.diff", "diff_command", "compare two adapters: settings, distance, cosine"),
-    "combine": Command("gpart.cli.combine", "combine_command", "add adapters of one layout up"),
-    "project": Command("gpart.cli.project", "project_command", "bring an adapter to another layout, at a loss"),
+    "combine": Command("gpart.cli.combine", "combine_command", "add up adapters of one layout"),
+    "project": Command("gpart.cli.project", "project_command", "convert an adapter to another layout, with a loss"),
     "merge": Command("gpart.cli.merge", "merge_command", "write a base and an adapter as one plain model"),
-    "export": Command("gpart.cli.export", "export_command", "write an adapter as another library's, such as LoRA"),
-    "import": Command(
-        "gpart.cli.import_authors", "import_command", "make an adapter of the paper's own code one of this package"
-    ),
+    "export": Command("gpart.cli.export", "export_command", "write an adapter in another format, such as PEFT's LoRA"),
+    "import": Command("gpart.cli.import_authors", "import_command", "convert an adapter of the paper's own code"),
     "push": Command("gpart.cli.hub", "push_command", "upload an adapter to the hub, with a model card"),
     "pull": Command("gpart.cli.hub", "pull_command", "download an adapter from the hub"),
-    "serve": Command("gpart.cli.serve", "serve_command", "serve a base and a folder of adapters by HTTP"),
+    "serve": Command("gpart.cli.serve", "serve_command", "serve a base and a folder of adapters over HTTP"),
     "params": Command("gpart.cli.params", "params_command", "count what each method trains, and plan GPart's memory"),
     "configs": Command("gpart.cli.configs", "configs_command", "list the shipped recipes, or copy one to edit"),
     "study": Command("gpart.cli.study", "study_command", "run methods x tasks x seeds, and write their table"),
@@ -64,7 +62,7 @@ _LISTED = "\n".join(f"  {name:<9} {line}" for name, line in LINES.items())
 
 OVERVIEW = f"""usage: gpart COMMAND ...
 
-Fine-tunes by GPart, one global partition of the weights, or by a method that it is compared with.
+Fine-tunes models with GPart, one global partition of the weights, or with a method that it is compared with.
 
 commands:
 {_LISTED}
@@ -78,8 +76,8 @@ examples:
   gpart fit --config glue/rte --config methods/lora --trainer.max_epochs=3
   gpart params roberta-base
 
-'gpart fit --help' lists the settings of a recipe, and 'gpart COMMAND --help' explains any command. A mistake is told in
-one line; GPART_TRACEBACK=1 in the environment shows its traceback instead.
+'gpart fit --help' lists the settings of a recipe, and 'gpart COMMAND --help' explains any command. A mistake is reported
+in one line; GPART_TRACEBACK=1 in the environment shows the traceback instead.
 """
 
 

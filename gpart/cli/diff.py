@@ -39,7 +39,7 @@ def diff_command(words: list[str]) -> int:
     parser = Parser(prog="gpart diff", description=DESCRIPTION)
     parser.add_argument("first", metavar="A", help=ADAPTER)
     parser.add_argument("second", metavar="B", help="the other")
-    parser.add_argument("--all", action="store_true", help="show every weight by itself, however many there are")
+    parser.add_argument("--all", action="store_true", help="show every weight separately, however many there are")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     asked = parser.parse_args(words)
     first, second = read_source(asked.first), read_source(asked.second)

@@ -155,25 +155,29 @@ def _push_parser() -> Parser:
     parser.add_argument("adapter", metavar="ADAPTER", help="an adapter folder, or a .ckpt")
     parser.add_argument("name", metavar="USER/NAME", help="the repository")
     parser.add_argument(
-        "--private", action="store_true", help="make a repository that only you see; default: your account's"
+        "--private", action="store_true", help="make the repository private; default: your account's setting"
     )
-    parser.add_argument("--message", metavar="TEXT", help="of the commit")
+    parser.add_argument("--message", metavar="TEXT", help="the commit message")
     parser.add_argument(
-        "--revision", metavar="BRANCH", help="the branch, which is made where it is missing; default: main"
+        "--revision", metavar="BRANCH", help="the branch, which is created if it does not exist; default: main"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--adapter-name", metavar="NAME", help="which adapter, of a .ckpt that holds several")
     group = parser.add_argument_group("the card")
     group.add_argument("--base", metavar="BASE", help="the base model: its name on the hub, or its folder")
     group.add_argument(
-        "--metric", metavar="NAME=NUMBER", action="append", default=[], help="may be given several times"
+        "--metric",
+        metavar="NAME=NUMBER",
+        action="append",
+        default=[],
+        help="a score, such as accuracy=0.91; may be given several times",
     )
     group.add_argument("--dataset", metavar="NAME", action="append", default=[], help="may be given several times")
     group.add_argument(
         "--recipe", metavar="FILE", help="include this recipe, which all who see the repository can read"
     )
     group.add_argument(
-        "--overwrite-card", action="store_true", help="write a new card, whatever the folder or the repository has"
+        "--overwrite-card", action="store_true", help="write a new card, even if the folder or the repository has one"
     )
     return parser
 

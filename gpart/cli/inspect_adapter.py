@@ -45,7 +45,7 @@ def inspect_command(words: list[str]) -> int:
     """
     parser = Parser(prog="gpart inspect", description=DESCRIPTION)
     parser.add_argument("adapter", metavar="ADAPTER", help=ADAPTER)
-    parser.add_argument("--all", action="store_true", help="show every weight by itself, however many there are")
+    parser.add_argument("--all", action="store_true", help="show every weight separately, however many there are")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     asked = parser.parse_args(words)
     stored = read_source(asked.adapter)

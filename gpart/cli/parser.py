@@ -19,8 +19,8 @@ from gpart.cli.short_help import short_help
 from gpart.errors import GPartError
 
 RECIPES = """A recipe is a YAML file of the settings below. --config takes a file or a shipped recipe's name ('gpart
-configs' lists them); it may be given several times, and a later one goes over an earlier one. A setting on the command
-line goes over them all, such as --trainer.max_epochs=3."""
+configs' lists them). It may be given several times; a later one overrides an earlier one. A setting on the command line,
+such as --trainer.max_epochs=3, overrides all of them."""
 
 CLASSES = {
     "model": gpart.lightning_modules.__all__,
@@ -37,7 +37,7 @@ HEADINGS = {
     "trainer": "Lightning's Trainer",
     "model": "the model and its task",
     "data": "the data",
-    "method": "the method; without one every weight is trained",
+    "method": "the method; without one, every weight is trained",
     "optimizer": "an optimizer in place of the model's own",
     "lr_scheduler": "its schedule",
 }

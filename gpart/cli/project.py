@@ -26,9 +26,9 @@ def project_command(words: list[str]) -> int:
     parser.add_argument("out", metavar="OUT", help="the folder to write")
     parser.add_argument("--d", type=int, metavar="N", help="length of the new theta; default: the adapter's")
     parser.add_argument("--seed", type=int, metavar="N", help="the new seed; default: the adapter's")
-    parser.add_argument("--like", metavar="OTHER", help="an adapter whose weights, d and seed are taken")
-    parser.add_argument("--no-check-base", action="store_true", help="project also where the bases seem to differ")
-    parser.add_argument("--force", action="store_true", help="write to OUT also where it is not empty")
+    parser.add_argument("--like", metavar="OTHER", help="an adapter whose adapted weights, d and seed are used")
+    parser.add_argument("--no-check-base", action="store_true", help="project even if the bases seem to differ")
+    parser.add_argument("--force", action="store_true", help="write to OUT even if it is not empty")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     asked = parser.parse_args(words)
     changes = {key: value for key, value in (("d", asked.d), ("seed", asked.seed)) if value is not None}

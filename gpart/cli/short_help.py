@@ -14,48 +14,48 @@ Shown = dict[str, str]
 """What a setting does, by the setting with what it takes."""
 
 OWN: Shown = {
-    "--help-all": "show all settings, with Lightning's words about them, and exit",
-    "--config RECIPE": "a recipe's file or shipped name; may be repeated",
+    "--help-all": "show all settings, with Lightning's descriptions, and exit",
+    "--config RECIPE": "a recipe: a file, or the name of a shipped one; may be repeated",
     "--print_config": "print the settings that result, and exit",
-    "--seed_everything N": "the run's seed; true draws one",
-    "--ckpt_path CKPT": "a checkpoint's file, or last or best: an earlier run's",
-    "--own_folder BOOL": "put all that is written below trainer.default_root_dir",
+    "--seed_everything N": "the run's seed; true draws a random one",
+    "--ckpt_path CKPT": "a checkpoint file; or last or best, of an earlier run",
+    "--own_folder BOOL": "write everything, such as method.save_folder, below trainer.default_root_dir",
 }
 OWN_OF = {
     "fit": {
-        "--resume": "go on from the newest checkpoint in the run's folder",
-        "--test_best BOOL": "after fit, score the best checkpoint by the test set",
+        "--resume": "resume from the newest checkpoint in the run's folder",
+        "--test_best BOOL": "after fit, score the best checkpoint on the test set",
     },
     "predict": {"--output FILE": "where predictions go, if not to the terminal: .jsonl, .csv, .tsv or .parquet"},
 }
 
 TRAINING: Shown = {
-    "max_epochs N": "stop after so many epochs; without it and max_steps, after 1000",
-    "max_steps N": "stop after so many steps of the optimizer; -1: no limit",
+    "max_epochs N": "stop after N epochs; default 1000 if max_steps is not set either",
+    "max_steps N": "stop after N optimizer steps; -1: no limit",
     "max_time TIME": "stop after a time, such as 00:12:00:00 for twelve hours",
-    "accumulate_grad_batches N": "batches to a step of the optimizer",
-    "gradient_clip_val NORM": "the most that a gradient's norm may be",
-    "limit_train_batches N": "batches an epoch, or their fraction",
-    "limit_val_batches N": "the same for validation; 0 leaves it out",
+    "accumulate_grad_batches N": "batches per optimizer step",
+    "gradient_clip_val NORM": "clip the gradient to this norm",
+    "limit_train_batches N": "batches per epoch, or a fraction of them",
+    "limit_val_batches N": "the same for validation; 0 skips it",
     "val_check_interval N": "batches between validations, or a fraction of an epoch",
     "check_val_every_n_epoch N": "epochs between validations",
     "num_sanity_val_steps N": "validation batches to try before the first step",
     "log_every_n_steps N": "steps between logged values",
     "enable_checkpointing BOOL": "whether checkpoints are written",
-    "overfit_batches N": "train and validate on so many batches, or a fraction, to find bugs",
+    "overfit_batches N": "train and validate on N batches, or a fraction, to find bugs",
     "detect_anomaly BOOL": "stop at a gradient that is not a number; slow",
 }
 RUNNING: Shown = {
     "accelerator NAME": "cpu, gpu, mps, tpu or auto",
-    "devices N": "how many of them, or which, such as [0,2]",
-    "num_nodes N": "machines",
+    "devices N": "how many devices, or which, such as [0,2]",
+    "num_nodes N": "number of machines",
     "strategy NAME": "how devices share the work: ddp, fsdp or auto",
     "precision NAME": "32-true, bf16-true, bf16-mixed or 16-mixed",
     "logger CLASS": "TensorBoardLogger, CSVLogger, WandbLogger; false: none",
-    "callbacks+ CLASS": "one callback more, such as EarlyStopping",
+    "callbacks+ CLASS": "add a callback, such as EarlyStopping",
     "default_root_dir FOLDER": "where logs and checkpoints go",
     "deterministic BOOL": "use only algorithms that give the same result again",
-    "enable_progress_bar BOOL": "whether there is one",
+    "enable_progress_bar BOOL": "whether to show a progress bar",
     "fast_dev_run N": "run N batches of each part only, and write nothing; true is 1",
     "profiler NAME": "simple, advanced or pytorch: where the time goes",
 }
@@ -105,7 +105,7 @@ def short_help(parser: argparse.ArgumentParser, command: str, headings: dict[str
     for words, says in {**OWN, **OWN_OF.get(command, {})}.items():
         _add(own, words, says, defaults)
     trainer = shown.add_argument_group(headings["trainer"])
-    limit = {f"limit_{LIMITS[command]}_batches N": "batches, or their fraction"} if command in LIMITS else TRAINING
+    limit = {f"limit_{LIMITS[command]}_batches N": "batches, or a fraction of them"} if command in LIMITS else TRAINING
     for words, says in {**limit, **RUNNING}.items():
         _add(trainer, f"--trainer.{words}", says, defaults)
     for key, example in EXAMPLES.items():

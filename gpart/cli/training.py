@@ -48,18 +48,18 @@ class GPartCLI(LightningCLI):
         """Adds ``method:``, any Callback; without it everything is trained. ``fit`` also has ``test_best`` and ``resume``."""
         parser.add_lightning_class_args(Callback, "method", subclass_mode=True, required=False)
         parser.add_argument(
-            "--test_best", type=bool, default=False, help="After fit, score the best checkpoint by the test set."
+            "--test_best", type=bool, default=False, help="After fit, score the best checkpoint on the test set."
         )
         parser.add_argument(
             "--resume",
             action="store_true",
-            help="Go on from the newest checkpoint in the run's folder: --ckpt_path last.",
+            help="Resume from the newest checkpoint in the run's folder: the same as --ckpt_path last.",
         )
         parser.add_argument(
             "--own_folder",
             type=bool,
             default=False,
-            help="Put all that is written below trainer.default_root_dir, such as method.save_folder.",
+            help="Write everything, such as method.save_folder, below trainer.default_root_dir.",
         )
         # Ten lines that tell what the method's table does.
         parser.set_defaults({"trainer.enable_model_summary": False})

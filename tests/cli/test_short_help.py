@@ -56,7 +56,7 @@ def test_help_says_where_the_rest_is_and_names_the_classes(capsys: pytest.Captur
         assert name in text
     for word in ("--trainer.max_epochs", "--trainer.devices", "--resume", "--test_best", "--ckpt_path", "--optimizer"):
         assert f"{word} " in text
-    assert "accumulate_grad_batches N batches to a step of the optimizer (default: 1)" in text
+    assert "accumulate_grad_batches N batches per optimizer step (default: 1)" in text
     assert "--output" not in text
     assert "barebones" not in text
 
