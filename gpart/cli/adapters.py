@@ -22,9 +22,7 @@ from gpart.errors import GPartError
 from gpart.serialization.folder import CONFIG
 from gpart.serialization.locations import inside, is_file, located
 
-ADAPTER = (
-    "an adapter: a folder, a Lightning checkpoint (FILE.ckpt; FILE.ckpt:NAME if it holds several), or a name on the hub"
-)
+ADAPTER = "an adapter: a folder, a checkpoint (FILE.ckpt, or FILE.ckpt:NAME of several), or a name on the hub"
 
 _ONE_OF_SEVERAL = re.compile(r"(.+\.ckpt):([\w-]+)")
 

@@ -17,7 +17,7 @@ from gpart.errors import GPartError
 DESCRIPTION = f"""Adds up adapters of one layout (same weights, d, seed and scheme), each multiplied by its coefficient, and writes
 the sum as an adapter folder. Updates are linear in theta, so the sum is exact except for one rounding.
 
-ADAPTER: {ADAPTER}"""
+ADAPTER is {ADAPTER}"""
 
 EPILOG = """examples:
   gpart combine runs/both --adapter runs/a=0.5 --adapter runs/b=0.5

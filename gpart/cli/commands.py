@@ -76,8 +76,8 @@ examples:
   gpart fit --config glue/rte --config methods/lora --trainer.max_epochs=3
   gpart params roberta-base
 
-'gpart fit --help' lists the settings of a recipe, and 'gpart COMMAND --help' explains any command. A mistake is reported
-in one line; GPART_TRACEBACK=1 in the environment shows the traceback instead.
+'gpart fit --help' lists the settings of a recipe, and 'gpart COMMAND --help' explains any command. A mistake is
+reported in one line; GPART_TRACEBACK=1 in the environment shows the traceback instead.
 """
 
 
