@@ -2,7 +2,7 @@
 
 Invariant: the numbers that training steps draw go on from one step to the next, in one process and over a checkpoint;
 what a validation draws in between is taken back. From the second epoch on, the loader's iterator draws from the state S
-after the last step, and the epoch's first step from :func:`follow` (S). So no two epochs draw the same, also where no step draws.
+after the last step, and the epoch's first step from :func:`reseed` (S). So no two epochs draw the same, also where no step draws.
 
 All of it is needed for equality. A run that resumes within an epoch makes an iterator that the uninterrupted run made long
 ago, a run that resumes from an epoch's last step may make none, and one that resumes from a step after which a
@@ -83,7 +83,7 @@ class RandomStates(OfBoth, Callback):
             self._rewind(trainer)
             self._resumed = False
         if batch_idx == 0 and self._state is not None:
-            follow()
+            reseed()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -167,14 +167,14 @@ def read(device: torch.device) -> State:
     return state
 
 
-def follow() -> None:
+def reseed() -> None:
     """Seeds the generators of torch on the CPU, of Python and of numpy with numbers that they draw.
 
     The first numbers of torch are left out: an iterator takes them as seeds of its workers and of its order.
 
     Example:
         >>> state = read(torch.device("cpu"))
-        >>> seeds = torch.initial_seed(), follow(), torch.initial_seed(), follow(), torch.initial_seed()
+        >>> seeds = torch.initial_seed(), reseed(), torch.initial_seed(), reseed(), torch.initial_seed()
         >>> len(set(seeds) - {None})
         3
         >>> write(state, torch.device("cpu"))
