@@ -151,6 +151,7 @@ class GPartCallback(MethodCallback):
         self._gradient, self._finite = FirstGradient(), FiniteTheta()
         self._evaluation = ExitStack()
         self._sharding, self._rate = False, 0.0
+        self._fit_ended = False
         self._labels: list[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -270,7 +271,7 @@ class GPartCallback(MethodCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attaches the adapter now, or as soon as the network is built; in any case before it is sharded."""
-        self._sharding = shards(trainer.strategy)
+        self._sharding, self._fit_ended = shards(trainer.strategy), False
         if self.merge_at_end or self.checkpoints == "merged":
             refuse_merging(trainer.strategy, self.merge_at_end)
         if stage != "fit" and self._taken_off(pl_module):
@@ -440,6 +441,11 @@ class GPartCallback(MethodCallback):
         keep_frozen(self.adapter, self._copies)
         self._finite.settle(self.adapter.values)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the folder, if one was asked for; remembers that fit came to its end, so that theta may be merged."""
+        super().on_fit_end(trainer, pl_module)
+        self._fit_ended = True
+
     def _name_classes(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.start is not None:
             agree_on_labels(trainer, pl_module, self._labels, self.start)
@@ -466,8 +472,8 @@ class GPartCallback(MethodCallback):
         if self._adapter is not None:
             self._adapter.free()
         super().teardown(trainer, pl_module, stage)
-        # Lightning calls this with a stage only where fit has ended well; every checkpoint is handed in by then.
-        if stage == "fit" and self.merge_at_end and self.adapter.attached:
+        # Lightning calls this with stage "fit" also when the tuner leaves a fit early, to go back to the start.
+        if stage == "fit" and self._fit_ended and self.merge_at_end and self.adapter.attached:
             self.adapter.merge_and_unload()
             merge_copies(self._copies)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.tuner import Tuner
 from torch import nn
 
 from gpart import load_adapter
@@ -167,6 +168,26 @@ def test_merge_at_end_leaves_a_plain_module(
         assert type(merged.net[0]) is nn.Linear
     trainer.save_checkpoint(tmp_path / "c.ckpt")
     assert torch.equal(lit_class.load_from_checkpoint(tmp_path / "c.ckpt").eval().net(X), expected)
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_search_for_a_learning_rate_merges_nothing(
+    started: bool, lit_class: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any, tmp_path: Path
+) -> None:
+    first = lit_class()
+    lit_trainer(lit_gpart(save_folder=str(tmp_path / "start")), max_epochs=1).fit(first, lit_loader())
+    module, expected = lit_class(), first.net[0].weight.detach().clone()
+    base = module.net[0].weight.detach().clone()
+    settings = {"adapter": str(tmp_path / "start"), "d": None, "target_modules": None, "modules_to_save": None}
+    method = lit_gpart(merge_at_end=True, **(settings if started else {}))
+    trainer = lit_trainer(method, max_epochs=1)
+    Tuner(trainer).lr_find(module, lit_loader(), num_training=5)
+    assert method.adapter.attached
+    assert torch.equal(module.net[0].weight.detach(), expected if started else base)
+    module.lr = module.hparams.lr = 0.0  # the fit changes nothing, so that what is merged is known
+    trainer.fit(module, lit_loader())
+    assert type(module.net[0]) is nn.Linear
+    assert torch.equal(module.net[0].weight, expected if started else base)
 
 
 def test_after_an_exception_the_adapter_stays(
