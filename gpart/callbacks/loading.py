@@ -7,14 +7,19 @@ frozen weights.
 
 from __future__ import annotations
 
+import io
 import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import RLock, get_ident
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
+import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.saving import _default_map_location
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from gpart.adapter import attach_plan, get_adapters
@@ -22,6 +27,7 @@ from gpart.adapters import set_active
 from gpart.callbacks.baselines import BitFit, FullFineTuning, LinearProbe, PartialFineTuning, Selection
 from gpart.callbacks.checkpoints.contents import AdapterContents
 from gpart.callbacks.checkpoints.filling import Contents, filled
+from gpart.callbacks.checkpoints.hyperparameters import OBJECTS_KEY, as_given, read_otherwise
 from gpart.callbacks.copies import adapt_copies
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.peft_callback import PeftCallback
@@ -69,7 +75,9 @@ def load_from_checkpoint(
         map_location: where the module goes; default where its tensors were saved.
         hparams_file: a ``.yaml`` or ``.csv`` in place of the saved hyperparameters.
         strict: whether the keys have to agree; default as the module's ``strict_loading`` says.
-        weights_only: False where the file holds objects and is trusted: reading them may run any code.
+        weights_only: False where the file holds objects and is trusted: reading them may run any code. Without it a
+            hyperparameter that was a path, an array, a namedtuple or a dict of a class of its own is a str, a tensor, a
+            tuple or a dict.
         check_base: False loads onto another base of the same shape, with a warning.
         **kwargs: arguments for ``cls``, in place of the saved hyperparameters.
 
@@ -113,10 +121,18 @@ def load_from_checkpoint(
             _activate(get_submodule(module, path), _of_network(entry, path, source), source)
         checkpoint.update(filled(checkpoint, source, module, parts, strict))
 
+    with_types: IO[bytes] | None = None
+    if weights_only is False and OBJECTS_KEY in found:
+        with_types = _with_types(content, source, map_location)
+    elif others := read_otherwise(found, cls.CHECKPOINT_HYPER_PARAMS_KEY):
+        rank_zero_warn(
+            f"{source} is read without the types of {others}: each comes as a plain dict, tuple, str or tensor. If you trust"
+            " the file, which may run any code then, weights_only=False reads them as they were"
+        )
     try:
         with _before_loading(_built_class(cls, found), complete):
             loaded = cls.load_from_checkpoint(
-                checkpoint_path,
+                with_types if with_types is not None else checkpoint_path,
                 map_location=map_location,
                 hparams_file=hparams_file,
                 strict=strict,
@@ -153,6 +169,17 @@ def load_method(network: nn.Module, folder: str) -> MethodCallback:
     method.start = folder
     method.apply(network)
     return method
+
+
+def _with_types(content: Path | IO[bytes], source: str, map_location: Any) -> IO[bytes]:
+    """The file as Lightning would have written it, which its reader takes; in memory."""
+    if not isinstance(content, Path):
+        content.seek(0)
+    place: Any = map_location or _default_map_location
+    whole = torch.load(content, map_location=place, weights_only=False)
+    torch.save(as_given(whole, False, source, map_location), file := io.BytesIO())
+    file.seek(0)
+    return file
 
 
 @contextmanager

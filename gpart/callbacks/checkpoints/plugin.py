@@ -24,7 +24,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from gpart.callbacks.checkpoints.filling import HINT, Contents, Parts, filled, frozen_tensors
-from gpart.callbacks.checkpoints.hyperparameters import NotPlainError, loadable
+from gpart.callbacks.checkpoints.hyperparameters import NotPlainError, as_given, with_objects
 from gpart.callbacks.checkpoints.live import entries, named_by
 from gpart.callbacks.checkpoints.writing import written
 from gpart.callbacks.packages import OfBoth, both, is_a
@@ -97,7 +97,7 @@ class GPartCheckpointIO(OfBoth, CheckpointIO):
         if self._module is not None and (parts := self._parts):
             checkpoint = written(checkpoint, self._module, parts)
         try:
-            checkpoint = loadable(checkpoint)
+            checkpoint = with_objects(checkpoint)
         except NotPlainError as found:
             self._say(str(found))
         self._order.handed_in()
@@ -133,7 +133,7 @@ class GPartCheckpointIO(OfBoth, CheckpointIO):
             raise
         except Exception as error:  # on damaged files torch's reader raises whatever it stumbles over
             raise unreadable(content, str(path), error) from error
-        return self._filled(checkpoint, path)
+        return self._filled(as_given(checkpoint, weights_only, str(path), map_location), path)
 
     def _filled(self, checkpoint: dict[str, Any], path: _PATH) -> dict[str, Any]:
         if self._module is None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gpart import load_adapter
 from gpart.callbacks import load_from_checkpoint
-from gpart.callbacks.checkpoints.hyperparameters import loadable
+from gpart.callbacks.checkpoints.hyperparameters import OBJECTS_KEY, loadable
 from gpart.errors import GPartError
 
 
@@ -174,6 +174,81 @@ def test_a_checkpoint_brings_converted_hyperparameters_to_the_class(lit_fitted: 
     assert found["deep"][0]["colour"] == "red"
     assert torch.equal(found["deep"][0]["w"], torch.arange(3))
     assert loaded.lr == 0.02
+
+
+class Attributes(dict):
+    """A dict with attributes, as many projects have one."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(name)
+
+
+AS_GIVEN: dict[str, tuple[Any, Any]] = {
+    "attributes": (Attributes(lr=0.5), lambda value: value.lr),
+    "namedtuple": (Pair(1, 2), lambda value: value.b),
+    "path": (Path("a"), lambda value: value / "b"),
+    "array": (np.ones(3, np.float32), torch.from_numpy),
+    "defaultdict": (defaultdict(int), lambda value: value["absent"]),
+    "lightning's own": (AttributeDict(lr=0.5), lambda value: value.lr),
+    "deep": ({"here": [Pair(Path("a"), 2)]}, lambda value: value["here"][0].a / "b"),
+}
+
+
+@pytest.mark.parametrize("kind", AS_GIVEN)
+@pytest.mark.parametrize("written", ["adapter", "merged"])
+def test_without_weights_only_a_hyperparameter_is_what_was_given(
+    kind: str, written: str, lit_fitted: Any, lit_class: Any, lit_gpart: Any
+) -> None:
+    value, use = AS_GIVEN[kind]
+
+    class Uses(lit_class):
+        def __init__(self, extra: Any = None, lr: float = 0.01) -> None:
+            super().__init__(extra=extra, lr=lr)
+            use(extra)
+
+    _, _, path = lit_fitted(Uses(value), lit_gpart(checkpoints=written))
+    loaded = load_from_checkpoint(Uses, path, weights_only=False)
+    assert type(loaded.hparams["extra"]) is type(value)
+    with path.open("rb") as file:
+        load_from_checkpoint(Uses, file, weights_only=False)
+    where = r"checkpoint\['hyper_parameters'\]\['extra'\]"
+    with pytest.warns(UserWarning, match=rf"without the types of .*{where}.*weights_only=False"):
+        load_from_checkpoint(lit_class, path)
+
+
+def test_a_trainer_reads_what_was_given_too(
+    lit_fitted: Any, lit_class: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any
+) -> None:
+    class Keeps(Callback):
+        found: Any = None
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"pair": Pair(1, 2)}
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            Keeps.found = state_dict["pair"]
+
+    _, _, path = lit_fitted(None, None, Keeps())
+    for weights_only, kind in ((None, tuple), (False, Pair)):
+        lit_trainer(lit_gpart(), Keeps(), max_epochs=2).fit(
+            lit_class(), lit_loader(), ckpt_path=path, weights_only=weights_only
+        )
+        assert type(Keeps.found) is kind
+
+
+def test_a_class_that_is_gone_leaves_the_plain_value(lit_fitted: Any, lit_class: Any, monkeypatch: Any) -> None:
+    _, _, path = lit_fitted(lit_class(extra=Pair(1, 2)))
+    monkeypatch.delitem(globals(), "Pair")
+    with pytest.warns(UserWarning, match=r"\['hyper_parameters', 'extra'\] is read as its plain equal"):
+        loaded = load_from_checkpoint(lit_class, path, weights_only=False)
+    assert loaded.hparams["extra"] == (1, 2)
+
+
+def test_plain_values_leave_nothing_more_in_the_file(lit_fitted: Any, lit_class: Any) -> None:
+    _, _, path = lit_fitted(lit_class(extra={"a": [1, (2.0,)]}))
+    assert OBJECTS_KEY not in torch.load(path)
 
 
 def test_lightning_leaves_a_lambda_out_with_its_own_warning(lit_fitted: Any, lit_class: Any) -> None:
