@@ -5,7 +5,7 @@ Invariant: where several could be meant, none is taken: the error names them and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ class Columns:
     label: str | None
     """None where the rows have no labels."""
     split: str | None
-    """The names of the parts, where a column has them."""
+    """The names of the parts, where a column has them; empty where it was said that none has."""
     guessed: tuple[str, ...] = ()
     """Of these, those that nobody named."""
 
@@ -47,7 +47,7 @@ class Columns:
         """As it is told."""
         says = f"{'text' if len(self.texts) == 1 else 'texts'} {' and '.join(map(repr, self.texts))}"
         says += "" if self.label is None else f", label {self.label!r}"
-        return says + ("" if self.split is None else f", split {self.split!r}")
+        return says + (f", split {self.split!r}" if self.split else "")
 
 
 def choose_columns(
@@ -63,7 +63,8 @@ def choose_columns(
         rows: some rows; the first thousand are looked at.
         texts: the names of the text columns; None guesses.
         label: the name of the label column; None guesses.
-        split: the name of a column with names of parts; None takes one called ``split`` if it has such names only.
+        split: the name of a column with names of parts; None takes one called ``split`` if it has such names only, and
+            ``""`` none.
         labelled: whether a label is needed. Else a missing one is None.
 
     Raises:
@@ -83,7 +84,7 @@ def choose_columns(
         raise GPartError(f"{place} has no column {missing[0]!r}; it has {names}")
     if twice := [name for name in asked if asked.count(name) > 1]:
         raise GPartError(f"column {twice[0]!r} can't be two of text={texts}, label={label!r} and split={split!r}")
-    if split is None and SPLIT in names and SPLIT not in asked and set(map(str, values[SPLIT])) <= set(PARTS):
+    if split is None and SPLIT in names and SPLIT not in (*asked, label) and not unknown_parts(values[SPLIT]):
         split = SPLIT
     found_label = label if label in names else None
     free = [name for name in names if name not in (found_label, split, *(texts or ()))]
@@ -97,6 +98,20 @@ def choose_columns(
         found_label = _label_of(free, values, names, place, labelled)
         guessed += [found_label] if found_label else []
     return Columns(tuple(texts), found_label, split, tuple(guessed))
+
+
+def part_of(value: Any) -> str | None:
+    """The part that a column's value names, whatever its case; None where it names none.
+
+    >>> part_of(" Test "), part_of("Dev"), part_of("fold 3")
+    ('test', 'val', None)
+    """
+    return PARTS.get(str("" if value is None else value).strip().lower())
+
+
+def unknown_parts(values: Iterable[Any]) -> list[str]:
+    """Those of a column's values that name no part, each once."""
+    return [value for value in dict.fromkeys(map(str, values)) if part_of(value) is None]
 
 
 def _texts_of(among: list[str], names: list[str], place: str) -> list[str]:

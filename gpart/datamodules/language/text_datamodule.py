@@ -53,7 +53,8 @@ class TextDataModule(SeededDataModule):
         model: the model whose tokenizer is used; the default is the LightningModule's.
         val_path: rows that select the checkpoint, in the same columns.
         test_path: rows that are scored.
-        split: the column that says which part a row is in, by train, val and test; the default is one called so.
+        split: the column that says which part a row is in, by train, val and test in any case; the default is one called so,
+            and ``""`` says that there is none.
         held_out: the fraction of the rows that selects the checkpoint; the default is a tenth, but enough to choose by.
         test_held_out: the fraction of the rows that is scored; the default is none.
         on_bad_row: ``error`` stops at the first bad row; ``skip`` leaves them out and counts them.

@@ -14,7 +14,7 @@ from typing import Any
 from gpart.datamodules.common.own_files import PARTS, read_parts
 from gpart.datamodules.common.own_rows import NO_TEST, BadRows, Row, without_leaks
 from gpart.datamodules.common.splits import chosen
-from gpart.datamodules.language.text_columns import Columns, choose_columns
+from gpart.datamodules.language.text_columns import SPLIT, Columns, choose_columns, part_of, unknown_parts
 from gpart.datamodules.language.text_labels import Labels, Task, classes_of, guess_task
 from gpart.datamodules.language.text_parts import Labelled, cut, strata_of
 from gpart.datamodules.language.text_rows import labelled, with_texts
@@ -102,6 +102,8 @@ def read_labelled(sources: Sources, known: Labels | None, stage: str) -> Found:
         part: sources.whole(source) for part, source in own.items() if source is not None and (raw or part == stage)
     }
     columns = sources.columns([row for rows in raw.values() for row in rows], labelled=True)
+    if columns.split is None and "" in raw:
+        _refuse_unknown([row for some in raw.values() for row in some], columns)
     if columns.split and "" in raw:
         raw = {**_by_column(raw.pop(""), columns.split, sources.bad), **raw}
     rows = {part: with_texts(some, columns.texts, sources.bad) for part, some in raw.items()}
@@ -135,12 +137,27 @@ def _by_column(rows: list[Row], column: str, bad: BadRows) -> dict[str, list[Row
     """Rows by the part that their column names."""
     parts: dict[str, list[Row]] = {}
     for row in rows:
-        name = PARTS.get(str(row.values.get(column) or "").strip().lower())
+        name = part_of(row.values.get(column))
         if name is None:
             bad.add(row, column, f"names no part ({', '.join(PARTS)})")
         else:
             parts.setdefault(name, []).append(row)
     return parts
+
+
+def _refuse_unknown(rows: list[Row], columns: Columns) -> None:
+    """Checks that no column of parts is left that was not understood: its rows would all be trained on.
+
+    Raises:
+        GPartError: if there is one, with what it holds.
+    """
+    unknown = unknown_parts(row.values[SPLIT] for row in rows if row.values.get(SPLIT) is not None)
+    if unknown and SPLIT not in (*columns.texts, columns.label):
+        raise GPartError(
+            f"{rows[0].file}: the column {SPLIT!r} has {', '.join(map(repr, unknown[:_SHOWN]))}, and the names of parts are"
+            f" {', '.join(PARTS)}: change them, or say which column has the parts, as in --data.split COLUMN; --data.split="
+            " with nothing behind it where none has"
+        )
 
 
 def _find_labels(rows: list[Row], column: str, known: Labels | None, settings: Mapping[str, Any]) -> Labels:

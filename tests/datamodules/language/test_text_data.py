@@ -93,6 +93,32 @@ def test_files_of_their_own_and_a_column_are_parts(data: Any, tmp_path: Path) ->
     assert ids(one)["val"] == set(range(1, 90, 3))
 
 
+def test_a_column_of_parts_is_known_in_any_case_and_other_names_are_refused(data: Any, tmp_path: Path) -> None:
+    header = ("id", "message", "team", "split")
+
+    def file(*names: str) -> str:
+        rows = [[*row, names[i // 3 % len(names)]] for i, row in enumerate(tickets(90))]
+        return table(tmp_path / "a.csv", rows, header)
+
+    parts = ids(ready(data(file("Train", " VALIDATION", "Test"), label="team"), "fit"))
+    assert {name: len(part) for name, part in parts.items()} == {"train": 30, "val": 30, "test": 30}
+    said = r"a.csv: the column 'split' has 'holdout', and the names of parts are train, validation,"
+    with pytest.raises(GPartError, match=said):
+        ready(data(file("train", "holdout"), label="team"), "fit")
+    paths = file("morning", "evening")
+    own = ready(data(paths, split="", label="team"), "fit")
+    assert own.hparams["split"] == ""
+    assert len(own.parts["train"]) + len(own.parts["val"]) == 90
+    assert ready(data(paths, label="split"), "fit").labels == ("evening", "morning")
+    assert len(ready(data(paths), "predict").parts["predict"]) == 90
+    # Files that are parts need no column of parts.
+    for name, first in (("train", 0), ("test", 200)):
+        rows = [[*row, "ab"[i % 2]] for i, row in enumerate(tickets(60, first))]
+        (tmp_path / "parts").mkdir(exist_ok=True)
+        table(tmp_path / "parts" / f"{name}.csv", rows, header)
+    assert len(ready(data(str(tmp_path / "parts"), label="team"), "fit").parts["test"]) == 60
+
+
 def test_a_text_that_is_trained_on_is_not_scored(data: Any, tmp_path: Path) -> None:
     train = table(tmp_path / "a.csv", tickets(60))
     test = table(tmp_path / "b.csv", [[0, said(59).title(), "a"], [1, said(200), "b"]])
