@@ -67,7 +67,7 @@ MAY_IMPORT = {
         "errors",
         "version",
     },
-    "serving": METHOD | {"errors", "version"},
+    "serving": METHOD | {"datamodules", "errors", "version"},
     "studies": METHOD
     | {"face", "bases", "callbacks", "lightning_modules", "datamodules", "assets", "errors", "version"},
     "cli": METHOD

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,42 @@ def test_batches_give_what_each_image_gives_alone(folders: Path) -> None:
         assert answer["score"] == pytest.approx(values.max().item(), abs=1e-5)
         found.add(round(answer["score"], 5))
     assert len(found) > 6
+
+
+@torch.no_grad()
+def test_pictures_are_prepared_as_the_adapter_was_trained(folders: Path, tmp_path: Path) -> None:
+    """The labels are those of ``gpart predict``, also where the processor has another size and would squeeze."""
+    from transformers import ViTForImageClassification, ViTImageProcessor
+
+    from gpart.datamodules import ImageDataModule
+
+    base, taken = tmp_path / "base", {}
+    model = ViTForImageClassification.from_pretrained(folders / "base").eval()
+    model.save_pretrained(base)
+    ViTImageProcessor(size={"height": 24, "width": 24}).save_pretrained(base)
+    (tmp_path / "pictures").mkdir()
+    for number in range(12):
+        size = ((40, 18), (17, 40), (16, 16))[number % 3]
+        shown = Image.effect_noise(size, 90).convert("RGB")
+        exif = shown.getexif()
+        exif[0x0112] = 6 if number % 2 else 1  # a camera held upright
+        shown.save(path := tmp_path / "pictures" / f"{number:02}.png", exif=exif)
+        taken[number] = path.read_bytes()
+    data = ImageDataModule(
+        "imagefolder", path=str(tmp_path / "pictures"), model=str(base), image_size=16, num_workers=0
+    )
+    data.setup("predict")
+    adapter = load_adapter(model, folders / "adapters" / "u0")
+    adapter.about = replace(adapter.about, inputs=data.adapter_facts()["inputs"])
+    adapter.save(tmp_path / "adapters" / "u0")
+    expected = torch.cat([model(batch["pixel_values"]).logits for batch in data.predict_dataloader()]).softmax(-1)
+    engine = make_engine(Settings(str(base), str(tmp_path / "adapters")))
+    answers = engine.answer([engine.read(body(content, adapter="u0")) for content in taken.values()])
+    for row, answer in zip(expected, answers, strict=True):
+        assert not isinstance(answer, RequestError), answer
+        assert answer["label"] == f"LABEL_{int(row.argmax())}"
+        assert answer["score"] == pytest.approx(row.max().item(), abs=1e-5)
+    assert len({round(row.max().item(), 4) for row in expected}) > 6
 
 
 @pytest.mark.parametrize(

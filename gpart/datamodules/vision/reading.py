@@ -108,10 +108,15 @@ def read_rgb(read: Reader, row: int, name: str) -> Image.Image:
             image.load()
             if image.mode == "F":
                 raise GPartError("pixels are floating-point numbers, whose range is not known")
-            return _rgb(_upright(image))
+            return as_rgb(image)
     except DAMAGED as error:
         # On one line, since UnreadableImageError keeps only the last line of a worker's traceback.
         raise UnreadableImageError(f"can't read the picture {name}: {on_one_line(error)}") from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A picture as RGB and upright, see :func:`read_rgb`."""
+    return _rgb(_upright(image))
 
 
 def on_one_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,34 @@ def of_processor(values: Mapping[str, Any], model: str) -> Normalisation:
         _channels(values.get("image_std") if normalise else (1.0,) * 3, "image_std", model),
         _RESAMPLE[number],
     )
+
+
+def of_inputs(inputs: Mapping[str, Any]) -> Normalisation | None:
+    """The settings that stand in an adapter's file; None where they are not all there.
+
+    Raises:
+        GPartError: if one is not what it has to be.
+
+    Example:
+        >>> of_inputs({"max_length": 128}) is None
+        True
+        >>> values = {"size": [32, 32], "resize": 36, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+        >>> of_inputs(values).size
+        (32, 32)
+    """
+    if any(one.name not in inputs for one in fields(Normalisation)):
+        return None
+    try:
+        height, width = map(int, inputs["size"])
+        return Normalisation(
+            (height, width),
+            int(inputs["resize"]),
+            _channels(inputs["mean"], "mean", "the adapter"),
+            _channels(inputs["std"], "std", "the adapter"),
+            InterpolationMode(inputs["interpolation"]).value,
+        )
+    except (TypeError, ValueError) as error:
+        raise GPartError(f"the adapter's file has no settings of pictures in inputs={dict(inputs)}: {error}") from error
 
 
 def _lengths(value: Any, name: str, model: str) -> tuple[int, tuple[int, int]]:
