@@ -5,13 +5,17 @@ Lightning looks in the folder of the new run, which is empty, and then trains fr
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from gpart.errors import GPartError
 from gpart.serialization.checkpoint_file import load_checkpoint_file
-from gpart.serialization.locations import below, is_file, is_folder, located
+from gpart.serialization.locations import below, is_file, is_folder, located, readable
+
+_STATE = b"optimizer_states"
+"""The key that Lightning leaves out where weights alone are written."""
 
 NAMES = ("last", "best")
 """What stands for a checkpoint."""
@@ -19,6 +23,9 @@ NAMES = ("last", "best")
 
 def find_checkpoint(name: str, trainer: Mapping[str, Any]) -> str:
     """The path of the newest checkpoint below a run's folders, or of the best one that it knows.
+
+    Files of weights alone (``SnapshotWriter``, ``save_weights_only``) count only where there is no other: fit cannot go on
+    from them, and they know no best one.
 
     Args:
         name: ``last`` or ``best``.
@@ -35,7 +42,8 @@ def find_checkpoint(name: str, trainer: Mapping[str, Any]) -> str:
             f"--ckpt_path {name}: there is no checkpoint in {', '.join(map(str, folders))}: give a path, or the"
             " --trainer.default_root_dir of the run"
         )
-    newest = max(found, key=lambda one: one[0])[1]
+    paths = [path for _, path in sorted(found, key=lambda one: one[0], reverse=True)]
+    newest = next(filter(_is_whole, paths), paths[0])
     return str(newest if name == "last" else _best(newest))
 
 
@@ -49,6 +57,16 @@ def _folders(trainer: Mapping[str, Any]) -> Iterator[str]:
         for key in ("dirpath", "save_dir"):
             if settings and settings.get(key) is not None:
                 yield str(settings[key])
+
+
+def _is_whole(path: Path | str) -> bool:
+    """Whether a checkpoint has more than weights; also where that cannot be told, so that its reader says what is wrong."""
+    try:
+        with zipfile.ZipFile(readable(path)[0]) as archive:
+            entry = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            return _STATE in archive.read(entry)  # the keys, without the tensors
+    except (GPartError, OSError, zipfile.BadZipFile, StopIteration):  # a folder, as of FSDP; damaged
+        return True
 
 
 def _best(newest: Path | str) -> Path | str:

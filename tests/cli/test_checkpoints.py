@@ -123,6 +123,26 @@ def test_the_newest_is_told_by_its_time_not_its_place(capsys: pytest.CaptureFixt
     assert f"tested after step {of_epoch(0)}" in capsys.readouterr().out
 
 
+def test_files_of_weights_alone_are_no_state_to_go_on_from(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = yaml.safe_load(Path("own.yaml").read_text())
+    recipe["trainer"]["callbacks"].append({"class_path": "gpart.callbacks.SnapshotWriter"})
+    Path("own.yaml").write_text(yaml.safe_dump(recipe))
+    assert gpart("fit") == 0
+    newest = max(Path("runs").rglob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    assert newest.parent.name == "snapshots"
+    for word, file in (("last", last()), ("best", of_epoch(0))):
+        capsys.readouterr()
+        assert gpart("test", f"--ckpt_path={word}") == 0
+        assert f"tested after step {file}" in capsys.readouterr().out
+    assert gpart("fit", "--resume", "--trainer.max_epochs=3") == 0
+    assert torch.load(of_epoch(2), weights_only=True)["global_step"] == 6
+    # Where there is nothing else, they are what there is to test.
+    for path in Path("runs").rglob("*.ckpt"):
+        if path.parent.name != "snapshots":
+            path.unlink()
+    assert gpart("test", "--ckpt_path=last") == 0
+
+
 def test_the_best_of_a_folder_that_was_moved(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpart("fit") == 0
     Path("runs").rename("moved")
