@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.packages import OfBoth
+from gpart.callbacks.saving import keeper_of
 from gpart.callbacks.table import kept_bytes
 from gpart.serialization.atomic import replacing
 from gpart.version import __version__
@@ -65,7 +66,7 @@ class MetricsWriter(OfBoth, Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what fit came to: by now the last checkpoint is chosen."""
-        best = trainer.checkpoint_callback
+        best = keeper_of(trainer) or trainer.checkpoint_callback
         score = getattr(best, "best_model_score", None)
         self._record.setdefault("fit", {"seconds": 0.0}).update(
             epochs=trainer.current_epoch,

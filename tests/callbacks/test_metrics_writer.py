@@ -57,6 +57,20 @@ def test_fit_then_test(lit_class: Any, lit_trainer: Any, lit_loader: Any, lit_gp
     assert tested["fit"] == fit
 
 
+def test_the_keeper_of_the_best_is_told_and_not_one_that_stands_before_it(
+    lit_class: Any, lit_trainer: Any, lit_loader: Any, lit_gpart: Any, tmp_path: Path
+) -> None:
+    every = ModelCheckpoint(tmp_path / "every", every_n_train_steps=2, save_top_k=-1)
+    keeper = ModelCheckpoint(tmp_path / "best", monitor="val/loss")
+    writer, method = MetricsWriter(str(tmp_path / "m.json")), lit_gpart(save_folder=str(tmp_path / "adapter"))
+    lit_trainer(every, keeper, writer, method, max_epochs=2, enable_checkpointing=True).fit(
+        lit_class(), lit_loader(), lit_loader()
+    )
+    fit = record(tmp_path / "m.json")["fit"]
+    assert (fit["best_monitor"], fit["best_mode"]) == ("val/loss", "min")
+    assert fit["best_score"] == pytest.approx(keeper.best_model_score.item())
+
+
 def test_all_that_validation_and_test_log_is_kept_by_any_name(
     lit_class: Any, lit_trainer: Any, lit_loader: Any, tmp_path: Path
 ) -> None:
