@@ -9,12 +9,12 @@ from typing import Any
 from gpart.errors import GPartError
 from gpart.serialization.locations import located
 
-OUTPUTS = {"save_folder": "", "dirpath": "", "save_dir": "", "path": "PredictionWriter SnapshotWriter"}
+OUTPUTS = {"save_folder": "", "dirpath": "", "save_dir": "", "path": "MetricsWriter PredictionWriter SnapshotWriter"}
 """Settings that say where something is written, and the classes whose setting it is; none are all."""
 
 
 def into_own_folder(config: MutableMapping[str, Any]) -> None:
-    """Moves what a run's method, callbacks and loggers write below ``trainer.default_root_dir``.
+    """Moves what a run's method, callbacks and loggers write, and ``--output``, below ``trainer.default_root_dir``.
 
     Args:
         config: the settings of ``fit`` or another command, which are changed.
@@ -26,6 +26,8 @@ def into_own_folder(config: MutableMapping[str, Any]) -> None:
     root = trainer.get("default_root_dir")
     if root is None:
         raise GPartError("--own_folder is the run's own: give --trainer.default_root_dir")
+    if config.get("output"):
+        config["output"] = below(str(root), str(config["output"]))
     loggers = trainer.get("logger")
     every = loggers if isinstance(loggers, list) else [loggers]
     for part in _parts([config.get("method"), *(trainer.get("callbacks") or ()), *every]):

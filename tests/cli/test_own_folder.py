@@ -35,18 +35,29 @@ def test_every_output_goes_below_the_runs_folder_and_inputs_stay() -> None:
                 "callbacks": [
                     part("PredictionWriter", path="out/p.jsonl"),
                     part("PredictionWriter", path=None),
+                    part("MetricsWriter", path="m.json"),
+                    part("MetricsWriter", path="runs/a/metrics.json"),
                     part("ModelCheckpoint", dirpath="/big/disk"),
                     part("Mine", path="data/words.txt", save_folder="x"),
                 ],
                 "logger": part("TensorBoardLogger", save_dir="logs"),
             },
             "method": part("GPartCallback", save_folder="adapters/q", adapter="adapters/start"),
+            "output": "p.csv",
         }
     )
     callbacks = [each["init_args"] for each in found["trainer"]["callbacks"]]
-    assert [each.get("path") for each in callbacks] == ["runs/a/out/p.jsonl", None, None, "data/words.txt"]
-    assert callbacks[2]["dirpath"] == "runs/a/big/disk"
-    assert callbacks[3]["save_folder"] == "runs/a/x"
+    assert [each.get("path") for each in callbacks] == [
+        "runs/a/out/p.jsonl",
+        None,
+        "runs/a/m.json",
+        "runs/a/metrics.json",  # as gpart study names it
+        None,
+        "data/words.txt",
+    ]
+    assert callbacks[4]["dirpath"] == "runs/a/big/disk"
+    assert callbacks[5]["save_folder"] == "runs/a/x"
+    assert found["output"] == "runs/a/p.csv"
     assert found["trainer"]["logger"]["init_args"]["save_dir"] == "runs/a/logs"
     assert found["method"]["init_args"] == {"save_folder": "runs/a/adapters/q", "adapter": "adapters/start"}
 
