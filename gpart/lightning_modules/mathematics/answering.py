@@ -57,10 +57,18 @@ class Answering(LightningModule):
         self._answer(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
-        """Returns the output for each question and the final answer marked in it, beside what its row has."""
+        """Returns the output for each question and the final answer marked in it, beside what its row has.
+
+        A question that only fills up the share of a rank is left out.
+        """
         outputs = self._outputs(batch)[0]
         asked: dict[str, Any] = {name: batch[name] for name in ("idx", "question", "rows") if name in batch}
-        return beside(asked, {"output": outputs, "answer": [extract_answer(output) for output in outputs]})
+        found = beside(asked, {"output": outputs, "answer": [extract_answer(output) for output in outputs]})
+        repeated = batch.get("repeated", [False] * len(outputs))
+        return {
+            name: [value for value, again in zip(column, repeated, strict=True) if not again]
+            for name, column in found.items()
+        }
 
     def generate(self, batch: Batch) -> list[str]:
         """Returns the greedy continuation of each prompt by Transformers, without the stop string that ended it."""

@@ -304,6 +304,9 @@ def test_predictions_hold_output_and_answer(tiny_causal: Any) -> None:
         "output": OUTPUTS,
         "answer": ["4", "1000.0", None, "4"],
     }
+    # A rank's last question may be another one's, which only fills up its share.
+    again = module.predict_step({"idx": [0, 2, 4, 4], "repeated": [False, False, False, True]}, 0)
+    assert again == {"idx": [0, 2, 4], "output": OUTPUTS[:3], "answer": ["4", "1000.0", None]}
 
 
 # The network
