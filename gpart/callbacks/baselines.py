@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from functools import partial
 from typing import Any
@@ -174,8 +175,12 @@ class LinearProbe(Selection):
         return saved_parameters(network, self.modules_to_save)[1]
 
 
+_BIAS = re.compile(r"bias|in_proj_bias|bias_[ih]h(_l\d+(_reverse)?)?")
+"""What torch calls a bias: a layer's, MultiheadAttention's, and those of recurrent layers and their cells."""
+
+
 class BitFit(Selection):
-    """Trains the biases, those of normalisation layers too, and ``modules_to_save``: the paper's baseline BitFit.
+    """Trains the biases, those of normalisation and recurrent layers too, and ``modules_to_save``: the paper's baseline BitFit.
 
     Source: E. Ben Zaken, Y. Goldberg, S. Ravfogel, "BitFit", ACL 2022, section 3. For RoBERTa-base it is 102,144
     biases, for RoBERTa-large 271,360.
@@ -207,8 +212,7 @@ class BitFit(Selection):
             GPartError: if the network has no bias.
         """
         named = named_parameters(network)
-        # MultiheadAttention calls its own in_proj_bias.
-        biases = [name for name in named if split_name(name)[1] in ("bias", "in_proj_bias")]
+        biases = [name for name in named if _BIAS.fullmatch(split_name(name)[1])]
         if not biases:
             raise GPartError(f"{type(network).__name__} has no bias to train: its layers have weights only")
         return [*biases, *saved_parameters(network, self.modules_to_save)[1]]

@@ -189,6 +189,22 @@ def test_bitfit_trains_an_attentions_in_projection_bias(lit_class: Any, lit_trai
     assert part.manifest()["trained"] == trained
 
 
+def test_bitfit_trains_the_biases_of_recurrent_layers() -> None:
+    network = nn.ModuleDict(
+        {
+            "lstm": nn.LSTM(4, 4, num_layers=2, bidirectional=True),
+            "gru": nn.GRU(4, 4),
+            "cell": nn.LSTMCell(4, 4),
+            "head": nn.Linear(4, 1),
+        }
+    )
+    BitFit(["head"]).apply(network)
+    trained = {name for name, value in network.named_parameters() if value.requires_grad}
+    biases = {name for name, _ in network.named_parameters() if "bias" in name}
+    assert len(biases) == 2 * 4 + 2 + 2 + 1
+    assert trained == biases | {"head.weight"}
+
+
 def test_bitfit_without_a_bias_is_refused() -> None:
     with pytest.raises(ValueError, match="Sequential has no bias to train"):
         BitFit().apply(nn.Sequential(nn.Linear(2, 2, bias=False)))
