@@ -26,7 +26,7 @@ from gpart.callbacks.checkpoints.plugin import GPartCheckpointIO
 from gpart.callbacks.checkpoints.random_states import install_random_states
 from gpart.callbacks.guards.averages import COPYING, check_copies, keep_frozen, refuse_empty_copies
 from gpart.callbacks.guards.flags import Flags, refuse_unfrozen
-from gpart.callbacks.guards.refusals import check_callbacks, check_strategy, strategy_name
+from gpart.callbacks.guards.refusals import check_callbacks, check_strategy, refuse_pruning, strategy_name
 from gpart.callbacks.networks import find_network, refuse_frozen_beside, tell_frozen, tell_frozen_children
 from gpart.callbacks.optimizers import put_in_place
 from gpart.callbacks.packages import OfBoth, is_a, is_overridden
@@ -95,7 +95,7 @@ class MethodCallback(OfBoth, Callback):
             GPartError: if the strategy, or another callback, would lose what is trained.
         """
         check_strategy(trainer)
-        check_callbacks(self._callbacks(trainer), type(self).__name__, trainer.strategy)
+        check_callbacks(self._callbacks(trainer), trainer.strategy)
         sharding = prepare(trainer.strategy)
         methods = [one for one in self._callbacks(trainer) if isinstance(one, MethodCallback)]
         if others := [one for one in methods if one is not self]:
@@ -295,6 +295,7 @@ class MethodCallback(OfBoth, Callback):
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path, network = self._applied_to(pl_module) or find_network(pl_module, self.module, self.copies)
+        refuse_pruning(self._callbacks(trainer), type(self).__name__, network)
         whole_by_default = self.module is None and network is pl_module and self._network is not network
         planned = self.planned(network) if whole_by_default else ((), ())
         if whole_by_default:

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from gpart import load_adapter
+from gpart.callbacks import load_from_checkpoint
 
 TRAINED = {"net.3.weight", "net.3.bias", "net.0.gpart.default.theta"}
 
@@ -285,8 +286,39 @@ def test_pruning_of_an_adapted_layer_is_refused(
 ) -> None:
     module = lit_class()
     prune = ModelPruning("l1_unstructured", parameters_to_prune=[(module.net[0], "weight")], amount=0.5)
-    with pytest.raises(ValueError, match=r"ModelPruning is not supported.*merge_and_unload"):
+    with pytest.raises(
+        ValueError, match=r"ModelPruning is not supported beside GPartCallback of 0\.weight: .*merge_and_unload"
+    ):
         lit_trainer(lit_gpart(), prune, max_epochs=1).fit(module, lit_loader())
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_pruning_outside_the_adapted_network_works(
+    first: bool, lit_class: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any, tmp_path: Path
+) -> None:
+    class Two(lit_class):  # type: ignore[misc]  # a fixture
+        def __init__(self) -> None:
+            super().__init__()
+            self.side = nn.Linear(8, 8)
+
+        def forward(self, x: Any) -> Any:
+            return self.net(self.side(x))
+
+    module, method = Two(), lit_gpart(module="net", save_folder=str(tmp_path / "adapter"))
+    prune = ModelPruning(
+        "l1_unstructured",
+        parameters_to_prune=[(module.side, "weight")],
+        amount=0.5,
+        use_lottery_ticket_hypothesis=False,
+    )
+    keeper = ModelCheckpoint(tmp_path)
+    callbacks = [prune, method] if first else [method, prune]
+    lit_trainer(*callbacks, keeper, max_epochs=1, enable_checkpointing=True).fit(module, lit_loader())
+    assert int((module.side.weight == 0).sum()) == 32
+    assert method.adapter.theta.count_nonzero() == 10
+    loaded = load_from_checkpoint(Two, keeper.best_model_path)
+    assert torch.equal(loaded.side.weight, module.side.weight)
+    load_adapter(Two().net, tmp_path / "adapter")
 
 
 def test_those_that_only_look(fit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

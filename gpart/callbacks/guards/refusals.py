@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelPruning
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from torch import nn
 
 from gpart.callbacks.guards.averages import COPYING
 from gpart.callbacks.packages import is_a
@@ -46,23 +47,38 @@ def check_strategy(trainer: Trainer) -> None:
         )
 
 
-def check_callbacks(callbacks: Iterable[Callback], method: str, strategy: Strategy) -> None:
-    """Refuses the callbacks that put other parameters in the place of those that are adapted and saved.
+def check_callbacks(callbacks: Iterable[Callback], strategy: Strategy) -> None:
+    """Refuses, under strategies that shard, the callbacks that average a copy.
 
     Raises:
-        GPartError: for ModelPruning, and under strategies that shard for the callbacks that average a copy.
+        GPartError: if there is one.
     """
-    callbacks = list(callbacks)
     if is_a(strategy, *SHARDING) and (copying := [one for one in callbacks if is_a(one, *COPYING)]):
         raise GPartError(
             f"{type(copying[0]).__name__} is not supported under {strategy_name(strategy)}: its copy of the module is made"
             " before the base is sharded, and has other shapes. Use strategy 'ddp'"
         )
-    if any(is_a(callback, ModelPruning) for callback in callbacks):
+
+
+def refuse_pruning(callbacks: Iterable[Callback], method: str, network: nn.Module) -> None:
+    """Refuses ModelPruning of what is in the adapted network, or of all; what lies outside may be pruned.
+
+    Raises:
+        GPartError: if so, with the layer.
+    """
+    inside = {id(module): path for path, module in network.named_modules()}
+    for pruning in callbacks:
+        if not is_a(pruning, ModelPruning):
+            continue
+        pruned = list(pruning._parameters_to_prune or ())
+        found = [f"{inside[id(module)]}.{name}".lstrip(".") for module, name in pruned if id(module) in inside]
+        if pruned and not found:
+            continue
         raise GPartError(
-            f"ModelPruning is not supported beside {method}: it puts other parameters in the place of those that are"
-            " adapted and saved. Prune the base before (and torch.nn.utils.prune.remove), or the merged network"
-            " afterwards (merge_and_unload)"
+            f"ModelPruning is not supported beside {method} of {found[0] if found else 'all layers'}: it puts other parameters"
+            f" in the place of those that are adapted and saved in {type(network).__name__}. Prune the base before (and"
+            " torch.nn.utils.prune.remove), or the merged network afterwards (merge_and_unload); or name what is outside by"
+            " parameters_to_prune"
         )
 
 
