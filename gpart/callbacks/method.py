@@ -340,9 +340,9 @@ class MethodCallback(OfBoth, Callback):
             return
         original = getattr(pl_module, name)
 
-        def hook(**given: Any) -> None:
+        def hook(*args: Any, **given: Any) -> Any:  # as Lightning calls it, and as a project may
             with self.untouched():
-                original(**given)
+                return original(*args, **given)
 
         self._replace(pl_module, name, hook)
 

@@ -77,6 +77,20 @@ def test_an_adapter_that_was_trained_stays_in_the_weights(
     assert seen[0].equal(weight)
 
 
+def test_a_project_may_call_its_own_hook_by_position(
+    lit_class: Any, lit_gpart: Any, lit_trainer: Any, lit_loader: Any
+) -> None:
+    class Calls(lit_class):
+        def setup(self, stage: str) -> str:
+            return stage
+
+        def configure_model(self) -> None:
+            self.found = self.setup("fit")
+
+    lit_trainer(lit_gpart()).fit(module := Calls(), lit_loader())
+    assert module.found == "fit"
+
+
 @pytest.mark.parametrize("hook", ["setup", "configure_model", "on_fit_start"])
 def test_a_copy_that_a_hook_makes_is_adapted(
     hook: str, lit_class: type, lit_gpart: Any, lit_trainer: Any, lit_loader: Any
