@@ -28,6 +28,11 @@ MajoritySignMethod = Literal["total", "frequency"]
 COMBINATION_TYPES: tuple[CombinationType, ...] = get_args(CombinationType)
 MAJORITY_SIGN_METHODS: tuple[MajoritySignMethod, ...] = get_args(MajoritySignMethod)
 
+ELECTING: tuple[CombinationType, ...] = ("ties", "dare_ties")
+"""Those that elect a sign, by a ``majority_sign_method``."""
+DROPPING: tuple[CombinationType, ...] = ("dare_linear", "dare_ties")
+"""Those that drop numbers at random, by a ``seed``."""
+
 
 def merged(
     vectors: Sequence[Tensor],
@@ -66,13 +71,13 @@ def merged(
     """
     check_settings(combination_type, density, majority_sign_method, seed)
     wide = [vector.double() for vector in vectors]
-    if density is not None and combination_type.startswith("dare"):
+    if density is not None and combination_type in DROPPING:
         generator = torch.Generator().manual_seed(seed)
         wide = [_dropped(vector, density, generator) for vector in wide]
     elif density is not None:
         wide = [_largest(vector, density) for vector in wide]
     weighted = [coefficient * vector for coefficient, vector in zip(coefficients, wide, strict=True)]
-    if combination_type in ("ties", "dare_ties"):
+    if combination_type in ELECTING:
         return _disjoint(torch.stack(weighted), majority_sign_method)
     return total(weighted, coefficients)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpart.arithmetic import Stored, combine, norm
 from gpart.arithmetic.heads import Heads
-from gpart.arithmetic.merging import COMBINATION_TYPES, MAJORITY_SIGN_METHODS
+from gpart.arithmetic.merging import COMBINATION_TYPES, DROPPING, ELECTING, MAJORITY_SIGN_METHODS
 from gpart.cli.adapters import ADAPTER, check_output, console, facts, read_source, summary
 from gpart.cli.message import Parser
 from gpart.errors import GPartError
@@ -31,7 +31,11 @@ def combine_command(words: list[str]) -> int:
     Raises:
         GPartError: if adapters do not fit together, a setting is wrong, or something is in the folder already.
     """
-    asked = _parser().parse_args(words)
+    parser = _parser()
+    asked = parser.parse_args(words)
+    takes = {"majority_sign_method": asked.combination_type in ELECTING, "seed": asked.combination_type in DROPPING}
+    if idle := parser.given(words, [name for name, taken in takes.items() if not taken]):
+        raise GPartError(f"gpart combine --combination-type {asked.combination_type} takes no {idle[0]}")
     pairs = [parse_adapter(text) for text in asked.adapter]
     check_output(asked.out, asked.force)
     adapters = [(read_source(source), coefficient) for source, coefficient in pairs]

@@ -49,8 +49,8 @@ def export_command(words: list[str]) -> int:
     asked = _parser().parse_args(words)
     out = check_out(asked.out, asked.force, (CONFIG,), (asked.adapter, *([asked.base] if asked.base else [])))
     if asked.to == "authors":
-        for name in ("base", "rank", "model_class", "adapter_name"):
-            if getattr(asked, name) is not None:
+        for name in ("base", "rank", "model_class", "adapter_name", "no_check_base"):
+            if getattr(asked, name) not in (None, False):
                 raise GPartError(f"gpart export --to authors takes no --{name.replace('_', '-')}")
         with whole_folder(out) as folder:
             export_authors(fetched(asked.adapter), folder)

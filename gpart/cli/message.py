@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -25,6 +25,19 @@ class Parser(argparse.ArgumentParser):
             GPartError: always.
         """
         raise GPartError(f"{self.prog}: {message}")
+
+    def given(self, words: Sequence[str], names: Collection[str]) -> list[str]:
+        """Those of some settings that a command line names, as its options, whatever their values.
+
+        Example:
+            >>> parser = Parser()
+            >>> _ = parser.add_argument("--batch-size", type=int, default=1)
+            >>> parser.given(["--batch-size", "1"], ["batch_size"]), parser.given([], ["batch_size"])
+            (['--batch-size'], [])
+        """
+        nothing = object()
+        asked = self.parse_args(words, argparse.Namespace(**dict.fromkeys(names, nothing)))
+        return [f"--{name.replace('_', '-')}" for name in names if getattr(asked, name) is not nothing]
 
 
 @contextmanager

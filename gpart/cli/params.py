@@ -13,6 +13,7 @@ from rich.table import Table
 from gpart.callbacks.table import readable_bytes
 from gpart.cli.message import Parser
 from gpart.config import INDICES, WEIGHTS
+from gpart.errors import GPartError
 from gpart.injection.matching import ALL_LINEAR
 from gpart.studies.architectures import TASKS
 from gpart.studies.counting.memory import DTYPES, LENGTH, MemoryPlan, MemorySettings, plan_memory, usual_length
@@ -47,13 +48,17 @@ def params_command(words: list[str]) -> int:
     """Prints the table, or the same as JSON.
 
     Raises:
-        GPartError: if the model is unknown or its folder has no ``config.json``, or a setting does not fit it.
+        GPartError: if the model is unknown or its folder has no ``config.json``, or a setting does not fit it, or is of
+            ``--memory`` and that is not asked for.
     """
-    asked = vars(_parser().parse_args(words))
+    parser = _parser()
+    asked = vars(parser.parse_args(words))
     name, as_json, with_memory = asked.pop("model"), asked.pop("json"), asked.pop("memory")
     if asked["target_modules"] == [ALL_LINEAR]:
         asked["target_modules"] = ALL_LINEAR
     own = ("batch_size", "length", "dtype", "dropout", "indices", "weights", "gradient_checkpointing")
+    if not with_memory and (idle := parser.given(words, own)):
+        raise GPartError(f"gpart params: {', '.join(idle)} counts with --memory only: give that, or leave it out")
     training = {key: asked.pop(key) for key in own}
     shared = {key: asked[key] for key in ("d", "target_modules", "modules_to_save", "task")}
     short = ""

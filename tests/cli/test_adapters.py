@@ -460,6 +460,11 @@ def test_project_like_another(folders: Path, tmp_path: Path, capsys: pytest.Capt
         (["combine", "HERE/out", "--adapter", "HERE/a=1", "--combination-type", "svd"], "invalid choice: 'svd'"),
         (["combine", "HERE/out", "--adapter", "HERE/a=1", "--combination-type", "ties"], "needs density"),
         (["combine", "HERE/out", "--adapter", "HERE/a=1", "--density", "0.5"], "takes no density, got 0.5"),
+        (["combine", "HERE/out", "--adapter", "HERE/a=1", "--seed", "0"], "--combination-type linear takes no --seed"),
+        (
+            ["combine", "HERE/out", "--adapter", "HERE/a=1", "--majority-sign-method", "total"],
+            "--combination-type linear takes no --majority-sign-method",
+        ),
         (["combine", "HERE/out", "--adapter", "HERE/a=1", "--name", "a.b"], "name consists of letters"),
         (["project", "HERE/a"], "the following arguments are required: OUT"),
         (["project", "HERE/a", "HERE/out"], "takes --d and --seed, or --like OTHER; got none"),

@@ -275,6 +275,7 @@ def test_buffers_that_training_changed_have_no_place(
         (["--rank", "2"], "the following arguments are required: --to"),
         (["--to", "authors", "--rank", "2"], "--to authors takes no --rank"),
         (["--to", "authors", "--base", "base"], "--to authors takes no --base"),
+        (["--to", "authors", "--no-check-base"], "--to authors takes no --no-check-base"),
     ],
 )
 def test_the_words_are_checked(

@@ -323,6 +323,8 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str], tiny: Path)
         (["TINY", "--task", "poetry"], "invalid choice: 'poetry'"),
         (["TINY", "--lora-r", "many"], "invalid int value: 'many'"),
         (["TINY", "--nosuch"], "unrecognized arguments: --nosuch"),
+        (["TINY", "--batch-size", "1", "--json"], "--batch-size counts with --memory only"),
+        (["TINY", "--dtype", "bfloat16", "--gradient-checkpointing"], "--dtype, --gradient-checkpointing counts with"),
         ([], "the following arguments are required: MODEL"),
     ],
 )
