@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ class PredictionWriter(OfBoth, Callback):
     A tensor or a list is the column ``prediction``, a tuple the columns ``prediction_0``, ``prediction_1`` and so on; where
     an entry has several numbers, the row has a list of them. A number that is one for the batch, as the loss in Transformers'
     outputs, stands in each row. None has no rows. Rows are in the order of the data. Those without an ``idx`` get the place
-    of their row in the data, from 0. In CSV and TSV, lists and mappings are written as JSON. With several devices each rank writes a file of its own,
+    of their row in the data, from 0. In CSV and TSV, lists and mappings are written as JSON. In
+    JSON a number that is not finite is null. With several devices each rank writes a file of its own,
     ``<path>.rank<k>``. They are written to ``<path>.part``, which becomes the file when all are there.
 
     Args:
@@ -203,9 +205,22 @@ def _kind(value: Any) -> str:
 
 
 def _lines(found: list[dict[str, Any]]) -> str:
-    # What JSON does not know, such as a date of a DataFrame, is written as its text.
-    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in found)
+    return "".join(f"{_json(row)}\n" for row in found)
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else value
+    return _json(value) if isinstance(value, (list, dict)) else value
+
+
+def _json(value: Any) -> str:
+    # What JSON does not know, such as a date of a DataFrame, is written as its text.
+    return json.dumps(_finite(value), ensure_ascii=False, default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """A value with None for numbers that are not finite: JSON has none, and few readers take Python's NaN and Infinity."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

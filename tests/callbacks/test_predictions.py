@@ -47,6 +47,17 @@ ROWS = [
 ]
 
 
+def test_what_is_not_finite_is_null_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    batch = {"p": torch.tensor([0.5, float("nan")]), "all": [[1.0, float("inf")], [{"a": float("-inf")}]]}
+    lines = '{"idx": 0, "p": 0.5, "all": [1.0, null]}\n{"idx": 1, "p": null, "all": [{"a": null}]}\n'
+    written(str(tmp_path / "out.jsonl"), batch)
+    assert (tmp_path / "out.jsonl").read_text() == lines
+    written(None, batch)
+    assert lines in capsys.readouterr().out
+    written(str(tmp_path / "out.csv"), batch)
+    assert (tmp_path / "out.csv").read_text().splitlines()[1:] == ['0,0.5,"[1.0, null]"', '1,nan,"[{""a"": null}]"']
+
+
 @pytest.mark.parametrize("extension", [".jsonl", ".csv", ".tsv", ".parquet", ".CSV"])
 def test_each_extension_holds_the_same_rows_in_order(extension: str, tmp_path: Path) -> None:
     path = tmp_path / "new" / f"out{extension}"
