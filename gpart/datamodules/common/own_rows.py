@@ -6,7 +6,7 @@ and counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -142,6 +142,23 @@ def without_leaks(trained: Iterable[K], scored: Iterable[K], says: str, bad: Bad
         else:
             kept.append(one)
     return kept
+
+
+def tell_scored_twice(parts: Mapping[str, Sequence[WithKey]], says: str) -> None:
+    """Warns where rows that select the checkpoint stand in the test part as well: its score is then not of new rows.
+
+    Args:
+        parts: the rows by part.
+        says: what two such rows have in common, for the message, such as ``has the same text as``.
+    """
+    tested = {one.key: one.row for one in parts.get("test", ())}
+    both = [one for one in parts.get("val", ()) if one.key in tested]
+    if both:
+        first = both[0]
+        rank_zero_warn(
+            f"{len(both)} of the {len(parts['val'])} rows that select the checkpoint are in the test part too, so that the test's"
+            f" score is better than that of new rows: the first, {first.row.place}, {says} {tested[first.key].place}"
+        )
 
 
 def shown(value: Any) -> str:

@@ -1,7 +1,7 @@
 """People's own texts, with classes, several classes or numbers: from a file to batches.
 
-Invariant: every part is read and checked before the first step. No text is in two parts. What nobody said (columns, task,
-classes) is said in a line, and stands in the hyperparameters.
+Invariant: every part is read and checked before the first step. No text that is trained on is in another part. What
+nobody said (columns, task, classes) is said in a line, and stands in the hyperparameters.
 """
 
 from __future__ import annotations

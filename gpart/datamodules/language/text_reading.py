@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpart.datamodules.common.own_files import PARTS, read_parts
-from gpart.datamodules.common.own_rows import NO_TEST, BadRows, Row, without_leaks
+from gpart.datamodules.common.own_rows import NO_TEST, BadRows, Row, tell_scored_twice, without_leaks
 from gpart.datamodules.common.splits import chosen
 from gpart.datamodules.language.text_columns import SPLIT, Columns, choose_columns, part_of, unknown_parts
 from gpart.datamodules.language.text_labels import Labels, Task, classes_of, guess_task
@@ -20,6 +20,7 @@ from gpart.datamodules.language.text_parts import Labelled, cut, strata_of
 from gpart.datamodules.language.text_rows import labelled, with_texts
 from gpart.errors import GPartError
 
+_SAME = "has the same text as"
 _SHOWN = 10  # classes in the line that tells what was found
 
 
@@ -111,6 +112,7 @@ def read_labelled(sources: Sources, known: Labels | None, stage: str) -> Found:
     labels = _find_labels(trained, str(columns.label), known, sources.settings)
     parts = {part: labelled(some, columns.texts, labels, sources.bad) for part, some in rows.items()}
     parts = _cut(parts, labels, sources)
+    tell_scored_twice(parts, _SAME)
     if stage == "test" and "test" not in parts:
         raise GPartError(NO_TEST.format(sources.name))
     for part, some in parts.items():
@@ -182,7 +184,7 @@ def _cut(parts: dict[str, list[Labelled]], labels: Labels, sources: Sources) -> 
             return parts
         raise GPartError(f"{sources.name} has the parts {list(parts)}, and none is 'train'")
     scored = [one for name in ("val", "test") for one in parts.get(name, [])]
-    parts = {**parts, "train": without_leaks(parts["train"], scored, "has the same text as", sources.bad)}
+    parts = {**parts, "train": without_leaks(parts["train"], scored, _SAME, sources.bad)}
     held_out, test, seed = settings["held_out"], settings["test_held_out"], settings["seed"]
     for part, name in (("val", "held_out"), ("test", "test_held_out")):
         if part in parts and settings[name] is not None:

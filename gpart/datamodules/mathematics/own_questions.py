@@ -1,6 +1,7 @@
 """A user's own questions: which columns hold them, and which rows can't be used.
 
-Invariant: a row that can't be used is named with its file, its column and its value. No question is in two parts.
+Invariant: a row that can't be used is named with its file, its column and its value. No question that is trained on is in
+another part; those in both the user's own ``val`` and ``test`` are counted in a warning.
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from gpart.datamodules.common.own_rows import BadRows, Row, key_of, without_leaks
+from gpart.datamodules.common.own_rows import BadRows, Row, key_of, tell_scored_twice, without_leaks
 from gpart.datamodules.common.splits import hold_out, useful_size
 from gpart.errors import GPartError
 
 QUESTIONS = ("question", "query", "problem", "prompt", "instruction")
 ANSWERS = ("answer", "response", "solution", "completion", "output")
 """What columns are called."""
+
+_SAME = "asks the same as"
 
 Judge = Callable[[str], "str | None"]
 """Finds the final answer in a text."""
@@ -136,7 +139,8 @@ def cut(
     if not rest:
         raise GPartError(f"there are no rows to train on, but only the parts {sorted(parts)}")
     done = {name: list(found) for name, found in parts.items() if name in ("val", "test")}
-    kept = without_leaks(rest, [one for found in done.values() for one in found], "asks the same as", bad)
+    kept = without_leaks(rest, [one for found in done.values() for one in found], _SAME, bad)
+    tell_scored_twice(done, _SAME)
     if not kept:
         raise GPartError(f"none of the {len(rest)} rows is left to train on")
     if test_held_out is not None and "test" not in done:

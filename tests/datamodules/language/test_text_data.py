@@ -131,6 +131,16 @@ def test_a_text_that_is_trained_on_is_not_scored(data: Any, tmp_path: Path) -> N
     assert 59 not in ids(own)["train"] | ids(own)["val"]
 
 
+def test_a_text_of_val_that_is_in_test_is_told(data: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    train, val = table(tmp_path / "a.csv", tickets(60)), table(tmp_path / "b.csv", tickets(30, 70))
+    ready(data(train, val_path=val, test_path=table(tmp_path / "c.csv", tickets(30, 110))), "fit")
+    assert not [one for one in recwarn if "select the checkpoint" in str(one.message)]
+    test = table(tmp_path / "c.csv", tickets(40, 95))
+    says = r"5 of the 30 rows that select the checkpoint are in the test part too.*b.csv, row 26 .* has the same text as .*c.csv, row 1 "
+    with pytest.warns(UserWarning, match=says):
+        ready(data(train, val_path=val, test_path=test), "fit")
+
+
 BAD = [
     ([7, "", "a"], r"row 121 \(line 122\): column 'message' has no text, got nothing"),
     ([7, "   ", "a"], "column 'message' has no text, got '   '"),

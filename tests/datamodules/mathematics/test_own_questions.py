@@ -373,3 +373,11 @@ def test_packing_is_as_for_the_benchmarks(data: Any, tmp_path: Path) -> None:
     batches = list(own.train_dataloader())
     assert sum(len(batch["input_ids"]) for batch in batches) < 36
     assert all("position_ids" in batch for batch in batches)
+
+
+def test_a_question_of_val_that_is_in_test_is_told(data: Any, tmp_path: Path) -> None:
+    for name, rows in (("train", rows_of(40)), ("val", rows_of(20, 40)), ("test", rows_of(20, 50))):
+        jsonl(tmp_path / f"{name}.jsonl", rows)
+    says = r"10 of the 20 rows that select the checkpoint .*val.jsonl, row 11 .* asks the same as .*test.jsonl, row 1 "
+    with pytest.warns(UserWarning, match=says):
+        data(tmp_path).setup("fit")
