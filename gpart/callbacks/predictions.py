@@ -33,9 +33,8 @@ class PredictionWriter(OfBoth, Callback):
     A tensor or a list is the column ``prediction``, a tuple the columns ``prediction_0``, ``prediction_1`` and so on; where
     an entry has several numbers, the row has a list of them. A number that is one for the batch, as the loss in Transformers'
     outputs, stands in each row. None has no rows. Rows are in the order of the data. Those without an ``idx`` get the place
-    of their row in the data, from 0. In CSV and TSV, lists and mappings are written as JSON. In
-    JSON a number that is not finite is null. With several devices each rank writes a file of its own,
-    ``<path>.rank<k>``. They are written to ``<path>.part``, which becomes the file when all are there.
+    of their row in the data, from 0. In CSV and TSV, lists and mappings are written as JSON. In JSON a
+    number that is not finite is null. With several devices each rank writes a file of its own, ``<path>.rank<k>``. They are written to ``<path>.part``, which becomes the file when all are there.
 
     Args:
         path: the file: JSON lines, CSV, TSV or Parquet, by its extension; None prints JSON lines.

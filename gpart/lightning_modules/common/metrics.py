@@ -95,7 +95,7 @@ def metric_names(names: list[MetricName] | None, num_labels: int, problem: Probl
     """The metrics that are meant: those given, or a task's own.
 
     Raises:
-        GPartError: if the number of labels is below 1, or a metric is unknown or does not fit the task.
+        GPartError: if the number of labels is below 1, or does not fit the task, or a metric is unknown or does not.
 
     Example:
         >>> metric_names(None, 3), metric_names(None, 1)
@@ -104,6 +104,8 @@ def metric_names(names: list[MetricName] | None, num_labels: int, problem: Probl
     if num_labels < 1:
         raise GPartError(f"num_labels must be at least 1, got {num_labels}")
     problem = problem or problem_of(num_labels)
+    if problem != "regression" and num_labels < 2:
+        raise GPartError(f"problem_type={problem!r} takes two classes or more, got num_labels={num_labels}")
     known = _KNOWN[problem]
     if names is None:
         return _DEFAULTS[problem]

@@ -142,6 +142,12 @@ def test_metrics_that_do_not_fit_the_datas_task_are_refused(tmp_path: Path) -> N
         SequenceClassifier(num_labels=3, problem_type="multi_label_classification", metrics=["matthews"])
 
 
+@pytest.mark.parametrize("problem", ["multi_label_classification", "single_label_classification"])
+def test_one_class_is_refused(problem: Any) -> None:
+    with pytest.raises(GPartError, match=rf"problem_type='{problem}' takes two classes or more, got num_labels=1"):
+        SequenceClassifier(num_labels=1, problem_type=problem)
+
+
 def test_the_networks_config_has_the_names(tiny_encoder: Path) -> None:
     module = SequenceClassifier(str(tiny_encoder), labels=["no", "yes", "maybe"])
     module.configure_model()
