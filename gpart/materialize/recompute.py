@@ -54,6 +54,15 @@ class _Again:
         return self.compute().as_strided(self.size, self.stride, self.offset)
 
 
+@dataclass(frozen=True)
+class _Adapted:
+    """An adapted weight that a layer has read; held, so that its memory is no other tensor's while the layer runs."""
+
+    value: Tensor
+    version: Version
+    compute: Callable[[], Tensor]
+
+
 @dataclass
 class _Layer:
     """A layer that is being run."""
@@ -63,7 +72,7 @@ class _Layer:
     linear: bool
     """Whether it does with its weight what ``nn.Linear`` does, one product, and nothing else."""
     values: Store = field(default_factory=Store)
-    again: dict[int, Callable[[], Tensor]] = field(default_factory=dict)  # by storage, which a value above holds
+    again: dict[int, _Adapted] = field(default_factory=dict)  # by storage
 
 
 class Recomputation(threading.local):
@@ -143,7 +152,7 @@ class Recomputation(threading.local):
                     with torch.no_grad():
                         return compute().to(dtype)
 
-                layer.again[value.untyped_storage()._cdata] = again
+                layer.again[value.untyped_storage()._cdata] = _Adapted(value, _version(value), again)
             layer.values.put(key, sources, value)
         return value
 
@@ -156,11 +165,11 @@ def _as_autocast_does(value: Tensor) -> Tensor:
     return value if value.dtype == torch.float64 else value.to(torch.get_autocast_dtype(device))
 
 
-def _pack(tensor: Tensor, again: dict[int, Callable[[], Tensor]]) -> _Saved | _Again:
-    compute = again.get(tensor.untyped_storage()._cdata)
-    if compute is None:
-        return _Saved(tensor, _version(tensor))
-    return _Again(compute, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
+def _pack(tensor: Tensor, again: dict[int, _Adapted]) -> _Saved | _Again:
+    known, version = again.get(tensor.untyped_storage()._cdata), _version(tensor)
+    if known is None or version != known.version:  # one that the layer has written to cannot be computed again
+        return _Saved(tensor, version)
+    return _Again(known.compute, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 
 
 def _version(tensor: Tensor) -> Version:

@@ -383,6 +383,36 @@ def test_no_adapted_weight_is_held_for_the_backward_pass_where_it_is_computed_ag
         torch.UntypedStorage._free_weak_ref(place)
 
 
+class ReadsTwice(nn.Linear):
+    """Looks at its weight without gradient, as layers do that scale by its largest entry, and then uses it."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.weight.abs().amax()
+        return nn.functional.linear(x, self.weight, self.bias).square()
+
+
+class WritesIntoItsWeight(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight.clamp_(-0.1, 0.1), self.bias)
+
+
+@pytest.mark.parametrize("rows", [8, 16])  # as many as the weight has: what the layer saves is as large as the weight
+@pytest.mark.parametrize("kind", [ReadsTwice, WritesIntoItsWeight])
+def test_what_a_layer_saves_is_not_taken_for_its_weight(kind, rows):
+    """Memory that a value left, and a value that the layer has written to, are not what would be computed again."""
+    results = []
+    for weights in ("kept", "recomputed"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 16), kind(16, 16), nn.Linear(16, 4), nn.Tanh())
+        adapter = attach(model, GPartConfig(d=4, target_modules=["0", "1"]), weights=weights)
+        with torch.no_grad():
+            adapter.theta.copy_(torch.linspace(-1, 1, 4))
+        model(torch.randn(rows, 16, requires_grad=True)).square().sum().backward()
+        results.append(adapter.theta.grad)
+    assert results[0].equal(results[1])
+
+
 def test_a_half_width_copy_is_computed_again_too():
     model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
     attach(model, GPartConfig(d=5, target_modules=["0", "1", "2", "3"]), weights="recomputed")
