@@ -4,8 +4,10 @@ Invariants: a value is given again only while the tensors that it was computed f
 written again only when nobody else holds it: neither a graph whose backward pass is still to come nor the user.
 
 A change is told by the tensors' version counters and by where their numbers are: ``parameter.data = tensor`` puts others in
-another place. The cache compares theta number by number as well, once in each forward pass, or once within
-:meth:`Cache.__enter__` (an evaluation), since what writes through ``.data`` into the same place leaves no trace.
+another place. What is kept holds a weak reference to W0's storage, so that no other storage can pass for it, and its memory
+can be freed all the same. The cache compares theta number by number as well, once in each forward pass, or once within
+:meth:`Cache.__enter__` (an evaluation), since what writes through ``.data`` into the same place leaves no trace. For W0, which
+is large and frozen, it does not.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
-Versions = tuple[tuple[int, int | None, int, torch.device, torch.dtype], ...]
+_Version = tuple[int, int | None, tuple[int, int, tuple[int, ...]] | torch.device, torch.dtype]
+Versions = tuple[_Version, ...]
 """Of each tensor, what tells it from what it was."""
 
 _DENSE = (nn.Parameter, Tensor)
@@ -35,7 +39,10 @@ class Store:
     """
 
     def __init__(self) -> None:
-        self._values: dict[Hashable, tuple[Versions, bool, Tensor]] = {}
+        self._values: dict[Hashable, tuple[Versions, bool, Tensor, tuple[StorageWeakRef | None, ...]]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()  # a copy starts without any
 
     def get(self, key: Hashable, sources: Versions) -> Tensor | None:
         """The value of this name, if it may be given again to one whose sources are these."""
@@ -44,12 +51,19 @@ class Store:
             return None
         return found[2]
 
-    def put(self, key: Hashable, sources: Versions, value: Tensor) -> None:
-        """Keeps a value; one with a gradient is not replaced by one without."""
+    def put(self, key: Hashable, sources: Versions, value: Tensor, *tensors: Tensor) -> None:
+        """Keeps a value; one with a gradient is not replaced by one without.
+
+        Args:
+            key: its name.
+            sources: the versions of what it was computed from.
+            value: what is kept.
+            tensors: those of its sources that others may free while it is kept.
+        """
         graph = torch.is_grad_enabled()
         found = self._values.get(key)
         if graph or found is None or not found[1] or found[0] != sources:
-            self._values[key] = (sources, graph, value)
+            self._values[key] = (sources, graph, value, tuple(map(place_of, tensors)))
 
     def clear(self) -> None:
         """Drops all values."""
@@ -67,13 +81,26 @@ def versions(*sources: Tensor) -> Versions:
     Args:
         sources: dense tensors. Of a packed one it is not seen that what it consists of has been replaced.
     """
-    found = []
+    found: list[_Version] = []
     for source in sources:  # a loop: this is called several times for each weight, and a generator doubles its time
         count = None if source.is_inference() else source._version
-        # Others may stand for several tensors, and have no place of their own.
-        place = source.data_ptr() if type(source) in _DENSE else 0
-        found.append((id(source), count, place, source.device, source.dtype))
+        if type(source) in _DENSE:
+            place = (source.data_ptr(), source.untyped_storage()._cdata, source.stride())
+            found.append((id(source), count, place, source.dtype))
+        else:  # it may stand for several tensors, and has no place of its own
+            found.append((id(source), count, source.device, source.dtype))
     return tuple(found)
+
+
+def place_of(source: Tensor) -> StorageWeakRef | None:
+    """While this is held, the storage in :func:`versions` is this tensor's alone, also when it has been freed.
+
+    Args:
+        source: a dense tensor; others have no storage of their own, and give None.
+    """
+    if type(source) not in _DENSE:
+        return None
+    return StorageWeakRef(source.untyped_storage())  # type: ignore[no-untyped-call]  # torch has no types here
 
 
 @dataclass
@@ -81,6 +108,8 @@ class _Kept:
     tensor: Tensor
     alone: int
     """Its storage's use count while nobody else holds it."""
+    place: StorageWeakRef | None = None
+    """W0's."""
     made_from: tuple[int, int | None, Versions] | None = None
     """Theta's number, the mask's seed, W0's version; and its own version since."""
 
@@ -173,7 +202,7 @@ class Cache:
                 kept.made_from = None  # in case computing is broken off
                 with torch.no_grad():
                     compute(kept.tensor)
-                kept.made_from = (number, seed, sources[1:] + versions(kept.tensor))
+                kept.place, kept.made_from = place_of(base), (number, seed, sources[1:] + versions(kept.tensor))
             if self.open and seed is None:
                 self._given.put(key, sources + versions(kept.tensor), kept.tensor)
             return kept.tensor

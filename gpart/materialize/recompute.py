@@ -153,7 +153,7 @@ class Recomputation(threading.local):
                         return compute().to(dtype)
 
                 layer.again[value.untyped_storage()._cdata] = _Adapted(value, _version(value), again)
-            layer.values.put(key, sources, value)
+            layer.values.put(key, sources, value, held)
         return value
 
 

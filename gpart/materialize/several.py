@@ -86,7 +86,7 @@ class Sum:
             return known
         value = summed(terms, thetas, base, training, seeds)
         if store is self.kept or lead.scope.open:
-            store.put(("sum", weight.name), sources, value)
+            store.put(("sum", weight.name), sources, value, base, *thetas)
         return value
 
 

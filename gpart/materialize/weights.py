@@ -118,7 +118,8 @@ class Weights:
                 scaled, base if type(base) is nn.Parameter else dense(base), self._masked(weight, base, seed)
             )
         if self.scope.open:
-            self.scope.values.put(name, sources, value)
+            freed = () if mode == "kept" else (base,)  # the cache holds the place of its own
+            self.scope.values.put(name, sources, value, *freed)
         return value
 
     def leave_device(self) -> None:
@@ -288,7 +289,7 @@ class Weights:
             nothing = torch.zeros((), dtype=base.dtype, device=base.device).expand(base.shape)
             anchor = expand(scaled, nothing, blocks, nothing)
             if self.scope.open:
-                self.scope.values.put(key, sources, anchor)
+                self.scope.values.put(key, sources, anchor, base)
         return put_in(anchor, expand(scaled.detach(), dense(base).detach(), blocks))
 
     def _compiled(self, weight: AdaptedWeight, base: Tensor, theta: Tensor, dropped: bool) -> Tensor:
