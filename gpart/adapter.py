@@ -40,7 +40,15 @@ from gpart.injection.names import (
     unwrapped,
 )
 from gpart.injection.snapshot import Snapshot
-from gpart.injection.surgery import check_installable, install, remove, remove_hooks, rename_old_theta, wire
+from gpart.injection.surgery import (
+    check_all_releasable,
+    check_installable,
+    install,
+    remove,
+    remove_hooks,
+    rename_old_theta,
+    wire,
+)
 from gpart.injection.targets import AdaptedWeight, Plan, plan
 from gpart.injection.tensors import whole
 from gpart.injection.unadapted import warn_of_unadapted
@@ -386,15 +394,20 @@ class GPartAdapter:
 
         Returns:
             The model, a plain one; the name is PEFT's.
+
+        Raises:
+            GPartError: as :meth:`merge`, or if something has changed the class of an adapted layer since; nothing is
+                changed then.
         """
-        self._holder()
+        every = [member for member in members(self._container()).values() if isinstance(member, GPartAdapter)]
+        for member in every:
+            check_all_releasable(self.model, member.plan)
         self.merge()
-        container = self._container()
-        for member in list(members(container).values()):
-            if isinstance(member, GPartAdapter):
-                member.weights.bases = None
-                member._release()
-                member._take_off()
+        for member in every:
+            member._release()
+        for member in every:
+            member._take_off()
+            member.weights.bases = None  # the last step: until then unmerge() gives W0 back
         self.snapshot.restore_flags(self.model)
         return self.model
 

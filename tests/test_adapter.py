@@ -1,7 +1,9 @@
-"""The adapter object where theta is no number."""
+"""The adapter object where theta is no number, and where merging is refused or broken off."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from gpart import GPartConfig, GPartError, attach
+from gpart import GPartAdapter, GPartConfig, GPartError, attach
+from gpart.materialize import merging
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -32,6 +35,86 @@ def test_merging_what_is_not_finite_is_refused_and_leaves_the_model(value: float
         adapter.theta.fill_(1)
     adapter.merge()
     assert adapter.merged
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def three_layers() -> tuple[nn.Module, GPartAdapter]:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))).eval()
+    adapter = attach(model, GPartConfig(3, ["0", "1", "2"]))
+    with torch.no_grad():
+        adapter.theta.copy_(torch.tensor([1.0, -1.0, 0.5]))
+    return model, adapter
+
+
+@pytest.mark.parametrize("call", ["merge", "merge_and_unload"])
+@pytest.mark.parametrize("how", ["refused by torch", "Ctrl-C before a write", "Ctrl-C after a write"])
+def test_merging_that_is_broken_off_leaves_the_base(
+    call: str, how: str, same_bits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, adapter = three_layers()
+    if how == "refused by torch":  # several of its entries are one place
+        model[1]._parameters["weight"] = nn.Parameter(torch.ones(4, 1).expand(4, 4), requires_grad=False)
+    before = {name: stored.clone() for name, stored in model.state_dict().items()}
+    wanted = model(torch.eye(4)).detach()
+    with monkeypatch.context() as patch:
+        if how == "Ctrl-C before a write":
+            real, calls = merging.summed, iter((False, True))
+            patch.setattr(merging, "summed", lambda *given: interrupt() if next(calls) else real(*given))
+        elif how == "Ctrl-C after a write":
+            patch.setattr(adapter.weights.scope, "held", lambda: ended_by_interrupt())
+        with pytest.raises(RuntimeError if how == "refused by torch" else KeyboardInterrupt):
+            getattr(adapter, call)()
+    assert not adapter.merged
+    assert all(same_bits(stored, before[name]) for name, stored in model.state_dict().items())
+    assert model(torch.eye(4)).equal(wanted)
+    if how != "refused by torch":
+        adapter.merge()
+        assert not same_bits(model.state_dict()["0.weight"], before["0.weight"])
+        adapter.unmerge()
+        assert all(same_bits(stored, before[name]) for name, stored in model.state_dict().items())
+
+
+def test_what_was_made_in_inference_mode_is_merged_and_unmerged(same_bits: Any) -> None:
+    model, adapter = three_layers()
+    with torch.inference_mode():
+        model[1]._parameters["weight"] = nn.Parameter(torch.ones(4, 4), requires_grad=False)
+    wanted = model(torch.eye(4)).detach()
+    adapter.merge()
+    assert model(torch.eye(4)).equal(wanted)
+    adapter.unmerge()
+    assert same_bits(model[1]._parameters["weight"], torch.ones(4, 4))
+
+
+@contextmanager
+def ended_by_interrupt() -> Iterator[None]:
+    """All weights are written when it comes."""
+    yield
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_unloading_that_is_refused_leaves_the_adapter(merged: bool, same_bits: Any) -> None:
+    """Something else has made the last layer one of its own class."""
+    model, adapter = three_layers()
+    before = {name: stored.clone() for name, stored in model.state_dict().items() if "gpart" not in name}
+    wanted = model(torch.eye(4)).detach()
+    if merged:
+        adapter.merge()
+    own = type(model[2])
+    model[2].__class__ = type("Another", (own,), {})
+    with pytest.raises(GPartError, match="2 cannot be restored"):
+        adapter.merge_and_unload()
+    assert adapter.merged is merged
+    assert model(torch.eye(4)).equal(wanted)
+    adapter.unmerge()
+    assert all(same_bits(model.state_dict()[name], stored) for name, stored in before.items())
+    model[2].__class__ = own
+    assert adapter.merge_and_unload()(torch.eye(4)).equal(wanted)
+    assert type(model[0]) is nn.Linear
 
 
 def test_a_head_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:

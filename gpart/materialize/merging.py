@@ -1,12 +1,13 @@
 """Merging: what the active adapters compute, written into the stored weights, and taken back bit for bit.
 
 Invariant: a merged weight is the very sum that the layers read before, rounded once; W0 is kept until it is put back.
+Merging is all or nothing: where it is refused or broken off, the weights that were written get their W0 back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from gpart.errors import GPartError
 from gpart.injection.modules import Adapters, theta_key
 from gpart.injection.names import get_parameter
-from gpart.injection.tensors import is_packed
+from gpart.injection.tensors import is_packed, same_bits
 from gpart.materialize.active import Member, members
 from gpart.materialize.several import Sum, Term, summed
 
@@ -35,16 +36,27 @@ def merge(container: Adapters) -> None:
         check_mergeable(member)
         check_finite({theta_key(member.name): member.theta}, f"adapter {member.name!r} cannot be merged")
     sums = Sum(Term(member.weights, container.active_factors[member.name]) for member in active)
-    bases = {}
-    with ExitStack() as scopes:  # within which what all weights start from is computed once
-        for member in active:
-            scopes.enter_context(member.weights.scope.held())
-        for name, terms in sums.terms.items():
-            stored = get_parameter(active[0].model, name)
-            bases[name] = stored.detach().clone()
-            stored.copy_(summed(terms, [every[term.weights.name].theta for term, _ in terms], bases[name]))
+    bases: dict[str, Tensor] = {}
     for member in every.values():
-        member.weights.bases = bases
+        member.weights.bases = bases  # before the first write: from here on unmerge() gives back what was written
+    try:
+        with ExitStack() as scopes:  # within which what all weights start from is computed once
+            for member in active:
+                scopes.enter_context(member.weights.scope.held())
+            for name, terms in sums.terms.items():
+                stored = get_parameter(active[0].model, name)
+                base = stored.detach().clone()
+                value = summed(terms, [every[term.weights.name].theta for term, _ in terms], base)
+                bases[name] = base
+                _write(stored, value)
+    except BaseException:  # Ctrl-C too
+        for name, base in bases.items():
+            stored = get_parameter(active[0].model, name)
+            if not same_bits(stored, base):  # what torch has refused to write to, it would refuse again
+                _write(stored, base)
+        for member in every.values():
+            member.weights.bases = None
+        raise
 
 
 @torch.no_grad()
@@ -52,9 +64,15 @@ def unmerge(container: Adapters) -> None:
     """Puts the stored weights back to W0, bit for bit."""
     every = list(members(container).values())
     for name, stored in (every[0].weights.bases or {}).items():  # all have the same
-        get_parameter(every[0].model, name).copy_(stored)
+        _write(get_parameter(every[0].model, name), stored)
     for member in every:
         member.weights.bases = None
+
+
+def _write(stored: Tensor, value: Tensor) -> None:
+    """Puts numbers into a stored weight; torch writes to one that was made in inference mode outside it, and then raises."""
+    with torch.inference_mode() if stored.is_inference() else nullcontext():
+        stored.copy_(value)
 
 
 def check_mergeable(adapter: Member) -> None:
