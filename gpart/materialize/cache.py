@@ -156,8 +156,12 @@ class Cache:
 
     def again(self, key: str, sources: Versions) -> Tensor | None:
         """What :meth:`value` gave without dropout within this evaluation, if it would give it again: the quick way."""
-        kept = self.values.get(key) if self.open else None
-        return None if kept is None else self._given.get(key, sources + versions(kept.tensor))
+        if not self.open:
+            return None
+        with self._lock:
+            kept = self.values.get(key)
+            found = None if kept is None else self._given.get(key, sources + versions(kept.tensor))
+            return None if found is None else found.detach()
 
     def value(
         self,
@@ -181,7 +185,7 @@ class Cache:
             compute: writes the value into a contiguous tensor of W0's shape and dtype.
 
         Returns:
-            The kept tensor itself: not to be written to, and not to be given away but as a detached view.
+            A view of the kept tensor, not to be written to. While it is held no other thread writes into that memory.
         """
         with self._lock:
             number = self._number(theta, forward, sources[:1])
@@ -205,7 +209,7 @@ class Cache:
                 kept.place, kept.made_from = place_of(base), (number, seed, sources[1:] + versions(kept.tensor))
             if self.open and seed is None:
                 self._given.put(key, sources + versions(kept.tensor), kept.tensor)
-            return kept.tensor
+            return kept.tensor.detach()
 
     def _number(self, theta: Tensor, forward: int | None, now: Versions) -> int:
         """A number for theta as it is now; another one for other values."""

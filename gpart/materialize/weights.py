@@ -100,7 +100,7 @@ class Weights:
         sources, graph = versions(theta, base), torch.is_grad_enabled()
         evaluation = self.cache.open > 0 and not dropped and not graph
         if evaluation and (again := self.cache.again(name, sources)) is not None:
-            return again.detach()
+            return again
         seed = self.scope.mask_seed(name) if dropped else None  # drawn at every read, see mask_seed
         known = self.scope.values.get(name, sources)
         if known is None and self.recomputation.layers:
@@ -259,7 +259,7 @@ class Weights:
 
         value = self.cache.value(weight.name, theta, base, seed, self.scope.number, sources, compute)
         if blocks is None or scaled is None:
-            return value.detach()
+            return value
         return expand(scaled, value if packed else base, blocks, value)
 
     def _recomputed(

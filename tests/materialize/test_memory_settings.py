@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import threading
 from typing import Any
 
 import pytest
@@ -261,6 +262,32 @@ def test_memory_that_nobody_holds_is_written_again():
         places.add(adapter.weights.cache.values["0.weight"].tensor.data_ptr())
         in_place(adapter.theta)
     assert len(places) == 1
+
+
+def test_memory_that_another_thread_has_just_been_given_is_not_written_again():
+    """Each thread's pass has a mask of its own. The other one comes between the cache and the layer."""
+    results = []
+    for weights in ("forward", "kept"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4))
+        adapter = attach(model, GPartConfig(d=5, target_modules=["0"], dropout=0.5), weights=weights)
+        with torch.no_grad():
+            adapter.theta.copy_(torch.linspace(-1, 1, 5))
+        model.train()
+        real, others = adapter.weights.cache.value, [threading.Thread(target=lambda own=model: own[0].weight)]
+
+        def interrupted(*given, real=real, others=others):
+            found = real(*given)
+            while others:
+                other = others.pop()
+                other.start()
+                other.join()
+            return found
+
+        adapter.weights.cache.value = interrupted
+        results.append(model(torch.eye(4)).detach())
+        assert bool(others) is (weights == "forward")
+    assert results[0].equal(results[1])
 
 
 def three_layers(weights="kept"):
