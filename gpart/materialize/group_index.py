@@ -31,7 +31,8 @@ class GroupIndex:
 
     def __init__(self, partition: Groups, memory: MemoryPolicy) -> None:
         self.partition, self.memory = partition, memory
-        self._stored: dict[int, torch.Tensor] = {}
+        # By offset and count: a block without entries has the offset of the next one.
+        self._stored: dict[tuple[int, int], torch.Tensor] = {}
         self.built: dict[str, tuple[torch.device, tuple[Block, ...]]] = {}
         """The blocks of each weight, on the device where they were asked for last."""
 
@@ -85,7 +86,7 @@ class GroupIndex:
 
     @constant_when_compiled  # export does as torch.compile
     def _constant(self, offset: int, count: int, device: torch.device) -> torch.Tensor:
-        known = self._stored.get(offset)
+        known = self._stored.get((offset, count))
         if known is not None and known.device == device:
             return known
         return apart(lambda: self._maker(device)(offset, count, device)[:count])
@@ -104,15 +105,15 @@ class GroupIndex:
         dtype = self.partition.dtype
         if device.type == "meta":
             return torch.empty(count, dtype=dtype, device=device)
-        stored = self._stored.get(offset)
+        stored = self._stored.get((offset, count))
         if stored is None:
             stored = dispatch.group_indices(self.partition, offset, offset + count, device, dtype)
         # One copy only: it follows the weight to another device.
-        self._stored[offset] = stored = stored.to(device)
+        self._stored[offset, count] = stored = stored.to(device)
         return stored
 
 
 def block_sizes(weight: AdaptedWeight) -> tuple[int, ...]:
     """How many entries each block of a weight has."""
-    stride = math.prod(weight.shape) // weight.shape[weight.dim]
+    stride = math.prod(weight.shape[: weight.dim] + weight.shape[weight.dim + 1 :])
     return tuple((stop - start) * stride for start, stop, _ in weight.blocks)

@@ -544,6 +544,29 @@ def test_computed_group_numbers_leave_nothing_stored():
 # --- the choice ---
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0)])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_weight_without_entries_takes_none_of_its_neighbour_s(shape, setting):
+    """Both stand at one place of the vector. The C code, from 2^16 entries on, read past the end of no indices."""
+    indices, weights = setting
+    results = []
+    for empty in (False, True):
+        torch.manual_seed(0)
+        layer = nn.Linear(300, 300)
+        model = nn.Sequential(nn.Linear(*shape[::-1], bias=False), layer) if empty else nn.Sequential(layer)
+        adapter = attach(model, GPartConfig(d=5, target_modules="all-linear"), indices=indices, weights=weights)
+        with torch.no_grad():
+            adapter.theta.copy_(torch.linspace(-1, 1, 5))
+        if empty:
+            assert model[0](torch.ones(2, shape[1])).shape == (2, shape[0])
+        layer(torch.ones(2, 300)).square().sum().backward()
+        results.append([adapter.theta.grad, layer.weight.detach()])
+        adapter.merge()
+        results[-1].append(layer._parameters["weight"].detach().clone())
+    assert all(one.equal(other) for one, other in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("projection", ["partition", "hash", "fastfood"])
 def test_nothing_is_left_on_a_device_that_the_model_leaves(projection):
     model = nn.Sequential(nn.Linear(64, 64))
