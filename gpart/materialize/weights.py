@@ -279,7 +279,7 @@ class Weights:
     def _anchored(
         self, weight: AdaptedWeight, base: Tensor, scaled: Tensor, blocks: tuple[Block, ...], sources: Versions
     ) -> Tensor:
-        """W0 + P·theta whose gradient is summed over the layers of a forward pass before it is reduced.
+        """W0 + P·theta whose gradient is summed over the layers of a forward pass before it goes to theta and W0.
 
         That is what the other modes do, where these layers read one tensor; here each has a tensor of its own.
         """
@@ -287,7 +287,8 @@ class Weights:
         anchor = self.scope.values.get(key, sources)
         if anchor is None:
             nothing = torch.zeros((), dtype=base.dtype, device=base.device).expand(base.shape)
-            anchor = expand(scaled, nothing, blocks, nothing)
+            # W0 itself only where it has a gradient: then the anchor is what leads there.
+            anchor = expand(scaled, base if base.requires_grad and not is_packed(base) else nothing, blocks, nothing)
             if self.scope.open:
                 self.scope.values.put(key, sources, anchor, base)
         return put_in(anchor, expand(scaled.detach(), dense(base).detach(), blocks))

@@ -410,6 +410,23 @@ def test_no_adapted_weight_is_held_for_the_backward_pass_where_it_is_computed_ag
         torch.UntypedStorage._free_weak_ref(place)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_base_that_is_trained_gets_the_same_gradient_in_every_mode(dtype):
+    results = []
+    for weights in WEIGHTS:
+        model = Mixed().to(dtype)  # one layer of it is run twice in a pass
+        adapter = attach(model, GPartConfig(d=5, target_modules=mixed()[1]), weights=weights)
+        with torch.no_grad():
+            adapter.theta.copy_(torch.linspace(-1, 1, 5))
+        bases = [model.layer._parameters["weight"], model.conv._parameters["weight"]]
+        for base in bases:
+            base.requires_grad_(True)
+        model(TEXTS).square().sum().backward()
+        results.append([adapter.theta.grad, *(base.grad for base in bases)])
+    for found in results[1:]:
+        assert all(one.equal(other) for one, other in zip(found, results[0], strict=True))
+
+
 class ReadsTwice(nn.Linear):
     """Looks at its weight without gradient, as layers do that scale by its largest entry, and then uses it."""
 
