@@ -78,6 +78,53 @@ def test_merging_that_is_broken_off_leaves_the_base(
         assert all(same_bits(stored, before[name]) for name, stored in model.state_dict().items())
 
 
+class InOneMemory(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.b.weight = nn.Parameter(self.a.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a(x) + 2 * self.b(x)
+
+
+@pytest.mark.parametrize("targets", [["a"], ["b"], ["a", "b"]])
+@pytest.mark.parametrize("call", ["merge", "merge_and_unload"])
+def test_two_parameters_in_one_memory_are_not_merged(targets: list[str], call: str) -> None:
+    """Unmerged each layer reads W0 + its own P·theta; one memory cannot hold both."""
+    model = InOneMemory().eval()
+    adapter = attach(model, GPartConfig(3, targets))
+    with torch.no_grad():
+        adapter.theta.copy_(torch.tensor([1.0, -1.0, 0.5]))
+    base = model.a._parameters["weight"].detach().clone()
+    sums = [base + (adapter.delta(f"{name}.weight") if name in targets else 0) for name in "ab"]
+    torch.testing.assert_close(model(torch.eye(4)), (sums[0] + 2 * sums[1]).T)
+    with pytest.raises(GPartError, match=r"a\.weight and b\.weight are two parameters in one memory"):
+        getattr(adapter, call)()
+    assert not adapter.merged
+    assert model.b._parameters["weight"].equal(base)
+    model.b._parameters["weight"].data = base.clone()
+    adapter.merge()
+    torch.testing.assert_close(model(torch.eye(4)), (sums[0] + 2 * sums[1]).T)
+
+
+def test_parameters_apart_in_one_storage_are_merged(same_bits: Any) -> None:
+    """As recurrent layers on a GPU keep theirs, and as columns of one fused weight."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
+    for storage in (torch.randn(2, 4, 4), torch.randn(4, 8)):
+        for layer, part in zip(model, storage if storage.dim() == 3 else storage.chunk(2, 1), strict=True):
+            layer.weight = nn.Parameter(part)
+        adapter = attach(model, GPartConfig(3, ["0", "1"]))
+        with torch.no_grad():
+            adapter.theta.copy_(torch.tensor([1.0, -1.0, 0.5]))
+        before, wanted = storage.clone(), model(torch.eye(4)).detach()
+        adapter.merge()
+        torch.testing.assert_close(model(torch.eye(4)), wanted)
+        adapter.unmerge()
+        assert same_bits(storage, before)
+        adapter.detach()
+
+
 def test_what_was_made_in_inference_mode_is_merged_and_unmerged(same_bits: Any) -> None:
     model, adapter = three_layers()
     with torch.inference_mode():

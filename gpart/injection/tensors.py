@@ -5,7 +5,7 @@ Invariant: what an operation computes with is a plain tensor of the weight's log
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,50 @@ def whole(weight: Tensor) -> Tensor:
     """
     gather = getattr(weight, "full_tensor", None)  # by what it can do: torch.distributed is no part of the core
     return weight if gather is None else gather()
+
+
+def in_one_memory(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """The pairs of tensors that have a byte in common, by name.
+
+    A tensor that is part of another one's storage and apart from it, as those of recurrent layers on a GPU, has none.
+
+    Args:
+        tensors: by name; packed and sharded ones, and those on the meta device, are left out.
+
+    Example:
+        >>> whole = torch.zeros(4, 4)
+        >>> list(in_one_memory({"left": whole[:, :2], "right": whole[:, 2:], "row": whole[1]}))
+        [('left', 'row'), ('right', 'row')]
+    """
+    spans = []
+    for name, value in tensors.items():
+        if (
+            type(value) not in (Tensor, nn.Parameter)
+            or value.layout != torch.strided
+            or value.is_meta
+            or not value.numel()
+        ):
+            continue
+        width, start = value.element_size(), value.data_ptr()
+        last = sum((size - 1) * step for size, step in zip(value.shape, value.stride(), strict=True))
+        spans.append((str(value.device), start, start + (last + 1) * width, name))
+    before: list[tuple[str, int, int, str]] = []
+    for device, start, stop, name in sorted(spans):
+        before = [other for other in before if other[0] == device and other[2] > start]
+        for _, first, end, other in before:
+            length = max(stop, end) - first
+            filled = all(tensors[one].nbytes == size for one, size in ((other, end - first), (name, stop - start)))
+            if filled or (_bytes_of(tensors[other], 0, length) & _bytes_of(tensors[name], start - first, length)).any():
+                yield other, name
+        before.append((device, start, stop, name))
+
+
+def _bytes_of(value: Tensor, offset: int, length: int) -> Tensor:
+    """Which of so many bytes are a tensor's that begins at one of them."""
+    found, width = torch.zeros(length, dtype=torch.bool), value.element_size()
+    steps = [step * width for step in value.stride()]
+    found.as_strided((*value.shape, width), (*steps, 1), offset).fill_(True)
+    return found
 
 
 def entries_of(state: Mapping[str, Tensor], tensors: Iterable[Tensor]) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from gpart.errors import GPartError
 from gpart.injection.modules import Adapters, theta_key
-from gpart.injection.names import get_parameter
-from gpart.injection.tensors import is_packed, same_bits
+from gpart.injection.names import get_parameter, named_parameters
+from gpart.injection.tensors import in_one_memory, is_packed, same_bits
 from gpart.materialize.active import Member, members
 from gpart.materialize.several import Sum, Term, summed
 
@@ -25,8 +25,8 @@ def merge(container: Adapters) -> None:
     """Writes the sum of W0 and the active adapters' updates into the stored weights; twice is once.
 
     Raises:
-        GPartError: if a weight is packed, and so cannot hold the sum, the base weights are sharded, or a theta is not
-            finite.
+        GPartError: if a weight is packed, and so cannot hold the sum, the base weights are sharded, a theta is not
+            finite, or an adapted weight shares memory with another parameter.
     """
     every = members(container)
     active = [every[name] for name in container.active_factors]
@@ -79,7 +79,8 @@ def check_mergeable(adapter: Member) -> None:
     """Checks that the weights can hold W0 + P·theta.
 
     Raises:
-        GPartError: if a weight is packed, or the base weights are sharded.
+        GPartError: if a weight is packed, the base weights are sharded, or an adapted weight and another parameter (not one
+            parameter that several modules have) are in one memory.
     """
     if adapter.weights.sharded:
         raise GPartError(f"adapter {adapter.name!r} is sharded: load its file into a whole model, and merge there")
@@ -89,6 +90,13 @@ def check_mergeable(adapter: Member) -> None:
                 f"{weight.name} is packed ({type(stored).__name__}) and would round W0 + P·theta to its few bits:"
                 " load the base in bfloat16 or float32 to merge, with check_base=False (--no-check-base), as it is another"
                 " base by its fingerprint"
+            )
+    adapted = {weight.name for weight in adapter.plan.weights}
+    for first, second in in_one_memory(named_parameters(adapter.model)):
+        if adapted & {first, second}:
+            raise GPartError(
+                f"{first} and {second} are two parameters in one memory, which cannot hold W0 + P·theta of both: make them one"
+                " parameter before attach (tie them), or give one of them memory of its own (value.data = value.data.clone())"
             )
 
 
