@@ -228,6 +228,19 @@ def test_what_was_attached_and_loaded_in_inference_mode_is_trained(tmp_path: Pat
         assert torch.equal(inside(X), load_adapter(build(), tmp_path).model.eval()(X))
 
 
+def test_a_further_adapter_of_inference_mode_has_a_head_that_is_trained() -> None:
+    model = build()
+    attach(model, ONE, name="one")
+    with torch.inference_mode():
+        other = attach(model, replace(ONE, seed=5), name="other")
+    assert ONE.modules_to_save == ["head"]
+    optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.1)
+    before = {name: value.detach().clone() for name, value in other.saved_parameters().items()}
+    model.train()(X).sum().backward()
+    optimizer.step()
+    assert not any(value.equal(before[name]) for name, value in other.saved_parameters().items())
+
+
 def test_two_heads_of_one_name_are_chosen_between() -> None:
     model, made = three()
     before = bits(model)

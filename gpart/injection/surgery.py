@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -65,7 +66,8 @@ def install(
     container = home._modules.get(CONTAINER)
     if isinstance(container, Adapters):
         own = {saved: get_parameter(model, saved) for saved in plan.saved}
-        copies = {saved: mark_as(nn.Parameter(value.detach().clone()), value) for saved, value in own.items()}
+        with torch.inference_mode(mode=False):  # what is made within it can never be trained
+            copies = {saved: mark_as(nn.Parameter(value.detach().clone()), value) for saved, value in own.items()}
         put_parameters(model, copies, owners)
         container[name] = holder
     else:
