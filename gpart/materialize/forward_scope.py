@@ -12,10 +12,12 @@ scope just as ``model(x)`` is.
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from gpart.materialize.plain import is_followed
 from gpart.ops.apart import apart
 
 _TAGS_KEPT = 1 << 16
+_CALL = nn.Module._call_impl.__code__
 _numbers = itertools.count()
 
 
@@ -55,7 +58,7 @@ class ForwardScope(threading.local):
         """Forward pre-hook."""
         if torch.compiler.is_compiling() and is_followed() and not module.training:
             return  # export warns of what it sees changed, and without dropout nothing is kept here
-        if id(module) in self.open:
+        if id(module) in self.open and not _calls_itself(module):
             # It was left by what torch calls no hook for, such as Ctrl-C in a notebook that then goes on.
             self.open.clear()
             self._clear()
@@ -71,7 +74,7 @@ class ForwardScope(threading.local):
             self.open.pop()
         # Where another pre-hook raises before ours has run, only this one of the two is called.
         elif id(module) in self.open:
-            del self.open[self.open.index(id(module)) :]
+            del self.open[len(self.open) - 1 - self.open[::-1].index(id(module)) :]
         if not self.open:
             self._clear()
 
@@ -113,6 +116,18 @@ class ForwardScope(threading.local):
             while len(self.tags) > _TAGS_KEPT:
                 self.tags.popitem(last=False)
         return seed
+
+
+def _calls_itself(module: nn.Module) -> bool:
+    """Whether a module that is being entered is being run further out as well, as a recursive one is."""
+    if torch.compiler.is_compiling():
+        return False
+    calls = 0
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and calls < 2:
+        calls += frame.f_code is _CALL and frame.f_locals["self"] is module
+        frame = frame.f_back
+    return calls > 1
 
 
 def _draw() -> int:

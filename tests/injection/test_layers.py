@@ -6,8 +6,10 @@ the order of the flat vector itself, as (parameter name, index) pairs.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import itertools
 import threading
 from dataclasses import dataclass, field
 
@@ -763,3 +765,40 @@ def test_a_copy_within_cached_keeps_nothing(evaluations):
         copied.model(torch.randn(4, 6))
         copied.model(torch.randn(4, 6))
         assert len(evaluations) == 2
+
+
+class Recursive(nn.Module):
+    """Runs itself, as trees do, and asks its layer for the weight before and after."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4, bias=False)
+        self.seen = []
+
+    def forward(self, x, depth=2):
+        self.seen.append(self.layer.weight.detach().clone())
+        x = self.layer(x)
+        if depth:
+            x = self(x, depth - 1)
+        if depth == 1 and self.breaks:
+            raise KeyboardInterrupt
+        self.seen.append(self.layer.weight.detach().clone())
+        return x
+
+    breaks = False
+
+
+@pytest.mark.parametrize("weights", ["kept", "forward", "recomputed"])
+def test_a_module_that_calls_itself_has_one_mask_in_a_pass(weights):
+    model = Recursive()
+    adapter = attach(model, GPartConfig(d=3, target_modules=["layer"], dropout=0.5), weights=weights)
+    with torch.no_grad():
+        adapter.theta.fill_(1.0)
+    passes = []
+    for breaks in (False, True, False, False):
+        model.breaks, model.seen = breaks, []
+        with pytest.raises(KeyboardInterrupt) if breaks else contextlib.nullcontext():
+            model(torch.ones(1, 4)).sum().backward()
+        assert all(weight.equal(model.seen[0]) for weight in model.seen)
+        passes.append(model.seen[0])
+    assert not any(one.equal(other) for one, other in itertools.combinations(passes, 2))
