@@ -28,6 +28,7 @@ from gpart import (
     set_active,
 )
 from gpart.arithmetic import combine
+from gpart.materialize.weights import Weights
 
 
 class Net(nn.Module):
@@ -163,6 +164,17 @@ def test_on_one_layout_a_sum_is_arithmetic_on_theta_bit_for_bit() -> None:
         total.theta.copy_(made[0].theta.double() * 0.3 + made[1].theta.double() * -1.7 + made[2].theta.double() * 2.0)
     assert torch.equal(model(X), other(X))
     assert torch.equal(combine(dict(zip(made, [0.3, -1.7, 2.0], strict=True))).theta, total.theta)
+
+
+def test_layouts_are_compared_once_and_not_at_every_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layout names every weight: to compare two at each of them takes the square of their number."""
+    model, _ = three()
+    set_active(model, ["one", "both", "headed"], heads="one")
+    expected = model(X)
+    asked: list[Weights] = []
+    monkeypatch.setattr(Weights, "layout", property(asked.append))
+    assert torch.equal(model(X), expected)
+    assert not asked
 
 
 def test_gradients_of_a_sum_are_those_of_the_formula() -> None:

@@ -34,6 +34,8 @@ class Term(NamedTuple):
 
     weights: Weights
     factor: float
+    layout: int = 0
+    """Its layout's number within a :class:`Sum`: equal for adapters that have one P."""
 
 
 class Base:
@@ -53,7 +55,10 @@ class Sum:
 
     def __init__(self, terms: Iterable[Term]) -> None:
         self.terms: dict[str, list[tuple[Term, AdaptedWeight]]] = {}
-        for term in terms:
+        every, numbers = list(terms), dict[object, int]()
+        if len(every) > 1:  # once: a layout names every weight, and to compare two takes time
+            every = [term._replace(layout=numbers.setdefault(term.weights.layout, len(numbers))) for term in every]
+        for term in every:
             for weight in term.weights.plan.weights:
                 self.terms.setdefault(weight.name, []).append((term, weight))
         self.kept = Store()
@@ -100,7 +105,7 @@ def summed(
     """W of one weight: W0 and the terms' updates, rounded once.
 
     Args:
-        terms: the adapters, each with the weight as its own plan has it.
+        terms: the adapters, as a :class:`Sum` has them, each with the weight as its own plan has it.
         thetas: of each of them.
         base: W0.
         training: whether the layer is in training mode, in which dropout masks are drawn.
@@ -110,7 +115,7 @@ def summed(
     at: dict[object, int] = {}
     for number, ((term, weight), theta) in enumerate(zip(terms, thetas, strict=True)):
         own, seed = term.weights, None if seeds is None else seeds[number]
-        key: object = id(own) if own.config.dropout > 0 and training else own.layout  # each has a mask of its own
+        key: object = own if own.config.dropout > 0 and training else term.layout  # each has a mask of its own
         if key in at:
             groups[at[key]][2].append((term.factor, theta))
         else:
