@@ -26,7 +26,7 @@ from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetti
 from gpart.errors import GPartError
 from gpart.injection.facts import facts_of
 from gpart.injection.fingerprint import Sample, fingerprint, parts, sample_of, shortened
-from gpart.injection.heads import laid_by, put_buffer, put_buffers
+from gpart.injection.heads import laid_by, put_buffer
 from gpart.injection.homes import home_of
 from gpart.injection.matching import with_own_names
 from gpart.injection.modules import BASE, CONTAINER, Adapters, Theta, check_name, theta_key
@@ -39,7 +39,7 @@ from gpart.injection.names import (
     replicated,
     unwrapped,
 )
-from gpart.injection.snapshot import Snapshot
+from gpart.injection.snapshot import Snapshot, put_buffers
 from gpart.injection.surgery import (
     check_all_releasable,
     check_installable,

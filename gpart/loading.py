@@ -366,7 +366,8 @@ def check_tensors(
     """Checks names, shapes and finiteness of an adapter's tensors before any of them is used.
 
     Raises:
-        GPartError: if one is missing, too many, of another shape, or theta or a saved parameter is not finite.
+        GPartError: if one is missing, too many, of another shape (a buffer: of another number of dimensions), or theta or
+            a saved parameter is not finite.
     """
     theta = theta_key(name)
     shapes = {theta: (config.d,), **{saved: tuple(get_parameter(model, saved).shape) for saved in made.saved}}
@@ -379,7 +380,8 @@ def check_tensors(
     for key, value in tensors.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
             raise GPartError(f"{source}: {key} holds a {type(value).__name__} without plain numbers")
-        if tuple(value.shape) != shapes[key]:
+        # A buffer's module may have made it anew in another length, such as a table of positions for a longer text.
+        if tuple(value.shape) != shapes[key] and not (key in buffers and value.dim() == len(shapes[key])):
             raise GPartError(f"{source}: {key} has shape {list(value.shape)}, this model needs {list(shapes[key])}")
     if not tensors[theta].is_floating_point():
         raise GPartError(f"{source}: {theta} holds {tensors[theta].dtype}, not floating-point numbers")

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from gpart.injection.forgotten import mark_as
 from gpart.injection.modules import SAVED, Theta
-from gpart.injection.names import get_buffer, get_parameter, get_submodule, split_name
-from gpart.injection.snapshot import Snapshot
+from gpart.injection.names import get_parameter, get_submodule, split_name
+from gpart.injection.snapshot import Snapshot, put_buffers
 from gpart.injection.tensors import has_gradient
 
 Place = tuple[str, str]
@@ -42,15 +42,16 @@ def lay_by(model: nn.Module, holder: Theta, snapshot: Snapshot, names: Iterable[
     changed = snapshot.moved_buffers(model)
     if not own and not changed:
         return
+    # All that takes memory comes first.
     first = {name: _first(value, snapshot.first(name)) for name, value in own.items()}
+    for name, value in changed.items():
+        put_buffer(holder, name, value)
     put_parameters(model, first, snapshot.owners)
     tree = tree_of(holder)
     for name, value in own.items():
         value.requires_grad_(False)
         value.grad = None
         _owner(tree, name)._parameters[split_name(name)[1]] = value  # type: ignore[assignment]  # it is a Parameter
-    for name, value in changed.items():
-        put_buffer(holder, name, value)
 
 
 def take_up(model: nn.Module, holder: Theta, snapshot: Snapshot, names: Container[str], buffers: bool) -> bool:
@@ -81,13 +82,6 @@ def take_up(model: nn.Module, holder: Theta, snapshot: Snapshot, names: Containe
     for name, value in kept.items():
         _owner(tree_of(holder), name)._parameters[split_name(name)[1]] = value
     return bool(changed)
-
-
-@torch.no_grad()
-def put_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Copies values into a model's buffers."""
-    for name, value in values.items():
-        get_buffer(model, name).copy_(value)
 
 
 def put_parameters(model: nn.Module, values: Mapping[str, Tensor], owners: Mapping[str, Sequence[Place]]) -> None:

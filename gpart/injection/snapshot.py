@@ -67,18 +67,12 @@ class Snapshot:
             if name in there:  # a head may have been cut off since
                 there[name].requires_grad_(flag)
 
-    @torch.no_grad()
     def restore_buffers(self, model: nn.Module) -> None:
         """The first values of the buffers."""
-        buffers = named_buffers(model)
-        for name, value in self._buffers.items():
-            if value.is_meta or name not in buffers:  # there were no first values then, or its module has gone
-                continue
-            if buffers[name].shape == value.shape:
-                buffers[name].copy_(value)
-            else:  # its module has made it anew, such as a table of positions that grows with the longest text
-                path, attribute = split_name(name)
-                get_submodule(model, path)._buffers[attribute] = value.to(buffers[name], copy=True)
+        there = named_buffers(model)
+        # Of one that is left out there were no first values then, or its module has gone.
+        kept = {name: value for name, value in self._buffers.items() if name in there and not value.is_meta}
+        put_buffers(model, kept)
 
     @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
@@ -91,6 +85,23 @@ class Snapshot:
                 there[name].copy_(value)
             there[name].grad = None
         self.restore_buffers(model)
+
+
+@torch.no_grad()
+def put_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copies values into a model's buffers.
+
+    One of another shape takes the buffer's place: its module has made it anew, such as a table of positions that grows
+    with the longest text.
+    """
+    for name, value in values.items():
+        buffer = get_buffer(model, name)
+        if buffer.shape == value.shape:
+            buffer.copy_(value)
+            continue
+        path, attribute = split_name(name)
+        with torch.inference_mode(mode=False):  # what is made within it can never be trained with
+            get_submodule(model, path)._buffers[attribute] = value.to(buffer, copy=True)
 
 
 def _owners(model: nn.Module, names: Iterable[str]) -> dict[str, list[tuple[str, str]]]:

@@ -103,6 +103,21 @@ def wire(model: nn.Module, readers: Mapping[Place, tuple[WeightReader, AdaptedWe
     Raises:
         GPartError: if something has changed the class of a layer since; nothing is changed then.
     """
+    for path, its in check_wirable(model, readers).items():
+        set_readers(get_submodule(model, path), its)
+
+
+def check_wirable(
+    model: nn.Module, readers: Mapping[Place, tuple[WeightReader, AdaptedWeight] | None]
+) -> dict[str, Readers]:
+    """Checks that :func:`wire` can be done.
+
+    Returns:
+        By path, what each layer is to have.
+
+    Raises:
+        GPartError: if something has changed the class of a layer since.
+    """
     layers: dict[str, Readers] = {}
     for (path, attribute), reader in readers.items():
         if path not in layers:
@@ -112,8 +127,7 @@ def wire(model: nn.Module, readers: Mapping[Place, tuple[WeightReader, AdaptedWe
         module = get_submodule(model, path)
         if READERS in module.__dict__ and tuple(module.__dict__[READERS]) != tuple(its):
             check_releasable(module, path)
-    for path, its in layers.items():
-        set_readers(get_submodule(model, path), its)
+    return layers
 
 
 def check_all_releasable(model: nn.Module, plan: Plan) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gpart.errors import GPartError
-from gpart.injection.heads import lay_by, put_buffers, take_up
+from gpart.injection.heads import lay_by, take_up
 from gpart.injection.modules import CONTAINER, Adapters, Theta
 from gpart.injection.names import child_of
-from gpart.injection.snapshot import Snapshot
-from gpart.injection.surgery import add_hooks, laid_aside, remove_hooks, wire
+from gpart.injection.snapshot import Snapshot, put_buffers
+from gpart.injection.surgery import add_hooks, check_wirable, laid_aside, remove_hooks, wire
 from gpart.injection.targets import Plan
 from gpart.materialize.several import Term, readers
 from gpart.materialize.weights import Weights
@@ -101,9 +101,10 @@ def switch(
         left = {place for member in others for weight in member.plan.weights for place in weight.owners}
         wanted = {place: reader if place in left else None for place, reader in wanted.items()}
     model = next(iter(every.values())).model
-    wire(model, wanted)
+    check_wirable(model, wanted)
     if (list(before), heads) != (list(factors), container.heads):
-        _switch_heads(container, old, new, standing)
+        _switch_heads(container, old, new, standing)  # takes memory, and so comes before what can hardly fail
+    wire(model, wanted)
     for member in old:
         if member not in new:
             remove_hooks(member.hooks)

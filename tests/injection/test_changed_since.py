@@ -14,7 +14,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from gpart import GPartConfig, GPartError, attach, get_adapters, load_adapter
+from gpart import GPartConfig, GPartError, active_adapters, attach, get_adapters, load_adapter, set_active
 from gpart.adapter import find_adapters
 from gpart.serving import AdapterStore, Switch
 
@@ -22,12 +22,14 @@ from gpart.serving import AdapterStore, Switch
 class Positions(nn.Module):
     """A table that grows with the longest input, as M2M100 and older rotary embeddings have it."""
 
-    def __init__(self, length: int = 4) -> None:
+    def __init__(self, length: int = 4, persistent: bool = False) -> None:
         super().__init__()
+        self.persistent = persistent
         self.make(length)
 
     def make(self, length: int) -> None:
-        self.register_buffer("table", torch.arange(length).float()[:, None].repeat(1, 8) / 8, persistent=False)
+        table = torch.arange(length).float()[:, None].repeat(1, 8) / 8
+        self.register_buffer("table", table, persistent=self.persistent)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if len(x) > len(self.table):
@@ -36,17 +38,17 @@ class Positions(nn.Module):
 
 
 class Net(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, persistent: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.positions, self.layer, self.head = Positions(), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.positions, self.layer, self.head = Positions(4, persistent), nn.Linear(8, 8), nn.Linear(8, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.layer(self.positions(x)).relu())
 
 
-def adapted(**more: Any) -> Net:
-    net = Net()
+def adapted(net: Net | None = None, **more: Any) -> Net:
+    net = Net() if net is None else net
     adapter = attach(net, GPartConfig(**{"d": 5, "target_modules": ["layer"], "modules_to_save": ["head"], **more}))
     with torch.no_grad():
         adapter.theta.copy_(torch.linspace(-1, 1, 5))
@@ -76,6 +78,42 @@ def test_a_switch_goes_on_after_a_buffer_has_grown(tmp_path: Path) -> None:
         switch.use(name)
         answer = switch.model(x)
         assert x is LONG or answer.equal(expected[name])
+
+
+def test_a_persistent_buffer_that_has_grown_is_the_adapters(tmp_path: Path) -> None:
+    net = adapted(Net(persistent=True))
+    long, short = net(LONG), net(SHORT)
+    attach(net, GPartConfig(d=3, target_modules=["layer"], seed=1), name="second")
+    assert net.positions.table.equal(Positions().table)  # the base's
+    assert net(SHORT).equal(Net()(SHORT))
+    set_active(net, "default")
+    assert len(net.positions.table) == len(LONG)
+    assert net(SHORT).equal(short)
+    get_adapters(net)["default"].save(tmp_path)
+    loaded = Net(persistent=True)
+    load_adapter(loaded, tmp_path)
+    assert loaded.positions.table.equal(net.positions.table)
+    assert loaded(LONG).equal(long)
+    loaded(torch.ones(12, 8))
+    load_adapter(loaded, tmp_path)
+    assert loaded.positions.table.equal(net.positions.table)
+
+
+def test_a_switch_that_fails_leaves_the_adapter_that_was_active(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = adapted()
+    second = attach(net, GPartConfig(d=3, target_modules=["layer"], modules_to_save=["head"], seed=1), name="second")
+    with torch.no_grad():
+        second.theta.fill_(1.0)
+    expected = net(SHORT)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("gpart.injection.heads._first", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        set_active(net, "default")
+    assert active_adapters(net) == {"second": 1.0}
+    assert net(SHORT).equal(expected)
 
 
 def test_a_switch_whose_detach_fails_does_not_take_the_base_for_an_adapter(
