@@ -41,8 +41,8 @@ from gpart.injection.names import (
 )
 from gpart.injection.snapshot import Snapshot, put_buffers
 from gpart.injection.surgery import (
-    check_all_releasable,
     check_installable,
+    check_wirable,
     install,
     remove,
     remove_hooks,
@@ -52,7 +52,15 @@ from gpart.injection.surgery import (
 from gpart.injection.targets import AdaptedWeight, Plan, plan
 from gpart.injection.tensors import whole
 from gpart.injection.unadapted import warn_of_unadapted
-from gpart.materialize.active import bare, check_no_batch, container_of, first_values, members, switch
+from gpart.materialize.active import (
+    bare,
+    check_no_batch,
+    check_switch,
+    container_of,
+    first_values,
+    members,
+    switch,
+)
 from gpart.materialize.batch import batch
 from gpart.materialize.merging import check_finite, merge, unmerge
 from gpart.materialize.weights import Weights
@@ -369,16 +377,18 @@ class GPartAdapter:
             The model.
 
         Raises:
-            GPartError: if it was taken off already, or the base weights are sharded.
+            GPartError: if it was taken off already, the base weights are sharded, two of the others have the same saved
+                module and none was chosen, or something has changed a layer since. The model is then as it was.
         """
         self._holder()  # raises where it was taken off already
         if self.sharded:
             raise GPartError(f"adapter {self.name!r} is sharded: load its file into a whole model, and detach there")
-        self.unmerge()
         container, active = self._container(), self.active
+        factors = {name: factor for name, factor in container.active_factors.items() if name != self.name}
+        heads = None if container.heads == self.name else container.heads
+        check_switch(container, factors, heads, leaving=self)
+        self.unmerge()
         if len(members(container)) > 1:
-            factors = {name: factor for name, factor in container.active_factors.items() if name != self.name}
-            heads = None if container.heads == self.name else container.heads
             switch(container, factors, heads, leaving=self)
             self._take_off()
             return self.model
@@ -400,8 +410,7 @@ class GPartAdapter:
                 changed then.
         """
         every = [member for member in members(self._container()).values() if isinstance(member, GPartAdapter)]
-        for member in every:
-            check_all_releasable(self.model, member.plan)
+        check_wirable(self.model, dict.fromkeys(place for member in every for place in member.plan.places))
         self.merge()
         for member in every:
             member._release()
@@ -541,7 +550,7 @@ class GPartAdapter:
 
     def _release(self) -> None:
         """Gives every layer its class back."""
-        wire(self.model, {place: None for weight in self.plan.weights for place in weight.owners})
+        wire(self.model, dict.fromkeys(self.plan.places))
 
     def _take_off(self) -> None:
         remove_hooks(self.hooks)

@@ -20,7 +20,7 @@ from gpart.errors import GPartError
 from gpart.injection.modules import Adapters, check_name, theta_key
 from gpart.injection.names import unwrapped
 from gpart.injection.surgery import rename_old_theta
-from gpart.materialize.active import check_no_batch, container_of, members, switch
+from gpart.materialize.active import check_no_batch, check_switch, container_of, members, switch
 
 
 def active_adapters(model: nn.Module) -> dict[str, float]:
@@ -98,8 +98,7 @@ def set_active(
         return
     adapters = get_adapters(model)
     first = next(iter(adapters.values()))
-    if unknown := [name for name in chosen if name not in adapters]:
-        raise GPartError(f"the model carries no adapter {unknown[0]!r}; it carries {list(adapters)}")
+    check_switch(container, chosen, heads)
     if first.weights.bases is not None:
         warnings.warn(
             f"the model was merged with adapters {list(container.active_factors)}: it is unmerged before {chosen} become"

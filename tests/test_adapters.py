@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 import itertools
+import warnings
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -360,6 +361,58 @@ def test_a_refused_adapter_leaves_the_others_as_they_are(tmp_path: Path) -> None
         assert {name: value.requires_grad for name, value in model.named_parameters()} == flags
         assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
         assert torch.equal(model(X), output)
+
+
+def test_a_refused_adapter_leaves_gradients_and_flags() -> None:
+    model = build()
+    first = attach(model, ONE)
+    model.head.bias.requires_grad_(False)
+    model(X).sum().backward()
+    assert model.head.weight.grad is not None
+    grad = model.head.weight.grad.clone()
+    with pytest.raises(GPartError, match="nothing"):
+        attach(model, GPartConfig(d=1, target_modules=["nothing"]), name="second")
+    assert torch.equal(model.head.weight.grad, grad)
+    assert first.theta.grad is not None
+    assert not model.head.bias.requires_grad
+    first.theta.requires_grad_(False)
+    with pytest.raises(GPartError, match="nothing"):
+        attach(model, GPartConfig(d=1, target_modules=["nothing"]), name="second")
+    assert not first.theta.requires_grad
+
+
+def test_what_is_refused_of_a_merged_model_leaves_it_merged() -> None:
+    model, made = three()
+    extra = shake(attach(model, HEADED, name="extra"), 5)
+    set_active(model, ["extra", "one", "headed"], heads="extra")
+    extra.merge()
+    stored, output = bits(model), model(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for attempt in (
+            lambda: set_active(model, ["one", "headed"]),
+            lambda: delete_adapter(model, "extra"),  # one and headed have a head each, and none is chosen
+        ):
+            with pytest.raises(GPartError, match="both have a head"):
+                attempt()
+            assert made["one"].merged
+            assert all(torch.equal(stored[key], value) for key, value in model.state_dict().items())
+            assert torch.equal(model(X), output)
+
+
+@pytest.mark.parametrize("call", ["detach", "merge_and_unload"])
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_changed_class_is_refused_before_the_weights_are_touched(call: str, merged: bool) -> None:
+    model, adapter = alone(BOTH, 1)
+    if merged:
+        adapter.merge()
+    model.one.__class__ = type("Other", (type(model.one),), {})
+    stored, output = bits(model), model(X)
+    with pytest.raises(GPartError, match="one cannot be restored"):
+        getattr(adapter, call)()
+    assert adapter.merged == merged
+    assert all(torch.equal(stored[key], value) for key, value in model.state_dict().items())
+    assert torch.equal(model(X), output)
 
 
 @pytest.mark.parametrize("gone", list(itertools.permutations(["one", "both", "headed"])))

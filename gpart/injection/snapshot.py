@@ -87,6 +87,24 @@ class Snapshot:
         self.restore_buffers(model)
 
 
+Gradients = list[tuple[Tensor, bool, Tensor | None]]
+"""Parameters, each with its ``requires_grad`` and its ``grad``."""
+
+
+def gradients_of(model: nn.Module) -> Gradients:
+    """What a switch to other adapters takes from parameters, for :func:`put_gradients` after the switch back."""
+    return [(value, value.requires_grad, value.grad) for value in model.parameters()]
+
+
+def put_gradients(gradients: Gradients) -> None:
+    """Puts back what :func:`gradients_of` has found."""
+    for value, flag, grad in gradients:
+        if value.requires_grad != flag:
+            value.requires_grad_(flag)
+        if value.grad is not grad:
+            value.grad = grad
+
+
 @torch.no_grad()
 def put_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Copies values into a model's buffers.

@@ -62,6 +62,11 @@ class Plan:
     padding_rows: bool = False
     """Whether there are rows of ``padding_idx`` in the vector, as in files of format 1."""
 
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """Every (module path, attribute) that holds an adapted weight."""
+        return [place for weight in self.weights for place in weight.owners]
+
     def described(self) -> list[list[Any]]:
         """The adapted weights as they stand in files: name and shape, and the row that is left out where there is one."""
         return [

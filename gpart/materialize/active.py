@@ -7,7 +7,7 @@ PEFT's rule theta and head of an active adapter require gradients, and those of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gpart.errors import GPartError
-from gpart.injection.heads import lay_by, take_up
+from gpart.injection.heads import Place, lay_by, take_up
 from gpart.injection.modules import CONTAINER, Adapters, Theta
 from gpart.injection.names import child_of
-from gpart.injection.snapshot import Snapshot, put_buffers
+from gpart.injection.snapshot import Snapshot, gradients_of, put_buffers, put_gradients
 from gpart.injection.surgery import add_hooks, check_wirable, laid_aside, remove_hooks, wire
 from gpart.injection.targets import Plan
 from gpart.materialize.several import Term, readers
@@ -88,20 +88,15 @@ def switch(
         GPartError: if an adapter is not there, several have the same saved module and ``heads`` names none of them, a
             batch is open, or something has changed a layer since; nothing is changed then.
     """
-    check_no_batch(container)
+    standing = check_switch(container, factors, heads, leaving)
     every, before = members(container), container.active_factors
-    old, new = [every[name] for name in before], [_found(every, name) for name in factors]
-    standing = _standing(new, heads)
+    old, new = [every[name] for name in before], [every[name] for name in factors]
     touched = {weight.name: weight for member in (*old, *new) for weight in member.plan.weights}
     if leaving is not None:
         touched |= {weight.name: weight for weight in leaving.plan.weights}
     wanted = readers([Term(member.weights, factors[member.name]) for member in new], touched.values())
-    if leaving is not None:
-        others = [member for member in every.values() if member is not leaving]
-        left = {place for member in others for weight in member.plan.weights for place in weight.owners}
-        wanted = {place: reader if place in left else None for place, reader in wanted.items()}
+    wanted |= dict.fromkeys(_plain_without(every, leaving))
     model = next(iter(every.values())).model
-    check_wirable(model, wanted)
     if (list(before), heads) != (list(factors), container.heads):
         _switch_heads(container, old, new, standing)  # takes memory, and so comes before what can hardly fail
     wire(model, wanted)
@@ -117,6 +112,38 @@ def switch(
             layer = (weights.enter_layer, weights.leave_layer)
             member.hooks += add_hooks(model, member.plan, (weights.scope.enter, weights.scope.leave), layer)
     container.active_factors, container.heads = dict(factors), heads
+
+
+def check_switch(
+    container: Adapters, names: Iterable[str], heads: str | None = None, leaving: Member | None = None
+) -> dict[str, str]:
+    """Checks that :func:`switch` can be done, also on a model that is to be unmerged before.
+
+    Args:
+        container: what holds the adapters.
+        names: of those that are to be active.
+        heads: as for :func:`switch`.
+        leaving: the same.
+
+    Returns:
+        By saved parameter, the adapter whose own is to stand in the model.
+
+    Raises:
+        GPartError: if not, see :func:`switch`.
+    """
+    check_no_batch(container)
+    every = members(container)
+    standing = _standing([_found(every, name) for name in names], heads)
+    check_wirable(next(iter(every.values())).model, dict.fromkeys(_plain_without(every, leaving)))
+    return standing
+
+
+def _plain_without(every: Mapping[str, Member], leaving: Member | None) -> list[Place]:
+    """What only an adapter that is about to be taken off adapts."""
+    if leaving is None:
+        return []
+    left = {place for member in every.values() if member is not leaving for place in member.plan.places}
+    return [place for place in leaving.plan.places if place not in left]
 
 
 def _switch_heads(container: Adapters, old: list[Member], new: list[Member], standing: Mapping[str, str]) -> None:
@@ -184,13 +211,14 @@ def bare(model: nn.Module) -> Iterator[set[str]]:
     first = every[0]
     if first.weights.bases is not None:
         raise GPartError(f"the model is merged with adapters {list(container.active_factors)}: unmerge() first")
-    factors, heads = dict(container.active_factors), container.heads
+    factors, heads, gradients = dict(container.active_factors), container.heads, gradients_of(model)
     switch(container, {})
     try:
         with laid_aside(model, first.home):
             yield {name for member in every for name in member.plan.saved}
     finally:
         switch(container, factors, heads)
+        put_gradients(gradients)
 
 
 def first_values(container: Adapters | None, name: str) -> dict[str, Tensor]:
