@@ -271,6 +271,17 @@ def test_two_heads_of_one_name_are_chosen_between() -> None:
     assert torch.equal(model.head.weight, made[other].saved_parameters()["head.weight"])
 
 
+def test_the_chosen_head_may_be_named_anywhere_among_three() -> None:
+    model, made = three()
+    extra = shake(attach(model, HEADED, name="extra"), 5)
+    for order in itertools.permutations(["one", "headed", "extra"]):
+        set_active(model, order, heads="extra")
+        assert model.head.weight is extra.saved_parameters()["head.weight"]
+    with pytest.raises(GPartError, match=r"'one' and 'headed' both have a head\.(weight|bias)"):
+        set_active(model, ["one", "both", "headed"], heads="both")
+    assert not made["one"].saved_parameters()["head.weight"].requires_grad
+
+
 def test_statistics_go_with_their_adapter(tmp_path: Path) -> None:
     model, made = three()
     first = {name: value.clone() for name, value in model.named_buffers() if "gpart" not in name}

@@ -179,17 +179,14 @@ def _standing(new: list[Member], heads: str | None) -> dict[str, str]:
     if heads is not None and heads not in [member.name for member in new]:
         raise GPartError(f"heads={heads!r} is none of the active adapters {[member.name for member in new]}")
     standing: dict[str, str] = {}
-    for member in new:
+    for member in sorted(new, key=lambda member: member.name != heads):  # the chosen one first, wherever it is named
         for name in member.plan.saved:
             other = standing.setdefault(name, member.name)
-            if other in (member.name, heads):
-                continue
-            if heads != member.name:
+            if other not in (member.name, heads):
                 raise GPartError(
                     f"adapters {other!r} and {member.name!r} both have a {name} of their own, and one can stand in the model:"
                     f" say heads={other!r} or heads={member.name!r}"
                 )
-            standing[name] = member.name
     return standing
 
 
