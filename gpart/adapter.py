@@ -26,7 +26,7 @@ from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetti
 from gpart.errors import GPartError
 from gpart.injection.facts import facts_of
 from gpart.injection.fingerprint import Sample, fingerprint, parts, sample_of, shortened
-from gpart.injection.heads import laid_by, put_buffer
+from gpart.injection.heads import laid_by, put_buffer, put_parameters
 from gpart.injection.homes import home_of
 from gpart.injection.matching import with_own_names
 from gpart.injection.modules import BASE, CONTAINER, Adapters, Theta, check_name, theta_key
@@ -39,7 +39,7 @@ from gpart.injection.names import (
     replicated,
     unwrapped,
 )
-from gpart.injection.snapshot import Snapshot, put_buffers
+from gpart.injection.snapshot import Snapshot, gradients_of, put_buffers, put_gradients
 from gpart.injection.surgery import (
     check_installable,
     check_wirable,
@@ -121,8 +121,10 @@ def attach(
 def attach_plan(model: nn.Module, config: GPartConfig, name: str, made: Plan, memory: MemoryPolicy) -> GPartAdapter:
     """Carries out a plan that was made for this model; :func:`attach` without its checks of what is there.
 
+    Whatever it fails by, such as memory, the model is then as it was.
+
     Raises:
-        GPartError: if the plan may not be carried out; the model is then as it was.
+        GPartError: if the plan may not be carried out.
     """
     container, first = container_of(model), next(iter(get_adapters(model).values()), None)
     with bare(model):
@@ -133,12 +135,25 @@ def attach_plan(model: nn.Module, config: GPartConfig, name: str, made: Plan, me
         snapshot = Snapshot(model, made, None if first is None else first.snapshot)
     adapter = GPartAdapter(model, config, name, made, memory, home, snapshot)
     adapter.about = told
-    if container is not None:
-        switch(container, {})
-    first_weight = made.weights[0].name
-    device = torch.device("cpu") if is_offloaded(model, first_weight) else get_parameter(model, first_weight).device
-    holder = Theta(config.d, device, adapter)
-    switch(install(model, made, name, holder, adapter.home, snapshot.owners), {name: 1.0})
+    factors, heads = ({}, None) if container is None else (dict(container.active_factors), container.heads)
+    gradients, heads_of_base = gradients_of(model), {}
+    try:
+        if container is not None:
+            switch(container, {})
+        heads_of_base = {saved: get_parameter(model, saved) for saved in made.saved}
+        first_weight = made.weights[0].name
+        device = torch.device("cpu") if is_offloaded(model, first_weight) else get_parameter(model, first_weight).device
+        holder = Theta(config.d, device, adapter)
+        switch(install(model, made, name, holder, adapter.home, snapshot.owners), {name: 1.0})
+    except BaseException:
+        put_parameters(model, heads_of_base, snapshot.owners)
+        if adapter.attached:
+            switch(adapter._container(), factors, heads, leaving=adapter)
+            adapter._take_off()
+        elif container is not None:
+            switch(container, factors, heads)
+        put_gradients(gradients)
+        raise
     if home:
         adapter.renaming = rename_old_theta(model, theta_key(name), adapter.theta_name)
     return adapter

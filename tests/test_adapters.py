@@ -29,6 +29,8 @@ from gpart import (
     set_active,
 )
 from gpart.arithmetic import combine
+from gpart.injection.surgery import add_hooks
+from gpart.injection.targets import Plan
 from gpart.materialize.weights import Weights
 
 
@@ -372,6 +374,56 @@ def test_a_refused_adapter_leaves_the_others_as_they_are(tmp_path: Path) -> None
         assert {name: value.requires_grad for name, value in model.named_parameters()} == flags
         assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
         assert torch.equal(model(X), output)
+
+
+@pytest.mark.parametrize(
+    "failing", ["gpart.adapter.Theta.__init__", "gpart.adapter.install", "gpart.materialize.active.add_hooks"]
+)
+@pytest.mark.parametrize("active", [None, [], ["one", "both"]])
+def test_an_attach_that_fails_leaves_the_model_as_it_was(
+    failing: str, active: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build()
+    model.two.bias.requires_grad_(False)
+    if active is not None:
+        model, _ = three()
+        set_active(model, active)
+    if active:
+        model(X).sum().backward()
+    before, output, classes = bits(model), model(X), [type(module) for module in model.modules()]
+    gradients = [(value.requires_grad, value.grad) for value in model.parameters()]
+    used = active_adapters(model)
+
+    extra = replace(HEADED, modules_to_save=["head", "norm"])
+
+    def full(*given: object) -> object:
+        if any(isinstance(one, Plan) and "norm.weight" not in one.saved for one in given):
+            return add_hooks(*given)  # those of the others, which are put back
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(failing, full)
+        with pytest.raises(torch.OutOfMemoryError):
+            attach(model, extra, name="extra")
+    assert active_adapters(model) == used
+    assert [type(module) for module in model.modules()] == classes
+    now = [(value.requires_grad, value.grad) for value in model.parameters()]
+    assert all(a == b and c is d for (a, c), (b, d) in zip(gradients, now, strict=True))
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert torch.equal(model(X), output)
+    attach(model, extra, name="extra")
+
+
+def test_a_root_that_takes_no_child_is_not_frozen() -> None:
+    class Locked(Net):
+        def add_module(self, name: str, module: nn.Module | None) -> None:
+            raise RuntimeError("this module takes no more children")
+
+    model = Locked()
+    with pytest.raises(RuntimeError, match="no more children"):
+        attach(model, ONE)
+    assert all(value.requires_grad for value in model.parameters())
 
 
 def test_a_refused_adapter_leaves_gradients_and_flags() -> None:
