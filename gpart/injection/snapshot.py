@@ -33,7 +33,7 @@ class Snapshot:
         self._requires_grad: dict[str, bool] = flags if first is None else first._requires_grad
         self._saved = {name: get_parameter(model, name).detach().clone() for name in plan.saved}
         self._buffers = {name: value.detach().clone() for name, value in named_buffers(model).items()}
-        persistent = model.state_dict(keep_vars=True)
+        persistent = _persistent(model)
         self._persistent = [name for name in self._buffers if name in persistent]
         self.owners = _owners(model, plan.saved)
         """Where each saved parameter stands: every (module path, attribute) that holds it."""
@@ -44,7 +44,7 @@ class Snapshot:
 
     def changed_buffers(self, model: nn.Module) -> dict[str, Tensor]:
         """The persistent buffers that are not what they were."""
-        persistent = model.state_dict(keep_vars=True)
+        persistent = _persistent(model)
         return {
             name: value
             for name, value in named_buffers(model).items()
@@ -120,6 +120,16 @@ def put_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
         path, attribute = split_name(name)
         with torch.inference_mode(mode=False):  # what is made within it can never be trained with
             get_submodule(model, path)._buffers[attribute] = value.to(buffer, copy=True)
+
+
+def _persistent(model: nn.Module) -> set[str]:
+    """The names of the buffers that a state_dict has; it is not asked, since a project may have one of its own."""
+    return {
+        f"{path}.{attribute}" if path else attribute
+        for path, module in named_modules(model)
+        for attribute, _ in module._buffers.items()  # a scripted module has no other way through them
+        if attribute not in module._non_persistent_buffers_set
+    }
 
 
 def _owners(model: nn.Module, names: Iterable[str]) -> dict[str, list[tuple[str, str]]]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from gpart import GPartConfig, attach, get_adapters
+from gpart import GPartConfig, attach, get_adapters, load_adapter, set_active
 from gpart.callbacks import GPartCallback
 
 X = torch.linspace(-1, 1, 32).view(4, 8)
@@ -229,6 +229,45 @@ def test_a_wrapper_is_looked_through(wrap: Any, same_bits: Any) -> None:
     direct = attach(wrap(inner), GPartConfig(d=7, target_modules="all-linear"))
     assert direct.model is inner
     assert get_adapters(wrap(inner)) == {"default": direct}
+
+
+def test_statistics_inside_a_compiled_module_are_saved(tmp_path: Any) -> None:
+    def made(compiled: bool = False) -> nn.ModuleDict:
+        torch.manual_seed(0)
+        body = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        return nn.ModuleDict({"body": torch.compile(body, backend="eager") if compiled else body})
+
+    net = made(compiled=True)
+    adapter = attach(net, GPartConfig(d=3, target_modules=["0"]))
+    norm = net["body"]._orig_mod[1]
+    norm.running_mean.add_(1)
+    assert list(adapter.changed_buffers()) == ["body.1.running_mean"]
+    adapter.save(tmp_path)
+    loaded = made()
+    load_adapter(loaded, tmp_path)
+    assert loaded["body"][1].running_mean.tolist() == [1, 1, 1, 1]
+    attach(net, GPartConfig(d=3, target_modules=["0"]), name="second")
+    assert norm.running_mean.tolist() == [0, 0, 0, 0]
+    set_active(net, "default")
+    assert norm.running_mean.tolist() == [1, 1, 1, 1]
+
+
+def test_a_state_dict_of_its_own_is_not_asked(tmp_path: Any) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+        def state_dict(self) -> Any:  # without arguments, as nothing but its own code calls it
+            return {"layer": self.layer.weight}
+
+    net = Own()
+    adapter = attach(net, GPartConfig(d=3, target_modules=["layer"]))
+    net.norm.running_var.add_(1)
+    adapter.save(tmp_path)
+    load_adapter(loaded := Own(), tmp_path)
+    assert loaded.norm.running_var.tolist() == [2, 2, 2, 2]
 
 
 def test_a_network_inside_ddp_is_refused_by_name(tmp_path: Any, state_of: Any) -> None:
