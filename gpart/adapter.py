@@ -26,7 +26,7 @@ from gpart.config import GPartConfig, IndicesSetting, MemoryPolicy, WeightsSetti
 from gpart.errors import GPartError
 from gpart.injection.facts import facts_of
 from gpart.injection.fingerprint import Sample, fingerprint, parts, sample_of, shortened
-from gpart.injection.heads import laid_by, put_buffer, put_parameters
+from gpart.injection.heads import drop_buffers, laid_by, put_buffer, put_parameters
 from gpart.injection.homes import home_of
 from gpart.injection.matching import with_own_names
 from gpart.injection.modules import BASE, CONTAINER, Adapters, Theta, check_name, theta_key
@@ -507,10 +507,15 @@ class GPartAdapter:
         return {name: value for name, value in laid_by(holder).items() if name not in self.plan.saved}
 
     def put_buffers(self, values: Mapping[str, Tensor]) -> None:
-        """Gives the adapter these values of buffers, by name; they stand in the model while it is active."""
+        """Gives the adapter these values of buffers, by name; they stand in the model while it is active.
+
+        Of the others that it had changed it gets the base's again.
+        """
         if self.active:
-            put_buffers(self.model, values)
+            first = {name: self.snapshot.first(name) for name in self.snapshot.moved_buffers(self.model)}
+            put_buffers(self.model, {**first, **values})
             return
+        drop_buffers(self._holder())
         for name, value in values.items():
             put_buffer(self._holder(), name, value.to(named_buffers(self.model)[name]))
 

@@ -423,7 +423,7 @@ def renamed(manifest: Manifest, tensors: dict[str, Tensor], name: str | None) ->
 
 @torch.no_grad()
 def fill(adapter: GPartAdapter, tensors: Mapping[str, Tensor]) -> None:
-    """Copies checked values into theta, the saved modules and the buffers."""
+    """Copies checked values into theta, the saved modules and the buffers; a buffer that has none is the base's again."""
     if (container := container_of(adapter.model)) is not None:
         check_no_batch(container)
     own = {theta_key(adapter.name): adapter.theta, **adapter.saved_parameters()}

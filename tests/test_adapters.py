@@ -304,6 +304,22 @@ def test_statistics_go_with_their_adapter(tmp_path: Path) -> None:
     assert torch.equal(fresh(X), model(X))
 
 
+@pytest.mark.parametrize("active", [True, False])
+def test_loading_onto_an_attached_one_leaves_nothing_of_its_own_statistics(active: bool, tmp_path: Path) -> None:
+    model, adapter = alone(ONE, 1)
+    output = model(X)
+    adapter.save(tmp_path)
+    model.train()(X + 5)
+    assert list(adapter.changed_buffers()) == ["norm.running_mean", "norm.running_var", "norm.num_batches_tracked"]
+    if not active:
+        set_active(model, [])
+        assert adapter.changed_buffers()
+    load_adapter(model, tmp_path)
+    assert adapter.changed_buffers() == {}
+    set_active(model, "default")
+    assert torch.equal(model.eval()(X), output)
+
+
 def test_an_inactive_adapter_is_saved_and_loaded_as_it_is(tmp_path: Path) -> None:
     model, made = three()
     set_active(model, "both")

@@ -103,6 +103,13 @@ def put_buffer(holder: Theta, name: str, value: Tensor) -> None:
     _owner(tree_of(holder), name)._buffers[split_name(name)[1]] = value.detach().clone()
 
 
+def drop_buffers(holder: Theta) -> None:
+    """Forgets the values of buffers that :func:`put_buffer` has kept."""
+    tree = holder._modules.get(SAVED)
+    for module in () if tree is None else tree.modules():
+        module._buffers.clear()
+
+
 def tree_of(holder: Theta) -> nn.Module:
     """The tree of what does not stand in the model; a new one where there is none."""
     if SAVED not in holder._modules:
