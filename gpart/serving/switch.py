@@ -22,6 +22,7 @@ from gpart.config import IndicesSetting, MemoryPolicy, WeightsSetting
 from gpart.errors import GPartError
 from gpart.injection.modules import theta_key
 from gpart.injection.names import get_parameter, get_submodule, split_name, stored, unwrapped
+from gpart.injection.snapshot import put_buffers
 from gpart.injection.targets import Plan, plan
 from gpart.loading import check_same, check_tensors
 from gpart.materialize.group_index import GroupIndex
@@ -226,12 +227,11 @@ class Switch:
         adapter.theta.copy_(wanted.theta)
         for name, value in self._first.items():
             if name not in wanted.others:
-                self._held(name).copy_(value)
+                self._put(name, value)
         for name, value in wanted.others.items():
-            held = self._held(name)
             if name not in self._first:
-                self._first[name] = held.detach().clone()
-            held.copy_(value)
+                self._first[name] = self._held(name).detach().clone()
+            self._put(name, value)
         adapter.weights.disabled = 0
         self._active = wanted
 
@@ -239,9 +239,17 @@ class Switch:
     def _use_base(self) -> None:
         if self._adapter is not None:
             for name, value in self._first.items():
-                self._held(name).copy_(value)
+                self._put(name, value)
             self._adapter.weights.disabled = 1
         self._active = None
+
+    def _put(self, name: str, value: Tensor) -> None:
+        """Copies a value into a head or a buffer."""
+        path, attribute = split_name(name)
+        if attribute in get_submodule(self._plain, path)._buffers:
+            put_buffers(self._plain, {name: value})
+        else:
+            self._held(name).copy_(value)
 
     def _held(self, name: str) -> Tensor:
         """A parameter or buffer of the model as it is now; ``.to`` replaces buffers."""

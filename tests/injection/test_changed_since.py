@@ -67,13 +67,15 @@ def test_a_buffer_that_has_grown_is_put_back_as_it_was() -> None:
     assert net(LONG).equal(Net()(LONG))
 
 
-def test_a_switch_goes_on_after_a_buffer_has_grown(tmp_path: Path) -> None:
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_switch_goes_on_after_a_buffer_has_grown(persistent: bool, tmp_path: Path) -> None:
     expected = {None: Net()(SHORT)}
     for seed in (0, 1):
-        net = adapted(seed=seed)
+        net = adapted(Net(persistent), seed=seed)
         expected[f"u{seed}"] = net(SHORT)
+        net(torch.ones(5 + seed, 8))
         get_adapters(net)["default"].save(tmp_path / f"u{seed}")
-    switch = Switch(Net(), AdapterStore(tmp_path))
+    switch = Switch(Net(persistent), AdapterStore(tmp_path))
     for name, x in (("u0", LONG), ("u1", SHORT), ("u1", LONG), ("u0", SHORT), (None, SHORT), ("u1", SHORT)):
         switch.use(name)
         answer = switch.model(x)
