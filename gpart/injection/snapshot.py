@@ -110,12 +110,14 @@ def put_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Copies values into a model's buffers.
 
     One of another shape takes the buffer's place: its module has made it anew, such as a table of positions that grows
-    with the longest text.
+    with the longest text. So does one for a buffer that was expanded, into which nothing can be written.
     """
     for name, value in values.items():
         buffer = get_buffer(model, name)
-        if buffer.shape == value.shape:
+        if buffer.shape == value.shape and not _is_expanded(buffer):
             buffer.copy_(value)
+            continue
+        if _same(buffer, value):
             continue
         path, attribute = split_name(name)
         with torch.inference_mode(mode=False):  # what is made within it can never be trained with
@@ -139,6 +141,12 @@ def _owners(model: nn.Module, names: Iterable[str]) -> dict[str, list[tuple[str,
             if value is not None and id(value) in found:
                 found[id(value)].append((path, attribute))
     return {name: found[id(get_parameter(model, name))] for name in names}
+
+
+def _is_expanded(value: Tensor) -> bool:
+    return value.layout == torch.strided and any(
+        size > 1 and step == 0 for size, step in zip(value.shape, value.stride(), strict=True)
+    )
 
 
 def _same(value: Tensor, first: Tensor | None) -> bool:

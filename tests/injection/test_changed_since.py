@@ -68,6 +68,19 @@ def test_a_buffer_that_has_grown_is_put_back_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("persistent", [False, True])
+def test_a_buffer_that_was_expanded_is_put_back(persistent: bool) -> None:
+    net = Net()
+    net.register_buffer("mask", torch.ones(1).expand(9), persistent=persistent)
+    adapted(net)
+    get_adapters(net)["default"].detach()
+    assert net.mask.stride() == (0,)
+    adapted(net)
+    net.mask = torch.zeros(1).expand(9)
+    get_adapters(net)["default"].detach()
+    assert net.mask.tolist() == [1] * 9
+
+
+@pytest.mark.parametrize("persistent", [False, True])
 def test_a_switch_goes_on_after_a_buffer_has_grown(persistent: bool, tmp_path: Path) -> None:
     expected = {None: Net()(SHORT)}
     for seed in (0, 1):
