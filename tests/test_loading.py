@@ -116,6 +116,33 @@ def test_a_checkpoint_that_is_none_of_ours_is_refused(changed, said, tmp_path, s
     state.assert_kept()
 
 
+@pytest.mark.parametrize("count", [1 << 29, 1 << 45])
+def test_a_small_file_that_claims_more_than_the_memory_is_refused(count, tmp_path, monkeypatch):
+    def full(_):
+        raise AssertionError("hashed")
+
+    path = checkpoint(tmp_path / "last.ckpt", trained())
+    content = torch.load(path)
+    content["state_dict"]["model.gpart.default.theta"] = torch.zeros(1).expand(count)
+    torch.save(content, path)
+    monkeypatch.setattr("gpart.serialization.checkpoint_file.state_digest", full)
+    with pytest.raises(ValueError, match=rf"theta has shape \[{count}\], {4 * count} bytes, of which the file holds 4"):
+        load_adapter(base(), path)
+
+
+def test_a_buffer_that_was_expanded_is_read(tmp_path):
+    def made():
+        model = base()
+        model.register_buffer("mask", torch.ones(1).expand(1000))
+        return model
+
+    model = made()
+    adapter = attach(model, CONFIGURED)
+    path = checkpoint(tmp_path / "last.ckpt", adapter, **{"state_dict__model.mask": model.mask})
+    assert path.stat().st_size < 8000
+    load_adapter(made(), path)
+
+
 def test_another_base_and_an_unknown_scheme_are_refused_from_a_checkpoint_too(tmp_path, state_of):
     path = checkpoint(tmp_path / "last.ckpt", trained())
     other = base()

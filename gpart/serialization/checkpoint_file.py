@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -33,6 +33,11 @@ NETWORKS = "networks"
 
 _ZIP = b"PK\x03\x04"
 """How a file of ``torch.save`` begins; what says that it is whole stands at its end."""
+
+
+_MOST_REPEATED = 1 << 30
+"""Bytes of tensors that are larger than what the file holds of them. A buffer may be expanded; a file of 2 kB could claim
+any size."""
 
 
 def check_checksums(path: str | Path | IO[bytes], source: str | None = None) -> None:
@@ -107,19 +112,41 @@ def state_digest(state: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for key in sorted(state):
         value = state[key]
-        # What has no plain bits (sparse, meta) is no part of a checkpoint of ours; the checks by name refuse it.
-        if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta:
+        if _is_plain(value):
             digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _is_plain(value: object) -> TypeGuard[Tensor]:
+    """Whether it has bits in memory: what is sparse or meta is no part of a checkpoint of ours, and refused by its name."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+
+
+def _check_sizes(state: Mapping[str, Any], source: str) -> None:
+    """Checks that tensors which the file holds once and repeats, as ``expand`` makes them, do not fill the memory.
+
+    Raises:
+        GPartError: if they do, with both sizes.
+    """
+    repeated = 0
+    for key, value in state.items():
+        if _is_plain(value) and (size := value.numel() * value.element_size()) > value.untyped_storage().nbytes():
+            repeated += size
+            if repeated > _MOST_REPEATED:
+                raise GPartError(
+                    f"{source}: {key} has shape {list(value.shape)}, {size} bytes, of which the file holds"
+                    f" {value.untyped_storage().nbytes()}; at most {_MOST_REPEATED} bytes may be repeated"
+                )
 
 
 def check_digest(entry: Mapping[str, Any], state: Mapping[str, Any], source: str) -> None:
     """Checks a checkpoint's tensors against the digest that was stored with them.
 
     Raises:
-        GPartError: if a bit was changed, with both digests.
+        GPartError: if a bit was changed, with both digests, or a small file's tensors would fill the memory.
     """
+    _check_sizes(state, source)
     if (found := state_digest(state)) != entry.get("sha256"):
         raise GPartError(f"{source} was changed: its state has SHA-256 {found}, written was {entry.get('sha256')}")
 
