@@ -250,7 +250,7 @@ def _looked_at(value: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)  # a model has few shapes
 def _places(runs: int) -> Tensor:
-    stretch = torch.arange(_PLACES)
+    stretch = torch.arange(_PLACES, device="cpu")  # also within ``torch.device("meta")``, since it is kept
     return stretch * runs // _PLACES + stretch * 2_654_435_761 % (runs // _PLACES)
 
 

@@ -95,6 +95,13 @@ def test_the_parts_name_what_differs_and_stay_short(count):
     assert differing(weights, "") == []
 
 
+def test_within_a_default_device_and_after_it() -> None:
+    weight = torch.linspace(-1, 1, 250 * 80).view(250, 80)  # of a shape that no other test has
+    with torch.device("meta"):
+        within = fingerprint({"w": weight})
+    assert fingerprint({"w": weight}) == within
+
+
 def test_memory_that_was_looked_at_can_be_given_back() -> None:
     """FSDP2 resizes a parameter's memory, which torch refuses for what numpy has seen."""
     for numbers in (8, 100_000):
