@@ -63,7 +63,8 @@ def fingerprint(parameters: Mapping[str, Tensor | Sample], version: int = FORMAT
     4,096 numbers at equal distances, ``i * numel // 4096``.
 
     Args:
-        parameters: the frozen parameters by name, or samples of them; their order does not matter.
+        parameters: the frozen parameters by name, or samples of them; their order does not matter. Whole numbers above
+            256 are rounded as others are.
         version: the format.
 
     Raises:
@@ -98,7 +99,18 @@ def is_base(parameters: Mapping[str, Tensor | Sample], expected: object, version
     """
     if version == 1:
         return expected in (_first_format(parameters), _first_format(parameters, torch.float16))
-    return expected == joined(parts(parameters)) or expected == joined(parts(parameters, torch.float16))
+    if expected == joined(parts(parameters)) or expected == joined(parts(parameters, torch.float16)):
+        return True
+    real = {name: real for name, value in parameters.items() if (real := _real(value)) is not None}
+    return bool(real) and expected == joined(parts({**parameters, **real}))
+
+
+def _real(value: Tensor | Sample) -> Tensor | Sample | None:
+    """The real parts of complex numbers, which are all that was looked at before 0.2; None of others."""
+    if isinstance(value, Tensor):
+        return value.real if value.is_complex() else None
+    looked = {version: values.real for version, values in value.values.items() if values.is_complex()}
+    return Sample(value.shape, looked) if looked else None
 
 
 @torch.no_grad()
@@ -108,6 +120,8 @@ def parts(parameters: Mapping[str, Tensor | Sample], through: torch.dtype | None
     for name in sorted(parameters):
         shape, values = _values(name, parameters[name], version=2)
         digest = hashlib.blake2b(f"{name}{list(shape)}\n".encode(), digest_size=32)
+        if values.is_complex():
+            values = torch.view_as_real(values.resolve_conj()).reshape(-1)
         digest.update(_bytes((values if through is None else values.to(through)).to(torch.bfloat16)))
         found[name] = digest.digest()
     return found

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import warnings
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -93,6 +97,29 @@ def test_the_parts_name_what_differs_and_stay_short(count):
     assert "layers.0002.weight" in found or found.startswith("layers.0000.weight to ")
     del weights["layers.0000.weight"]
     assert differing(weights, "") == []
+
+
+def test_imaginary_parts_are_looked_at_and_files_without_them_are_known() -> None:
+    torch.manual_seed(0)
+    base: dict[str, Any] = {"a": torch.randn(10, dtype=torch.complex64), "b": torch.randn(3)}
+    other = {**base, "a": base["a"].conj()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fingerprint(base) != fingerprint(other)
+        assert not is_base(other, fingerprint(base))
+    with pytest.warns(UserWarning, match="discards the imaginary part"):  # as it was made before 0.2
+        digest = hashlib.blake2b(b"a[10]\n" + _bits(base["a"].to(torch.bfloat16)), digest_size=32).digest()
+    digest += hashlib.blake2b(b"b[3]\n" + _bits(base["b"].to(torch.bfloat16)), digest_size=32).digest()
+    old = hashlib.sha256(digest).hexdigest()
+    samples = {name: sample_of(name, value) for name, value in base.items()}
+    assert is_base(base, old)
+    assert is_base(samples, old)
+    assert not is_base({**base, "a": base["a"] + 1}, old)
+    assert fingerprint(samples) == fingerprint(base)
+
+
+def _bits(value: torch.Tensor) -> bytes:
+    return value.view(torch.uint8).numpy().tobytes()
 
 
 def test_within_a_default_device_and_after_it() -> None:
