@@ -116,6 +116,26 @@ def test_a_checkpoint_that_is_none_of_ours_is_refused(changed, said, tmp_path, s
     state.assert_kept()
 
 
+@pytest.mark.parametrize("writes", [True, False])
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_file_is_read_with_the_checksums_that_its_writer_gave_it(writes, reads, tmp_path):
+    before = torch.serialization.get_crc32_options()
+    try:
+        torch.serialization.set_crc32_options(writes)
+        path = checkpoint(tmp_path / "last.ckpt", trained())
+        torch.serialization.set_crc32_options(reads)
+        load_adapter(base(), path)
+        content = path.read_bytes()
+        bits = torch.ones(3).numpy().tobytes()  # other.weight
+        path.write_bytes(content.replace(bits, torch.zeros(3).numpy().tobytes()))
+        with pytest.raises(
+            ValueError, match="its checksum differs" if writes else "was changed: its state has SHA-256"
+        ):
+            load_adapter(base(), path)
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
 @pytest.mark.parametrize("count", [1 << 29, 1 << 45])
 def test_a_small_file_that_claims_more_than_the_memory_is_refused(count, tmp_path, monkeypatch):
     def full(_):
