@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -39,10 +40,13 @@ def facts_of(model: nn.Module) -> dict[str, Any]:
     classes: Any = getattr(config, "num_labels", None)
     if kind.endswith(CLASSIFIERS) and isinstance(classes, int):
         facts["task"] = classifiers_task(config)
-        names: Any = getattr(config, "id2label", None) or {}
-        labels = [names.get(index) for index in range(classes)]
+        names: Any = getattr(config, "id2label", None)
+        names = (
+            dict(enumerate(names)) if isinstance(names, (list, tuple)) else names
+        )  # as somebody's own class may have it
+        labels = [names.get(index) for index in range(classes)] if isinstance(names, Mapping) else []
         # LABEL_0, LABEL_1 are what Transformers calls classes without names.
-        if classes > 1 and all(isinstance(name, str) and not name.startswith("LABEL_") for name in labels):
+        if len(labels) > 1 and all(isinstance(name, str) and not name.startswith("LABEL_") for name in labels):
             facts["labels"] = labels
     elif task := next((task for ending, task in TASKS.items() if kind.endswith(ending)), None):
         facts["task"] = task

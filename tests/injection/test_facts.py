@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,6 +40,16 @@ def test_the_task_is_told_by_the_class(kind: str, config: dict[str, Any], task: 
     assert facts["model_class"] == f"Bert{kind}"
     assert "base" not in facts
     assert "labels" not in facts
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"), [(["no", "yes"], ["no", "yes"]), (["no"], None), ("no", None), (None, None)]
+)
+def test_a_class_of_somebodys_own_may_list_its_labels(names: object, labels: list[str] | None) -> None:
+    class OwnForSequenceClassification(nn.Module):
+        config = SimpleNamespace(num_labels=2, id2label=names)
+
+    assert facts_of(OwnForSequenceClassification()).get("labels") == labels
 
 
 def test_names_and_where_it_came_from() -> None:
