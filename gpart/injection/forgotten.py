@@ -100,6 +100,9 @@ def _loaded_config(config: Any) -> Any:
 
 
 def _rows(config: Any) -> int | None:
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    try:
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    except ValueError:  # of several texts, as MusicGen has, it does not say which is meant
+        return None
     rows = getattr(text, "vocab_size", None)
     return rows if isinstance(rows, int) else None

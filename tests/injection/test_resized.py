@@ -57,6 +57,21 @@ def test_fewer_rows_and_models_that_were_built_are_left_alone(tmp_path):
     attach(model, GPartConfig(d=5, target_modules=[target]))
 
 
+@pytest.mark.parametrize("kind", ["MusicgenConfig", "MusicgenMelodyConfig"])
+def test_a_config_with_several_texts_says_nothing(kind):
+    import transformers
+
+    class Music(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config, self.query = getattr(transformers, kind)(), torch.nn.Linear(4, 4)
+
+        def resize_token_embeddings(self, rows):
+            raise NotImplementedError
+
+    attach(Music(), GPartConfig(d=5, target_modules=["query"]))
+
+
 def test_a_folder_without_a_config_says_nothing(tmp_path):
     """A GGUF file's: Transformers gives the class's defaults for it, whose vocabulary is smaller than this one."""
     import transformers as t
