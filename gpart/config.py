@@ -173,10 +173,8 @@ def _patterns(field: str, value: object) -> list[str] | str:
             raise GPartError(f"{field} is no valid regular expression: {value[:200]!r} ({error})") from None
         if value:
             return value
-    elif isinstance(value, Sequence) and value and all(isinstance(item, str) and item for item in value):
-        return list(value)
-    elif isinstance(value, (set, frozenset)):
-        raise GPartError(f"{field} must be a list, since a set has no order to store: {sorted(map(str, value))}")
+    elif isinstance(value, (Sequence, set, frozenset)) and value and all(isinstance(one, str) and one for one in value):
+        return list(value) if isinstance(value, Sequence) else sorted(value)  # the model's order counts, not this one
     raise GPartError(f"{field} must be a non-empty list of names or a regular expression, got {value!r}")
 
 
