@@ -63,7 +63,8 @@ class GPartConfig:
     """Layers to leave out: names or name endings, or one regular expression for the whole name."""
 
     slices: dict[str, list[list[int]]] | None = None
-    """For fused weights, which output features to adapt: a target's name or name ending, then ``[start, stop]`` pairs.
+    """For fused weights, which output features to adapt (of a transposed convolution, which inputs: its weight's first
+    dimension is theirs): a target's name or name ending, then ``[start, stop]`` pairs.
     ``{"qkv": [[0, 768], [1536, 2304]]}`` adapts q and v of a fused qkv of width 768, in the order and with the groups
     that separate layers would have."""
 

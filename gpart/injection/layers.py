@@ -17,7 +17,7 @@ from gpart.errors import GPartError
 from gpart.injection.names import is_adapted, named_modules
 
 Cut = tuple[int, int | None]
-"""(start, stop) along a weight's output dimension; None for its end."""
+"""(start, stop) along the dimension that :func:`output_dim` gives; None for its end."""
 
 
 MERGE_FIRST = "Merge PEFT's adapter first: model = peft_model.merge_and_unload()"
@@ -111,10 +111,19 @@ def check_parameter(path: str, module: nn.Module, attribute: str, asked: str) ->
         raise GPartError(
             f"{refused}: {attribute!r} must hold floating-point numbers in a dimension or more, not {held}"
         )
+    if value.dtype.itemsize == 1:  # a packed weight has the dtype of its numbers
+        raise GPartError(
+            f"{refused}: {attribute!r} holds {value.dtype}, which torch cannot add to, and which means something only"
+            " together with a scale of the layer's own. Load the base in bfloat16 or float32, such as by"
+            " FineGrainedFP8Config(dequantize=True)"
+        )
 
 
 def output_dim(module: nn.Module, value: Tensor) -> int:
-    """The dimension of the output features of a layer's weight."""
+    """The dimension along which a layer's weight is cut: its first one, of Transformers' Conv1D the second.
+
+    That is the one of the output features, but of transposed convolutions, whose first dimension is that of the inputs.
+    """
     return 1 if _is_conv1d(module) and value.dim() > 1 else 0
 
 

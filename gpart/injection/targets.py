@@ -37,7 +37,7 @@ class AdaptedWeight:
     Attributes:
         name: as in ``model.named_parameters()`` before attach.
         shape: the parameter's shape.
-        dim: the dimension along which it is cut into blocks (that of the output features).
+        dim: the dimension along which it is cut into blocks (:func:`gpart.injection.layers.output_dim`).
         blocks: (start, stop, offset): indices start to stop - 1 along ``dim`` stand at ``offset`` of the vector.
         owners: every (module path, attribute) that holds this same parameter.
         left_out: the row that is no part of the vector, an embedding's ``padding_idx``.
@@ -118,10 +118,11 @@ def plan(model: nn.Module, config: GPartConfig, padding_rows: bool = False, besi
                     name = first_name[id(value)]
                     if id(value) in saved_ids:
                         raise GPartError(f"{name} is tied to a parameter of modules_to_save={config.modules_to_save}")
-                    length = value.shape[output_dim(module, value)]
+                    along = output_dim(module, value)
+                    length = value.shape[along]
                     end = length if stop is None else stop
                     if end > length:
-                        raise GPartError(f"slices reach to {end}, but {name} has {length} output features")
+                        raise GPartError(f"slices reach to {end}, but {name} has {length} along dimension {along}")
                     for first, last in without(start, end, left_out(id(value))):
                         blocks_of.setdefault(attribute, []).append((first, last, offset))
                         offset += (last - first) * (value.numel() // max(length, 1))

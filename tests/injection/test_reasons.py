@@ -76,6 +76,13 @@ def _tensors(out: Any) -> list[torch.Tensor]:
     return [out] if isinstance(out, torch.Tensor) else [value for value in out if isinstance(value, torch.Tensor)]
 
 
+def in_eight_bits() -> nn.Module:
+    """As FineGrainedFP8 and compressed-tensors keep a layer: float8, with a scale beside."""
+    layer = nn.Linear(4, 4, bias=False)
+    layer.weight = nn.Parameter(layer.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    return layer
+
+
 OTHERS: list[tuple[Callable[[], nn.Module], str]] = [
     (
         lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU()),
@@ -84,6 +91,7 @@ OTHERS: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: nn.ModuleDict({"a": nn.Conv1d(4, 4, 1)}), r"\(ModuleDict\).* such as \['0\.a'\]"),
     (lambda: nn.TransformerEncoderLayer(4, 1, 8), r"such as \['0\.self_attn', '0\.self_attn\.out_proj', '0\.linear1'"),
     (nn.ReLU, "there is no parameter in it"),
+    (in_eight_bits, r"'weight' holds torch\.float8_e4m3fn, .* a scale .* FineGrainedFP8Config\(dequantize=True\)"),
     (lambda: nn.EmbeddingBag(9, 4, sparse=True), "an EmbeddingBag with sparse=True, .* make it with sparse=False"),
     (lambda: nn.Embedding(9, 4, sparse=True), "an Embedding with sparse=True, .* make it with sparse=False"),
     (lambda: nn.EmbeddingBag(9, 4, max_norm=2.0), r"an EmbeddingBag with max_norm=2\.0, which rewrites"),
@@ -97,6 +105,16 @@ def test_what_cannot_be_adapted_as_it_is_says_why(build: Any, said: str) -> None
     with pytest.raises(GPartError, match=said):
         attach(model, GPartConfig(2, ["0"]))
     assert [type(module) for module in model.modules()] == kinds
+
+
+def test_slices_of_a_transposed_convolution_are_of_its_inputs() -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(4, 6, 3))
+    with pytest.raises(GPartError, match=r"slices reach to 6, but 0\.weight has 4 along dimension 0"):
+        attach(model, GPartConfig(2, ["0"], slices={"0": [[0, 6]]}))
+    adapter = attach(model, GPartConfig(2, ["0"], slices={"0": [[1, 3]]}))
+    with torch.no_grad():
+        adapter.theta.fill_(1.0)
+    assert adapter.delta("0.weight").abs().sum((1, 2, 3)).bool().tolist() == [False, True, True, False]
 
 
 def test_a_tied_embedding_that_wants_sparse_gradients_is_refused_by_its_own_name() -> None:
