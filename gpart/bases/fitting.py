@@ -67,7 +67,7 @@ class Needs:
 
     def lacking(self, model: nn.Module) -> list[str]:
         """What a model lacks, in words; nothing where the adapter fits."""
-        mine = _shapes(model)
+        mine = _shapes(model, self.held)
         found = []
         for what, needed in (("adapted weights", self.adapted), ("saved tensors", self.held)):
             missing = [name for name in needed if name not in mine]
@@ -86,7 +86,7 @@ class Needs:
 
     def off(self, model: nn.Module) -> tuple[int, int]:
         """How far a model is from what is needed: names that it lacks, then names with another shape."""
-        mine, needed = _shapes(model), {**self.adapted, **self.held}
+        mine, needed = _shapes(model, self.held), {**self.adapted, **self.held}
         return sum(name not in mine for name in needed), sum(mine.get(name) != shape for name, shape in needed.items())
 
     def as_many_frozen(self, model: nn.Module) -> bool:
@@ -104,7 +104,7 @@ def head_size(model: nn.Module, needs: Needs) -> int | None:
         >>> head_size(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), needs)
         3
     """
-    mine = _shapes(model)
+    mine = _shapes(model, needs.held)
     sizes = {
         shape[0]
         for name, shape in needs.held.items()
@@ -187,6 +187,10 @@ def _empty(found: Any, config: Any) -> nn.Module | None:
     return model
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    named: dict[str, Tensor] = {**named_parameters(model, remove_duplicate=False), **named_buffers(model)}
-    return {name: tuple(value.shape) for name, value in named.items()}
+def _shapes(model: nn.Module, held: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes by name; a buffer's is the adapter's where only lengths differ, since such a one takes its place."""
+    buffers = {name: tuple(value.shape) for name, value in named_buffers(model).items()}
+    buffers |= {name: held[name] for name, shape in buffers.items() if name in held and len(held[name]) == len(shape)}
+    return {
+        name: tuple(value.shape) for name, value in named_parameters(model, remove_duplicate=False).items()
+    } | buffers

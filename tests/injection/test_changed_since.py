@@ -16,6 +16,8 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from gpart import GPartConfig, GPartError, active_adapters, attach, get_adapters, load_adapter, set_active
 from gpart.adapter import find_adapters
+from gpart.bases.fitting import Needs, head_size
+from gpart.serialization.sources import read_adapter
 from gpart.serving import AdapterStore, Switch
 
 
@@ -106,6 +108,8 @@ def test_a_persistent_buffer_that_has_grown_is_the_adapters(tmp_path: Path) -> N
     assert net(SHORT).equal(short)
     get_adapters(net)["default"].save(tmp_path)
     loaded = Net(persistent=True)
+    needs = Needs.of(*read_adapter(tmp_path))
+    assert (needs.lacking(loaded), needs.off(loaded), head_size(loaded, needs)) == ([], (0, 0), None)
     load_adapter(loaded, tmp_path)
     assert loaded.positions.table.equal(net.positions.table)
     assert loaded(LONG).equal(long)
