@@ -38,8 +38,8 @@ from torch import Tensor
 
 from gpart.config import GPartConfig, Projection
 from gpart.errors import GPartError, GPartFileError
-from gpart.serialization.folder import AUTHORS, CONFIG, TENSORS
-from gpart.serialization.locations import inside, is_file, is_folder, located, read, write
+from gpart.serialization.folder import AUTHORS, CONFIG, TENSORS, adapter_place, config_of
+from gpart.serialization.locations import inside, is_file, located, read, write
 from gpart.serialization.sources import read_adapter
 
 Backend = Literal["stateless", "materialized"]
@@ -182,19 +182,10 @@ def export_authors(source: str | PathLike[str], out: str | PathLike[str]) -> Non
 
 
 def _read(folder: str | PathLike[str]) -> tuple[dict[str, Any], bytes, str]:
-    at = located(folder)
-    if not is_folder(at):
-        raise GPartFileError(f"no adapter at {at}: there is no such folder")
-    for name in (CONFIG, TENSORS):
-        if not is_file(inside(at, name)):
-            raise GPartFileError(f"no adapter at {at}: there is no file {name}")
-    try:
-        described = json.loads(read(inside(at, CONFIG)).decode("utf-8", errors="replace"))
-    except (ValueError, RecursionError) as error:
-        raise GPartError(f"{inside(at, CONFIG)} is no JSON: {error}") from None
-    if not isinstance(described, dict):
-        raise GPartError(f"{inside(at, CONFIG)} holds a {type(described).__name__}, not an object")
-    return described, read(inside(at, TENSORS)), str(at)
+    at = adapter_place(folder)
+    if not is_file(inside(at, TENSORS)):
+        raise GPartFileError(f"no adapter at {at}: there is no file {TENSORS}")
+    return config_of(at)[1], read(inside(at, TENSORS)), str(at)
 
 
 def _config(

@@ -122,12 +122,12 @@ def about_in(folder: Place) -> About:
         GPartError: if the config was changed.
     """
     at = adapter_place(folder)
-    if not _is_ours(_config_of(at)[1]):
+    if not _is_ours(config_of(at)[1]):
         return About()
     return read_about(_described(at)[0].get("about", {}), str(inside(at, CONFIG)))
 
 
-def _config_of(at: Path | str) -> tuple[str, dict[str, Any]]:
+def config_of(at: Path | str) -> tuple[str, dict[str, Any]]:
     """The config's text and content."""
     config_file = inside(at, CONFIG)
     text = read(config_file).decode("utf-8", errors="replace")
@@ -142,7 +142,7 @@ def _config_of(at: Path | str) -> tuple[str, dict[str, Any]]:
 
 def _described(at: Path | str) -> tuple[dict[str, Any], Any]:
     """The config's content, and the hash that the tensor file has to have."""
-    text, described = _config_of(at)
+    text, described = config_of(at)
     _check_kind(described, str(at))
     written, found = described.pop("sha256", None), _content_hash(text)
     if written != found:
