@@ -130,18 +130,6 @@ def check_wirable(
     return layers
 
 
-def check_all_releasable(model: nn.Module, plan: Plan) -> None:
-    """Checks that every adapted layer could get its own class back.
-
-    Raises:
-        GPartError: if something has changed the class of one since.
-    """
-    for path in _owners(plan):
-        module = get_submodule(model, path)
-        if READERS in module.__dict__:
-            check_releasable(module, path)
-
-
 @contextmanager
 def laid_aside(model: nn.Module, home: nn.Module) -> Iterator[None]:
     """Within it the model has no adapters and no adapted layers, so that one more can be planned as if it were the first.
