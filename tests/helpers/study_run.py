@@ -27,6 +27,7 @@ def main(words: list[str]) -> int:
         "head": 100,
         "peak": 5_000_000,
         "torch": "2.0",
+        "edit": {},
     }
     for parts, settings in json.loads(os.environ.get("PLAN", "[]")):
         if all(any(part in word for word in words) for part in parts.split("&")):
@@ -37,6 +38,8 @@ def main(words: list[str]) -> int:
         file.write(json.dumps(words) + "\n")
     print("the log's first line")
     (metrics.parent / "version_0").mkdir()  # an error where an earlier process's outputs are there
+    for path, text in wanted["edit"].items():
+        Path(path).write_text(text)
     if do == "exit":
         print("gpart: error: d must be 1 or more", file=sys.stderr)
         print("a later line")

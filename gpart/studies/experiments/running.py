@@ -123,12 +123,17 @@ def _locked_run(run: Run, tell: Tell, command: Sequence[str], lock: BaseFileLock
     before = read_made(run.folder, run.words)
     aside.make_room(run)
     tell(Event("started", run.name, f"again, as {before.why}{aside.note(run)}" if before.state == "stale" else ""))
+    content = _command_of(run, command)
+    _write_command(run, content)
     why = _process(run, command, lock, bound)
     if why is not None:
-        _write_command(run, command, failed=why)
+        _write_command(run, content | {"failed": why})
         return Event("failed", run.name, why + aside.note(run))
     aside.drop(run)
-    return _ended("finished", run, read_made(run.folder, run.words))
+    made = read_made(run.folder, run.words)
+    if made.state == "stale":  # a recipe was edited in the meantime
+        return Event("finished", run.name, f"but the next study makes it again, as {made.why}{aside.note(run)}")
+    return _ended("finished", run, made)
 
 
 def _kept(run: Run) -> Event | None:
@@ -146,7 +151,6 @@ def _kept(run: Run) -> Event | None:
 
 def _process(run: Run, command: Sequence[str], lock: BaseFileLock, bound: bool) -> str | None:
     """Runs the process, and returns the reason if it failed, else None."""
-    _write_command(run, command)
     log_file = run.folder / LOG_FILE
     with open(log_file, "wb") as log:
         try:
@@ -162,15 +166,12 @@ def _process(run: Run, command: Sequence[str], lock: BaseFileLock, bound: bool) 
         what = f"ended by {signal.Signals(-status).name}"
     elif status > 0:
         what = f"exit status {status}"
-    elif read_made(run.folder, run.words).state != "finished":
-        metrics = read_object(run.folder / METRICS_FILE)
-        what = (
-            f"no {METRICS_FILE}"
-            if metrics is None
-            else f"state {metrics.get('state')!r} in {METRICS_FILE}, not 'tested'"
-        )
+    elif (metrics := read_object(run.folder / METRICS_FILE)) is None:
+        what = f"no {METRICS_FILE}"
+    elif metrics.get("state") != "tested":
+        what = f"state {metrics.get('state')!r} in {METRICS_FILE}, not 'tested'"
     else:
-        return None
+        return None  # whatever the recipes are by now
     return f"{what}; {last_words(log_file)} (log: {log_file})"
 
 
@@ -201,14 +202,15 @@ def _descriptors(lock: BaseFileLock) -> tuple[int, ...]:
     return (descriptor,) if os.name == "posix" and isinstance(descriptor, int) else ()
 
 
-def _write_command(run: Run, command: Sequence[str], failed: str | None = None) -> None:
-    # What is in the recipes when the process starts, not when the study did.
-    content: dict[str, Any] = {
+def _command_of(run: Run, command: Sequence[str]) -> dict[str, Any]:
+    """What command.json says of a run: with what is in its recipes now, just before its process starts."""
+    return {
         "words": list(run.words),
         "recipes": contents(run.words),
         "command": shlex.join([*command, *run.words]),
     }
-    if failed is not None:
-        content["failed"] = failed
+
+
+def _write_command(run: Run, content: dict[str, Any]) -> None:
     with replacing(run.folder / COMMAND_FILE) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())

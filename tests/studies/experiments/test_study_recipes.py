@@ -50,6 +50,24 @@ def again(**changes: object) -> list[Event]:
     return events
 
 
+@pytest.mark.parametrize("ended", ["ok", "exit"])
+def test_a_recipe_that_is_edited_while_the_run_is_under_way(
+    one: Run, monkeypatch: pytest.MonkeyPatch, ended: str
+) -> None:
+    Path("mine.yaml").write_text("model:\n  lr: 2\n")
+    edit = {"do": ended, "edit": {"mine.yaml": "model:\n  lr: 3\n"}}
+    monkeypatch.setenv("PLAN", json.dumps([["seed_everything", edit]]))
+    last = again()[-1]
+    assert read_outcome(one).state == "stale"
+    if ended == "ok":
+        why = "the content of mine.yaml has changed; what had finished before is kept in out/RTE/seed-0.before"
+        assert (last.kind, last.text) == ("finished", f"but the next study makes it again, as {why}")
+    Path("mine.yaml").write_text("model:\n  lr: 2\n")  # the edit is undone
+    assert read_outcome(one).state == ("finished" if ended == "ok" else "failed")
+    if ended == "ok":
+        assert [event.kind for event in again()] == ["kept"]
+
+
 def test_a_recipe_whose_content_has_changed_is_run_again(one: Run) -> None:
     Path("mine.yaml").write_text("model:\n  lr: 2\n")
     assert (read_outcome(one).state, read_outcome(one).why) == ("stale", "the content of mine.yaml has changed")
