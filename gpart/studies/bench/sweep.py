@@ -134,7 +134,7 @@ def run_sweep(settings: SweepSettings, tell: Tell) -> list[Sample]:
         settings.rounds,
         settings.warmup,
         settings.seed,
-        synchronize=torch.accelerator.synchronize if device.type != "cpu" else lambda: None,
+        synchronize=partial(torch.accelerator.synchronize, device) if device.type != "cpu" else lambda: None,
         tell=tell,
     )
     return [Sample(*points[name], seconds) for name, seconds in samples.items()]

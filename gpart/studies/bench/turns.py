@@ -61,7 +61,9 @@ class Turns:
             self.rounds,
             self.warmup,
             self.seed,
-            synchronize=torch.accelerator.synchronize if self.device.type != "cpu" else lambda: None,
+            synchronize=partial(torch.accelerator.synchronize, self.device)
+            if self.device.type != "cpu"
+            else lambda: None,
             tell=partial(self.tell, title),
         )
         return Timing(part, title, reference, samples)

@@ -9,9 +9,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from gpart.studies.bench import sweep
 from gpart.studies.bench.settings import Settings, find_device, from_json, parse_method, parse_shape
+from gpart.studies.bench.sweep import SweepSettings, run_sweep
 from gpart.studies.bench.timing import Trial, interleave, quantile, summarize
+from gpart.studies.bench.turns import Turns
 
 
 class Clock:
@@ -75,6 +79,26 @@ def test_only_the_run_is_between_the_readings_of_the_clock_and_the_device_is_wai
     found = interleave({"a": trial}, 1, synchronize=lambda: note("wait", 0.25), clock=read)
     assert events == ["before", "wait", "clock", "run", "wait", "clock", "after"]
     assert found == {"a": [1.25]}
+
+
+def test_the_device_that_is_waited_for_is_the_contestants_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[object] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device=None: waited.append(device))
+    device = torch.device("cuda:1")
+    Turns(device, rounds=1, warmup=0, seed=0, tell=lambda *_: None).time({"a": Trial(list)}, "train", "train 1x1")
+    assert waited == [device, device]
+
+
+def test_the_sweep_waits_for_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[object] = []
+    device = torch.device("meta", 1)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device=None: waited.append(device))
+    monkeypatch.setattr(sweep, "find_device", lambda name: device)
+    monkeypatch.setattr(sweep, "make_blocks", lambda *_: [])
+    monkeypatch.setattr(sweep, "reduce_all", lambda *_: None)
+    run_sweep(SweepSettings(width=2, weights=[1], d=1, at_weights=1, ds=[1], rounds=1, warmup=0), lambda *_: None)
+    assert waited
+    assert set(waited) == {device}
 
 
 def test_no_garbage_is_collected_by_itself_while_it_is_timed() -> None:
