@@ -14,7 +14,7 @@ from gpart.studies.isometry.measuring import Moved, Row, Settings
 
 _JACOBIAN = (
     "Singular values of the Jacobian from the trainable vector, without the head, to the adapted weights. Zero: the part of"
-    " its directions that move no weight; least: the smallest of the others. ≤ and ≥: by Lanczos, which gives bounds."
+    " its directions that move no weight; least: the smallest of the others. By Lanczos the largest is at least that (≥), and what else there is in its row is an estimate (≈)."
 )
 _DECAY = (
     "Random step: ‖J·x‖ / ‖x‖ of random x by products with J, which rms has to agree with. Degree: one decay step of AdamW, theta to (1 - ηλ)·theta, takes ‖W - W0‖ to (1 - ηλ)^degree of it. Pull: degree / rms, how"
@@ -55,9 +55,9 @@ def _jacobian(rows: Sequence[Row]) -> Sheet:
     for row in rows:
         for end in row.ends:
             found = end.spectrum
-            low, high = ("≤ ", "≥ ") if found.how == "Lanczos" else ("", "")
-            values = [low + number(found.least), number(found.rms), high + number(found.largest)]
-            condition = f"{high}{number(found.condition)}" if found.least else "-"
+            about, high = ("≈ ", "≥ ") if found.how == "Lanczos" else ("", "")
+            values = [about + number(found.least), number(found.rms), high + number(found.largest)]
+            condition = f"{about}{number(found.condition)}" if found.least else "-"
             lines.append([row.name, f"{end.step:,}", f"{100 * found.zeros:.1f} %", *values, condition])
     return Sheet("the Jacobian", header, lines, _JACOBIAN)
 

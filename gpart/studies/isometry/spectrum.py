@@ -29,8 +29,9 @@ class Spectrum:
     Args:
         values: shape (k,), float64, ascending.
         counts: shape (k,), float64: how many directions each stands for.
-        how: ``"closed form"``; ``"Gram matrix"``, by the eigenvalues of JᵀJ; or ``"Lanczos"``, an estimate, whose least value
-            is an upper bound and whose largest a lower one.
+        how: ``"closed form"``; ``"Gram matrix"``, by the eigenvalues of JᵀJ; or ``"Lanczos"``, an estimate, whose
+            largest value is a lower bound. Its least one bounds nothing where J has zeros: a node may stand for zeros and
+            others together, and lie between them.
         error: of Lanczos: the residual of the two outer values, as a part of the largest. There is a true singular value
             that near to each, as far as squares go.
     """

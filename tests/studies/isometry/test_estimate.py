@@ -9,6 +9,8 @@ from torch import Tensor
 from gpart.studies.isometry import estimate as module
 from gpart.studies.isometry.estimate import estimate
 from gpart.studies.isometry.maps import Linear
+from gpart.studies.isometry.measuring import Local, Moved, Row
+from gpart.studies.isometry.report import sheets
 from gpart.studies.isometry.spectrum import Spectrum, spectrum
 
 
@@ -40,7 +42,7 @@ def test_a_small_one_is_whole() -> None:
     torch.testing.assert_close(found.values, values.double(), rtol=1e-6, atol=1e-6)
 
 
-def test_lanczos_gives_bounds_and_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lanczos_gives_the_ends_and_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WHOLE", 0)
     values = torch.linspace(1, 3, 300)
     found = estimate(Matrix(values), torch.zeros(300).double(), 40, 6, 0, quiet)
@@ -53,6 +55,19 @@ def test_lanczos_gives_bounds_and_the_mean(monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(middle, torch.tensor([1.5, 2.0, 2.5]).double(), rtol=0.1, atol=0)
     again = estimate(Matrix(values), torch.zeros(300).double(), 40, 6, 0, quiet)
     assert torch.equal(again.values, found.values)
+
+
+def test_where_there_are_zeros_the_least_is_no_bound_and_is_told_as_an_estimate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "WHOLE", 0)
+    values = torch.cat([torch.zeros(60), torch.linspace(1, 2, 540)])
+    found = estimate(Matrix(values), torch.zeros(600).double(), 5, 2, 0, quiet)
+    assert found.least < 0.9
+    assert found.largest <= 2 + 1e-9
+    row = Row("a", "a", 600, 620, {}, (Local(0, found, 1.0),), (Moved(0, 0.0, 0.0, 0.0),), 1.0)
+    line = sheets([row])[0].rows[0]
+    assert [line[3][:2], line[5][:2], line[6][:2]] == ["≈ ", "≥ ", "≈ "]
 
 
 def test_few_distinct_values_end_it_early(monkeypatch: pytest.MonkeyPatch) -> None:
