@@ -4,7 +4,9 @@ Invariant: the result depends on the product, the first vector and the number of
 made orthogonal to all before it, twice, so that no eigenvalue comes up more often than it is there.
 
 After m steps, Q (size x m) has orthonormal columns and T = QᵀHQ is tridiagonal. T's eigenvalues (Ritz values) approach
-H's from inside, the extreme ones first. For T·s = λ·s the residual is ‖H·Qs - λ·Qs‖ = |beta_m · s_m|, which is the bound.
+H's from inside, the extreme ones first. For T·s = λ·s the residual is ‖H·Qs - λ·Qs‖ = |beta_m · s_m|, which is the bound
+as far as the products are exact. It goes to 0 where T has found an eigenvalue, but rounding stays: no bound is below
+:data:`ROUNDING` times the largest value's.
 
 Source: B. N. Parlett, "The Symmetric Eigenvalue Problem", 1980, chapter 13.
 """
@@ -17,6 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ROUNDING = 10
+"""Units of the dtype's rounding that a product with H is taken to be exact to."""
+
 
 @dataclass(frozen=True)
 class Ritz:
@@ -26,7 +31,7 @@ class Ritz:
     """The Ritz values. If the space was exhausted, they are eigenvalues."""
 
     bounds: Tensor
-    """How far at most an eigenvalue of H is from each."""
+    """How far at most an eigenvalue of H is from each, if products are as exact as :data:`ROUNDING` says."""
 
     parts: Tensor
     """The squared first entries of T's eigenvectors: the share of the first vector that lies along each."""
@@ -74,4 +79,5 @@ def lanczos(
     beside = torch.tensor(betas[:-1], dtype=torch.float64)
     inner = torch.diag(torch.tensor(alphas, dtype=torch.float64)) + torch.diag(beside, 1) + torch.diag(beside, -1)
     values, vectors = torch.linalg.eigh(inner)
-    return Ritz(values, betas[-1] * vectors[-1].abs(), vectors[0] ** 2)
+    least = ROUNDING * torch.finfo(first.dtype).eps * values.abs().max()
+    return Ritz(values, (betas[-1] * vectors[-1].abs()).clamp(min=least), vectors[0] ** 2)

@@ -22,6 +22,16 @@ def test_it_finds_the_eigenvalues_with_their_bounds() -> None:
     torch.testing.assert_close(lanczos(lambda v: matrix @ v, first, steps=50).values, true)
 
 
+def test_no_bound_is_below_what_the_dtype_can_hold() -> None:
+    torch.manual_seed(0)
+    raw = torch.randn(400, 400)
+    matrix = raw @ raw.T / 400
+    matrix[0, 0] += 50
+    found = lanczos(lambda v: matrix @ v, random_vector(matrix[0], seed=0), steps=20)
+    error = (found.values[-1] - torch.linalg.eigvalsh(matrix.double())[-1]).abs()
+    assert 0 < error <= found.bounds[-1] <= 1e-4
+
+
 def test_it_ends_where_the_space_is_exhausted() -> None:
     matrix, told = torch.diag(torch.tensor([4.0, 4.0, 0.0, 0.0, 0.0])), []
     found = lanczos(lambda v: matrix @ v, torch.ones(5), 5, told.append)

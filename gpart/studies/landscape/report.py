@@ -32,7 +32,8 @@ _ROWS = [
 NOTE = """Losses are of the mean over the direction seeds. A direction's norm is {radius}, and the grid goes to {span:g} of it. Area:
 share of the square where the loss is at most 1.1 times the trained point's. Asymmetry: 0 where opposite directions are
 alike. Anisotropy: 0 where the loss rises alike in all directions of the plane; both with their range over the seeds. Top
-eigenvalue: of the Hessian in the trained vector, with a bound on its error; curvature is that times the squared norm of
+eigenvalue: of the Hessian in the trained vector, with its error, as far as the residual and the dtype's
+rounding tell it; curvature is that times the squared norm of
 the directions, which stays the same when theta is measured in other units."""
 
 
