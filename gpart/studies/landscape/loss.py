@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +97,7 @@ class ValidationLoss:
         for batch in self.batches:
             for tensor in _tensors(batch):
                 content.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-                content.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return content.hexdigest()[:16]
 
     def _of_batch(self, batch: Any, index: int) -> tuple[Tensor, float]:
@@ -198,7 +198,7 @@ def _metrics_of_a_batch(module: LightningModule) -> Iterator[None]:
 def _tensors(batch: Any) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
         yield batch
-    elif isinstance(batch, dict):
+    elif isinstance(batch, Mapping):  # also Transformers' BatchEncoding, which is no dict
         for value in batch.values():
             yield from _tensors(value)
     elif isinstance(batch, (list, tuple)):

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
+from transformers import BatchEncoding
 
 from gpart.errors import GPartError
 from gpart.studies.finished_run import LoadedRun
@@ -82,6 +83,19 @@ def test_of_several_losses_it_is_the_plain_one_else_the_monitored_one(
 ) -> None:
     values = {name.replace("/", "__"): float(at) for at, name in enumerate(names, start=1)}
     assert loss_of(Several(**values), *monitored).at(torch.tensor([2.0])) == pytest.approx(4)
+
+
+def digest(batch: object) -> str:
+    module = Tokens()
+    return ValidationLoss(module, trained_vector(module), [batch], 1).digest()
+
+
+def test_the_digest_tells_batches_of_every_kind_apart() -> None:
+    plain = {"x": torch.arange(6).view(2, 3), "y": torch.tensor([0.5, 1.0])}
+    assert digest(plain) == "4eb84f7cce7db606"  # as the records of older versions have it
+    assert digest(BatchEncoding(plain)) == digest(plain)
+    assert digest(BatchEncoding({**plain, "y": torch.tensor([0.5, 1.5])})) != digest(plain)
+    assert digest({"w": torch.tensor(1.0)}) != digest({"w": torch.tensor(2.0)})
 
 
 def test_a_number_is_a_loss_but_has_no_hessian() -> None:
