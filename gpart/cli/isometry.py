@@ -143,7 +143,7 @@ def _runs(subjects: list[str]) -> dict[str, list[Path]]:
     """The runs that are meant, by their names; none where a model is.
 
     Raises:
-        GPartError: if both are, or several models.
+        GPartError: if both are, or several models, or two runs would have one name.
     """
     runs: dict[str, list[Path]] = {}
     models = []
@@ -155,7 +155,11 @@ def _runs(subjects: list[str]) -> dict[str, list[Path]]:
         several = len(subjects) > 1
         for name, files in found.items():
             longer = f"{subject}/{name}" if len(found) > 1 else subject
-            runs[longer if several else name] = files
+            label = longer if several else name
+            if runs.setdefault(label, files) != files:
+                raise GPartError(
+                    f"{runs[label][0].parent} and {files[0].parent} would both be called {label!r}: measure one at a time"
+                )
     if models and len(subjects) > 1:
         raise GPartError(f"{models} have no checkpoints below them: give one MODEL, or one or more RUNs")
     return runs

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from gpart.cli import main
+from gpart.cli import isometry, main
+from gpart.studies.isometry.subjects import find_runs
 
 WORDS = ["the", "film", "is", "good", "bad", "number"]
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -106,6 +107,37 @@ def test_runs(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "leave ['lora', 'd'] out" in capsys.readouterr().err
     assert main(["isometry", "runs/ours", str(tiny)]) == 2
     assert "have no checkpoints below them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("files", "labels"),
+    [
+        (("last.ckpt", "checkpoints/best.ckpt"), ["checkpoints", "."]),
+        (
+            ("a/checkpoints/x.ckpt", "a/lightning_logs/checkpoints/y.ckpt", "b/c/checkpoints/z.ckpt"),
+            ["a/checkpoints", "a/lightning_logs/checkpoints", "b/c/checkpoints"],
+        ),
+        (("a/checkpoints/x.ckpt", "b/checkpoints/z.ckpt"), ["a", "b"]),
+    ],
+)
+def test_every_run_has_a_label_of_its_own(tmp_path: Path, files: tuple[str, ...], labels: list[str]) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    found = find_runs(tmp_path)
+    assert sorted(found) == sorted(labels)
+    assert {one for run in found.values() for one in run} == {tmp_path / file for file in files}
+
+
+def test_two_runs_of_one_name_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a/x").mkdir(parents=True)
+    found = {"a": {"x": [Path("a/logs/x/1.ckpt")], "y": [Path("a/y/2.ckpt")]}, "x": {"x": [Path("a/x/3.ckpt")]}}
+    monkeypatch.setattr(isometry, "find_runs", lambda folder: found[folder.name])
+    assert main(["isometry", "a", "a/x"]) == 2
+    assert "a/logs/x and a/x would both be called 'a/x'" in capsys.readouterr().err
 
 
 def test_mistakes_are_told_in_one_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,7 +118,10 @@ def find_runs(folder: Path) -> dict[str, list[Path]]:
 
 
 def _labels(folder: Path, runs: Sequence[Path]) -> list[str]:
-    """Where each run stands below the folder, without what Lightning adds and without what is the same for all."""
+    """Where each run stands below the folder, without what Lightning adds and without what is the same for all.
+
+    Where that leaves two runs one label, each has its whole path below the folder.
+    """
     inner = [
         [part for part in run.relative_to(folder).parts if part not in ("lightning_logs", "checkpoints")]
         for run in runs
@@ -126,7 +129,8 @@ def _labels(folder: Path, runs: Sequence[Path]) -> list[str]:
     if len(runs) > 1 and len({len(parts) for parts in inner}) == 1:
         kept = [len(set(column)) > 1 for column in zip(*inner, strict=True)]
         inner = [list(compress(parts, kept)) for parts in inner]
-    return ["/".join(parts) or folder.resolve().name for parts in inner]
+    labels = ["/".join(parts) or folder.resolve().name for parts in inner]
+    return labels if len(set(labels)) == len(labels) else [run.relative_to(folder).as_posix() for run in runs]
 
 
 def of_run(name: str, files: Sequence[Path]) -> Subject:
