@@ -8,7 +8,7 @@ on from there (``gpart study STUDY.yaml``), and ``gpart study STUDY.yaml --table
 machines may be joined by ``cat``.
 
 Invariant: only a record whose command has the settings that the study has for that run goes in or out (the names of its
-files and the order of its settings aside), and whose recipes are what they were, where it says what they were, and a run that is finished here is never written over. A line is ``{"folder", "command", "metrics"}``: the run's folder below the study's,
+files and the order of its settings aside), and whose recipes are what they were, where it says what they were, and a run that is finished here is never written over; what finished here by other words is kept aside. A line is ``{"folder", "command", "metrics"}``: the run's folder below the study's,
 what is in its command.json, and in its metrics.json (null for a run that failed before it wrote one).
 """
 
@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from gpart.errors import GPartError, GPartFileError
 from gpart.serialization.atomic import replacing
-from gpart.studies.experiments.aside import can_take_back
+from gpart.studies.experiments.aside import can_take_back, make_room
 from gpart.studies.experiments.outcome import read_object, read_outcome
 from gpart.studies.experiments.plan import COMMAND_FILE, METRICS_FILE, Run, plan
 from gpart.studies.experiments.recipes import OWN_FOLDER, difference
@@ -78,7 +78,8 @@ def unpack(study: Path, records: Path) -> str:
 
     Raises:
         GPartFileError: if there is no such file.
-        GPartError: if the study is wrong, or a line is no record. Nothing has been written then.
+        GPartError: if the study is wrong, or a line is no record. Nothing has been written then. Also if a run's folder
+            holds something else; the records before it have been written.
     """
     runs = _runs(study)
     alike = {_settings(run.words): run for run in runs.values()}
@@ -145,11 +146,10 @@ def _write(run: Run, record: dict[str, Any]) -> str:
         with FileLock(run.folder.with_name(f"{run.folder.name}.lock")).acquire(blocking=False):
             if read_outcome(run).state == "finished":
                 return "finished here"
-            if record["metrics"] is None:
-                (run.folder / METRICS_FILE).unlink(missing_ok=True)
-            else:
+            make_room(run)  # what finished here by other words, of an older study, is kept beside it
+            _put(run.folder / COMMAND_FILE, _named(record, run))  # the first, by which the folder is known as ours
+            if record["metrics"] is not None:
                 _put(run.folder / METRICS_FILE, record["metrics"])
-            _put(run.folder / COMMAND_FILE, _named(record, run))  # the last, since it makes the others count
     except Timeout:
         return "running here"
     return "written"

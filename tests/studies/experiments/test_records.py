@@ -87,6 +87,23 @@ def test_what_is_finished_or_running_here_stays(records: Any, study: Path) -> No
     assert not list(running.iterdir())
 
 
+def test_what_finished_here_by_other_words_is_kept_aside(records: Any, study: Path) -> None:
+    records.pack(study, Path("r.jsonl"))
+    shutil.rmtree("out")
+    changed = {**STUDY, "every": {"set": {"x": 2}}}
+    Path("t.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
+    study_command(["t.yaml"], COMMAND)
+    mine = Path("out/RTE/B/lr=0.2/seed-0")
+    (mine / "best.ckpt").write_text("trained")
+    files = {path.name: path.read_text() for path in mine.iterdir() if path.is_file()}
+    records.unpack(study, Path("r.jsonl"))
+    before = mine.with_name("seed-0.before")
+    assert {path.name: path.read_text() for path in before.iterdir() if path.is_file()} == files
+    assert sorted(path.name for path in mine.iterdir()) == ["command.json", "metrics.json"]
+    study_command(["t.yaml"], COMMAND)  # which takes it back
+    assert (mine / "best.ckpt").read_text() == "trained"
+
+
 def test_a_changed_study_takes_what_still_belongs_to_it(records: Any, study: Path) -> None:
     records.pack(study, Path("r.jsonl"))
     shutil.rmtree("out")
