@@ -32,7 +32,8 @@ def find_run(path: str | Path) -> FinishedRun:
 
     Args:
         path: the run's folder (its ``trainer.default_root_dir``, or a version's), or one of its ``.ckpt`` files. Of a
-            folder it is the last run in it, and of that the best checkpoint, as its ModelCheckpoint chose it.
+            folder it is the last run in it, and of that the best checkpoint, as its first ModelCheckpoint with a
+            ``monitor`` chose it.
 
     Raises:
         GPartFileError: if there is no such folder, or no finished run in it.
@@ -74,12 +75,17 @@ def _best(files: list[Path]) -> Path:
     """
     known = [(*_step_and_best(file), file.stat().st_mtime, file.name, file) for file in files]
     _, names, _, _, last = max(known, key=lambda one: (one[0], *one[2:4]))
-    return next((one for one in files if one.name in names), last)
+    there = {one.name: one for one in files}
+    return next((there[name] for name in names if name in there), last)
 
 
-def _step_and_best(file: Path) -> tuple[int, set[str]]:
-    """A checkpoint's step, and the names of those that its ModelCheckpoints called the best."""
+def _step_and_best(file: Path) -> tuple[int, list[str]]:
+    """A checkpoint's step, and the names of those that its ModelCheckpoints called the best, in the order to ask them.
+
+    Those that watch a metric come first, each kind in the order of the run's callbacks: without one the best is the last.
+    """
     content = load_checkpoint_file(str(file))
     states = (content.get("callbacks") or {}).values()
-    named = [state.get("best_model_path") for state in states if isinstance(state, dict)]
-    return int(content.get("global_step") or 0), {Path(name).name for name in named if name}
+    named = [state for state in states if isinstance(state, dict) and state.get("best_model_path")]
+    named.sort(key=lambda state: state.get("monitor") is None)
+    return int(content.get("global_step") or 0), [Path(state["best_model_path"]).name for state in named]

@@ -169,6 +169,27 @@ def test_the_last_checkpoint_is_that_of_the_most_steps_in_a_copy_too(tmp_path: P
     assert find_run(tmp_path).checkpoint.name == "other.ckpt"  # the best is gone, this is the last
 
 
+@pytest.mark.parametrize("first", ["a", "b", "c"])
+def test_of_several_best_ones_it_is_that_of_the_first_callback_with_a_monitor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """Whatever order the folder gives its files in."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text("")
+    states = {
+        "ModelCheckpoint{'every_n_train_steps': 2}": {"monitor": None, "best_model_path": "/x/c.ckpt"},
+        "ModelCheckpoint{'monitor': 'val/loss'}": {"monitor": "val/loss", "best_model_path": "/x/b.ckpt"},
+        "ModelCheckpoint{'monitor': 'val/acc'}": {"monitor": "val/acc", "best_model_path": "/x/a.ckpt"},
+    }
+    for name in "abc":
+        torch.save({"global_step": 3, "callbacks": states}, tmp_path / "checkpoints" / f"{name}.ckpt")
+    glob = Path.glob
+    monkeypatch.setattr(
+        Path, "glob", lambda self, pattern: iter(sorted(glob(self, pattern), key=lambda one: one.stem != first))
+    )
+    assert find_run(tmp_path).checkpoint.name == "b.ckpt"
+
+
 def test_mistakes_are_told_in_a_line(
     gpart: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
