@@ -68,6 +68,9 @@ def _study(data: Any, name: str) -> Study:
     if not isinstance(columns, (str, int)) or columns not in named:
         raise GPartError(f"columns={columns!r} names no axis; the axes are {list(named)}")
     axes = tuple(_axis(axis, values, axis == columns) for axis, values in named.items())
+    for axis in named:
+        if str(axis) != axis and str(axis) in named:
+            raise GPartError(f"axes: {axis!r} and {str(axis)!r} are one name in the tables")
     statistic = file.get("statistic", "median")
     if statistic not in STATISTICS:
         raise GPartError(f"statistic={statistic!r} is none of {list(STATISTICS)}")
@@ -95,6 +98,7 @@ def _study(data: Any, name: str) -> Study:
         baseline=None,
         paper={},
     )
+    _distinct_rows(study)
     baseline = file.get("baseline")
     if baseline is not None:
         _known(str(baseline), study.rows, "baseline: row")
@@ -136,6 +140,16 @@ def _axis(name: Any, values: Any, is_column: bool) -> Axis:
             )
         )
     return Axis(str(name), tuple(result))
+
+
+def _distinct_rows(study: Study) -> None:
+    """Refuses two rows of one label: the table would show them as one."""
+    seen: dict[str, dict[str, str]] = {}
+    for labels in study.row_labels:
+        row = study.row_label(labels)
+        if row in seen:
+            raise GPartError(f"axes: the row {row!r} is there twice, of {seen[row]} and of {labels}; give other labels")
+        seen[row] = labels
 
 
 def _paper(study: Study, given: Mapping[Any, Any]) -> dict[str, dict[str, float]]:

@@ -117,11 +117,16 @@ class Study:
         return " / ".join(labels[axis.name] for axis in self.row_axes) or self.name
 
     @property
-    def rows(self) -> list[str]:
-        """The labels of all rows."""
+    def row_labels(self) -> list[dict[str, str]]:
+        """Of each row, in the table's order, its labels on the row axes."""
         names = [axis.name for axis in self.row_axes]
         combinations = product(*([value.label for value in axis.values] for axis in self.row_axes))
-        return [self.row_label(dict(zip(names, labels, strict=True))) for labels in combinations]
+        return [dict(zip(names, labels, strict=True)) for labels in combinations]
+
+    @property
+    def rows(self) -> list[str]:
+        """The labels of all rows."""
+        return [self.row_label(labels) for labels in self.row_labels]
 
 
 def number_of(value: Any) -> float | None:

@@ -209,6 +209,11 @@ TASKS = {"RTE": {"metric": "accuracy"}}
         ({"axes": {"task": TASKS, "on": {True: None}}}, r"axes.on: True \(bool\) is no label"),
         ({"axes": {"task": {"Avg": {"metric": "a"}}}}, "'Avg' is the table's own column"),
         ({"axes": [1]}, r"axes: \[1\] is no mapping"),
+        ({"axes": {"task": TASKS, "1": {"A": None}, 1: {"A": None}}}, "axes: 1 and '1' are one name"),
+        (
+            {"axes": {"task": TASKS, "a": {"A": None, "A / B": None}, "b": {"B / C": None, "C": None}}},
+            "the row 'A / B / C' is there twice, of {'a': 'A', 'b': 'B / C'} and of {'a': 'A / B', 'b': 'C'}",
+        ),
         ({"every": {"tune": {}}}, "every: key 'tune' is not known"),
         ({"every": {"config": {"a": 1}}}, "every.config: {'a': 1} is neither"),
         ({"every": {"set": {"--model.lr": 1}}}, "'--model.lr' is no dotted setting"),
