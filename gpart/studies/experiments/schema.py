@@ -202,9 +202,7 @@ def _settings(value: Any, where: str) -> dict[str, Any]:
     for key, setting in given.items():
         if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z_][\w.-]*\+?", key):
             raise GPartError(f"{where}: {key!r} is no dotted setting, such as model.lr")
-        if key in OWN_SETTINGS:
-            instead = {"config": "use config:", "seed_everything": "use seeds:"}.get(key, "leave it out")
-            raise GPartError(f"{where}: {key}={setting!r}, but the study sets {key} itself; {instead}")
+        _refuse_own(key, setting, where)
         try:
             value_text(setting)
         except GPartError as error:
@@ -212,11 +210,23 @@ def _settings(value: Any, where: str) -> dict[str, Any]:
     return given
 
 
+def _refuse_own(key: str, setting: Any, where: str) -> None:
+    """Refuses a setting that the study makes itself, also where it is written nested, as {trainer: {...}}."""
+    if key in OWN_SETTINGS:
+        instead = {"config": "use config:", "seed_everything": "use seeds:"}.get(key, "leave it out")
+        raise GPartError(f"{where}: {key}={setting!r}, but the study sets {key} itself; {instead}")
+    if isinstance(setting, dict):
+        for name, inner in setting.items():
+            _refuse_own(f"{key}.{name}", inner, where)
+
+
 def _tune(value: Any, where: str) -> dict[str, tuple[Any, ...]]:
     given = _settings(value, where)
     for key, values in given.items():
         if not isinstance(values, list) or not values:
             raise GPartError(f"{where}.{key}: {values!r} is no list of values to choose from")
+        for one in values:
+            _refuse_own(key, one, where)
     return {key: tuple(values) for key, values in given.items()}
 
 

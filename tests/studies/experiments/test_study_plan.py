@@ -218,6 +218,14 @@ TASKS = {"RTE": {"metric": "accuracy"}}
         ({"every": {"config": {"a": 1}}}, "every.config: {'a': 1} is neither"),
         ({"every": {"set": {"--model.lr": 1}}}, "'--model.lr' is no dotted setting"),
         ({"every": {"set": {"seed_everything": 1}}}, "seed_everything=1, but the study sets.*use seeds:"),
+        (
+            {"every": {"set": {"trainer": {"enable_progress_bar": True, "max_epochs": 1}}}},
+            "every.set: trainer.enable_progress_bar=True, but the study sets trainer.enable_progress_bar itself; leave it",
+        ),
+        (
+            {"axes": {"task": {"RTE": {"metric": "a", "tune": {"trainer": [{}, {"default_root_dir": "x"}]}}}}},
+            "axes.task.RTE.tune: trainer.default_root_dir='x', but the study",
+        ),
         ({"every": {"set": {"model.lr": float("inf")}}}, r"model.lr: inf \(float\) has no form"),
         ({"columns": "tasks"}, r"columns='tasks' names no axis; the axes are \['task', 'method'\]"),
         ({"columns": None}, "columns=None names no axis"),
