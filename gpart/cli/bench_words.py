@@ -46,6 +46,9 @@ _OWN = {
 }
 """What each takes besides."""
 
+_PART = {"accumulate": "train", "generate": "generate", "new_tokens": "generate"}
+"""What counts in one part alone."""
+
 _WHOLE: dict[str, Any] = {"type": int, "metavar": "N"}
 
 
@@ -75,13 +78,16 @@ def settings(asked: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given, all of them the bench's own.
 
     Raises:
-        GPartError: if one belongs to another bench.
+        GPartError: if one belongs to another bench, or to a part that is not measured.
     """
     given = {name: value for name, value in vars(asked).items() if name not in _EVERY}
     for name, value in given.items():
         if name not in _OWN[asked.kind]:
             bench = "MODEL" if asked.kind == "bench" else f"--{asked.kind}"
             raise GPartError(f"gpart bench {bench} takes no --{name.replace('_', '-')}, got {value}")
+        if name in _PART and _PART[name] not in given.get("parts", [_PART[name]]):
+            option = f"--{name.replace('_', '-')} {value}"
+            raise GPartError(f"{option} is for the part {_PART[name]!r}; --parts are {' '.join(given['parts'])}")
     if "shape" in given:
         given["shapes"] = [parse_shape(text) for text in given.pop("shape")]
     if given.get("target_modules") == [ALL_LINEAR]:

@@ -24,7 +24,7 @@ from gpart.studies.counting.params import Settings as Sizes
 from gpart.studies.counting.params import count_parameters
 
 SIZES = Sizes(d=20, lora_r=2, vera_r=3, fourierft_n=10)
-WORDS = ["--d", "20", "--lora-r", "2", "--vera-r", "3", "--fourierft-n", "10", "--new-tokens", "3", "--rounds", "2"]
+WORDS = ["--d", "20", "--lora-r", "2", "--vera-r", "3", "--fourierft-n", "10", "--rounds", "2"]
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 CPU = torch.device("cpu")
 
@@ -226,7 +226,7 @@ def test_a_whole_run_writes_every_part_with_every_method(
     # In this process: eleven of its own would take a minute to import.
     monkeypatch.setattr(measuring, "measure_peak", train_and_measure)
     folder = tmp_path / "out"
-    shapes = ["--shape", "2x5", "--shape", "3x4", "--accumulate", "2", "--generate", decoder]
+    shapes = ["--shape", "2x5", "--shape", "3x4", "--accumulate", "2", "--generate", decoder, "--new-tokens", "3"]
     assert main(["bench", encoder, *shapes, *WORDS, "--warmup", "0", "--output", str(folder)]) == 0
     found = json.loads((folder / "bench.json").read_text())
     timings = {timing["title"]: timing for timing in found["timings"]}
@@ -319,6 +319,12 @@ def test_parts_and_methods_can_be_chosen_and_references_join(encoder: str, tmp_p
         (["MODEL", "--target-modules", "q_proj"], "'q_proj' matches no module"),
         (["MODEL", "--generate", "MODEL"], "only causal-lm models generate"),
         (["MODEL", "--generate", "DECODER", "--new-tokens", "25"], "25 new tokens after 16 are too many"),
+        (
+            ["MODEL", "--parts", "inject", "--accumulate", "8"],
+            "--accumulate 8 is for the part 'train'; --parts are inject",
+        ),
+        (["MODEL", "--parts", "eval", "--generate", "a/b"], "--generate a/b is for the part 'generate'"),
+        (["MODEL", "--parts", "eval", "train", "--new-tokens", "9"], "--new-tokens 9 is for the part 'generate'"),
         (["google/vit-base-patch16-224"], "google/vit-base-patch16-224 is for image-classification"),
         (["MODEL", "--sweep"], "leave"),
         (["--sweep", "--sweep-d", "0"], "ds must be whole numbers, 1 or more, got [0]"),

@@ -27,7 +27,7 @@ from gpart.studies.bench.turns import Timing
 from gpart.studies.counting.params import Settings as Sizes
 
 TINY = {"layers": 2, "width": 8, "new_tokens": 2, "rounds": 2, "warmup": 0}
-WORDS = ["--layers", "2", "--width", "8", "--d", "5", "--lora-r", "2", "--new-tokens", "2", "--rounds", "2"]
+WORDS = ["--layers", "2", "--width", "8", "--d", "5", "--lora-r", "2", "--rounds", "2"]
 SAMPLES = {"full": [1.0, 2.0, 4.0], "lora": [3.0, 3.0, 8.0], "gpart": [4.0, 2.5, 5.0]}
 """Of the differences to full, LoRA's are 2, 1, 4 and GPart's 3, 0.5, 1."""
 
@@ -215,7 +215,7 @@ def test_a_generations_times_are_per_token(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.slow  # a whole bench
 def test_a_whole_run_writes_every_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["bench", "--launch", *WORDS, "--warmup", "1", "--output", str(tmp_path)]
+    words = ["bench", "--launch", *WORDS, "--new-tokens", "2", "--warmup", "1", "--output", str(tmp_path)]
     assert main(words) == 0
     found = json.loads((tmp_path / "launch.json").read_text())
     assert found["command"].startswith("gpart bench --launch --layers 2")
