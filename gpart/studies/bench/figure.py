@@ -133,7 +133,7 @@ def _draw_bars(axes: Axes, bars: Mapping[str, tuple[float, float, float]], refer
         axes.annotate(f"{value:.2f}", where, xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
     axes.axvline(line, color="#222222", linewidth=0.9, linestyle=(0, (4, 3)))
     starts = [value - low for value, low in zip(values, below, strict=True)]
-    axes.set_xlim(1.16 * min(0.0, *starts), 1.16 * max(line, *ends))
+    axes.set_xlim(1.16 * min(0.0, line, *starts), 1.16 * max(0.0, line, *ends))
     axes.set_yticks(range(len(bars)), [_wrapped(label(name)) for name in bars], fontsize=8.5, linespacing=0.95)
     axes.spines[["top", "right"]].set_visible(False)
 

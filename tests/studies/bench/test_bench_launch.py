@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from gpart import GPartAdapter
@@ -17,7 +18,7 @@ from gpart.cli import main
 from gpart.errors import GPartError
 from gpart.studies.bench import turns
 from gpart.studies.bench.excess import excesses
-from gpart.studies.bench.figure import excess_figure
+from gpart.studies.bench.figure import _draw_bars, excess_figure
 from gpart.studies.bench.launch import METHODS, REFERENCES, LaunchResult, LaunchSettings, prepare, run
 from gpart.studies.bench.launch_report import sheets
 from gpart.studies.bench.report import Sheet
@@ -241,6 +242,14 @@ def test_a_whole_run_writes_every_sample(tmp_path: Path, capsys: pytest.CaptureF
     before = (tmp_path / "launch.json").read_bytes()
     assert main(words) == 2
     assert (tmp_path / "launch.json").read_bytes() == before
+
+
+def test_the_excess_figure_has_0_and_the_yardstick_in_it() -> None:
+    axes = Figure().subplots()
+    _draw_bars(axes, {"lora": (-2.0, -3.0, -1.0), "gpart": (-1.0, -1.5, -0.5)}, "lora", -4.0)
+    low, high = axes.get_xlim()
+    assert low < -4
+    assert high >= 0
 
 
 def test_parts_methods_and_shapes_can_be_chosen(tmp_path: Path) -> None:
