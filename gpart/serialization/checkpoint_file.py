@@ -35,7 +35,7 @@ _ZIP = b"PK\x03\x04"
 """How a file of ``torch.save`` begins; what says that it is whole stands at its end."""
 
 
-_MOST_REPEATED = 1 << 30
+_MOST_REPEATED = 1 << 28
 """Bytes of tensors that are larger than what the file holds of them. A buffer may be expanded; a file of 2 kB could claim
 any size."""
 
