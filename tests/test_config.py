@@ -143,3 +143,8 @@ def test_differences_name_every_setting_with_both_values():
     mine, other = GPartConfig(d=1, target_modules=["q"]), GPartConfig(d=2, target_modules=["q"], bias="all")
     assert mine.differences(other) == ["d is 1 and 2", "bias is 'none' and 'all'"]
     assert mine.differences(GPartConfig(d=1, target_modules=["q"])) == []
+
+
+def test_a_set_of_names_and_numbers_is_refused_in_words():
+    with pytest.raises(GPartError, match="must be a non-empty list of names or a regular expression"):
+        GPartConfig(d=1, target_modules={"query", 3})

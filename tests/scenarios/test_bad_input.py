@@ -180,7 +180,7 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"d": float("nan")}, "got nan"),
     ({"dropout": float("nan")}, "got nan"),
     ({"isometric": None}, "got None"),
-    ({"target_modules": {"query", 3}}, "must be a non-empty list of names or a regular expression"),
+    ({"target_modules": {3}}, "must be a non-empty list of names or a regular expression"),
     ({"exclude_modules": "["}, "exclude_modules is no valid regular expression"),
     ({"modules_to_save": "heads"}, "modules_to_save must be a list of names or 'head', got 'heads'"),
     ({"modules_to_save": "head"}, "modules_to_save='head': .* does not tell which of its modules is the head"),
