@@ -26,7 +26,7 @@ from gpart.studies.isometry.figure import isometry_figure
 from gpart.studies.isometry.measuring import Row, Settings, measure
 from gpart.studies.isometry.report import about, content, sheets
 from gpart.studies.isometry.subjects import METHODS, Subject, find_runs, of_model, of_run
-from gpart.studies.isometry.vector import NoAdapterError
+from gpart.studies.isometry.vector import NoAdapterError, NotFiniteError
 
 DESCRIPTION = """Measures isometry: the singular values of the Jacobian from a method's trainable vector (without the head)
 to the adapted weights. All of them 1, and equal steps of the vector move the weights equally far. And what a step of weight
@@ -34,7 +34,7 @@ decay does to ‖W - W0‖.
 
   gpart isometry MODEL      the methods as they start on this architecture; no weights are read
   gpart isometry RUN ...    finished runs, or a study's folder: at the start, at the end, and the distances along the way.
-                            Of several, those without an adapter are left out"""
+                            Of several, those without an adapter, or diverged, are left out"""
 
 EPILOG = f"""methods: {", ".join(METHODS)}
 
@@ -82,7 +82,7 @@ def isometry_command(words: list[str]) -> int:
     if runs and (more := [*(asked.method or []), *given, *(asked.target_modules or [])]):
         raise GPartError(f"{asked.subject[0]} is a run, which has its method and sizes: leave {more} out")
     rows: list[Row] = []
-    left_out: list[str] = []
+    left_out: dict[str, list[str]] = {}
     shown = Shown()
     with shown.progress:
         for subject in _subjects(asked, runs, settings, left_out):
@@ -91,15 +91,15 @@ def isometry_command(words: list[str]) -> int:
             if folder is not None:  # after each, so that one that is broken off leaves what it has
                 _write(folder, {"isometry.json": _json(content(rows, settings, machine, command))})
     if not rows:
-        raise GPartError(f"none of {list(runs)} has an adapter: isometry is of one")
+        raise GPartError(f"none of {list(runs)} has an adapter of finite numbers: isometry is of one")
     title = f"Isometry: {', '.join(asked.subject)}"
     tables = sheets(rows)
     console = Console(highlight=False, markup=False)
     for table in tables:
         console.print(as_table(table))
         console.print(table.note, soft_wrap=True)
-    if left_out:
-        console.print(f"left out, as they have no adapter: {', '.join(left_out)}", soft_wrap=True)
+    for why, names in left_out.items():
+        console.print(f"left out, as they {why}: {', '.join(names)}", soft_wrap=True)
     if folder is not None:
         files = {
             "isometry.md": markdown(tables, about(title, machine, command)).encode(),
@@ -166,19 +166,20 @@ def _runs(subjects: list[str]) -> dict[str, list[Path]]:
 
 
 def _subjects(
-    asked: argparse.Namespace, runs: dict[str, list[Path]], settings: Settings, left_out: list[str]
+    asked: argparse.Namespace, runs: dict[str, list[Path]], settings: Settings, left_out: dict[str, list[str]]
 ) -> Iterator[Subject]:
-    """What is measured. Of several runs, those without an adapter are left out, and named in ``left_out``."""
+    """What is measured. Of several runs, those without an adapter, or diverged, are left out, and ``left_out`` names them."""
     if not runs:
         yield from of_model(asked.subject[0], asked.method or METHODS, settings.sizes, settings.seed)
     for name, files in runs.items():
         try:
             with quiet():
                 subject = of_run(name, files)
-        except NoAdapterError:
+        except (NoAdapterError, NotFiniteError) as error:
             if len(runs) == 1:
                 raise
-            left_out.append(name)
+            why = "have no adapter" if isinstance(error, NoAdapterError) else "have diverged"
+            left_out.setdefault(why, []).append(name)
         else:
             yield subject
 

@@ -13,6 +13,7 @@ Source: B. N. Parlett, "The Symmetric Eigenvalue Problem", 1980, chapter 13.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ ROUNDING = 10
 
 @dataclass(frozen=True)
 class Ritz:
-    """What m steps found; all of shape (m,), float64, from the lowest value to the highest."""
+    """What m steps found, maybe none; all of shape (m,), float64, from the lowest value to the highest."""
 
     values: Tensor
     """The Ritz values. If the space was exhausted, they are eigenvalues."""
@@ -46,7 +47,7 @@ def random_vector(like: Tensor, seed: int) -> Tensor:
 def lanczos(
     product: Callable[[Tensor], Tensor], first: Tensor, steps: int, tell: Callable[[int], None] = lambda _: None
 ) -> Ritz:
-    """Ritz values of H: as many as steps, or fewer where the space is exhausted.
+    """Ritz values of H: as many as steps, or fewer where the space is exhausted or a product is not finite.
 
     Args:
         product: v to H·v, both of shape (size,).
@@ -65,17 +66,23 @@ def lanczos(
     betas: list[float] = []
     while True:
         image = product(basis[-1])
-        alphas.append(float(image @ basis[-1]))
+        alpha = float(image @ basis[-1])
         known = torch.stack(basis)
         for _ in range(2):  # once leaves what rounding brings back
             image = image - (known @ image) @ known
-        betas.append(float(image.norm()))
+        beta = float(image.norm())
+        if not (math.isfinite(alpha) and math.isfinite(beta)):  # as at a diverged point; the steps before it stay
+            break
+        alphas.append(alpha)
+        betas.append(beta)
         tell(len(alphas))
         # What is left of a vector in an exhausted space is rounding alone.
         smallest = 1e3 * torch.finfo(first.dtype).eps * max(map(abs, alphas))
         if len(alphas) == min(steps, len(first)) or betas[-1] <= smallest:
             break
         basis.append(image / betas[-1])
+    if not alphas:
+        return Ritz(*torch.empty(3, 0, dtype=torch.float64))
     beside = torch.tensor(betas[:-1], dtype=torch.float64)
     inner = torch.diag(torch.tensor(alphas, dtype=torch.float64)) + torch.diag(beside, 1) + torch.diag(beside, -1)
     values, vectors = torch.linalg.eigh(inner)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from gpart.cli import isometry, main
@@ -73,19 +75,34 @@ def test_an_architecture(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert len(json.loads(Path("out/isometry.json").read_text())["rows"]) == 2
 
 
+def diverged(run: str, copy: str) -> None:
+    """A copy of a run of LoRA whose end is NaN."""
+    shutil.copytree(run, copy)
+    last = max(Path(copy).rglob("snapshots/*.ckpt"), key=lambda file: torch.load(file)["global_step"])
+    content = torch.load(last)
+    for key, value in content["state_dict"].items():
+        if "lora_A" in key:
+            value.fill_(torch.nan)
+    torch.save(content, last)
+
+
 @pytest.mark.slow  # it trains two runs
 def test_runs(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tiny, "runs/ours", "--method.d=20")
     fit(tiny, "runs/lora", "--config=methods/lora", "--method.settings={r: 2, lora_alpha: 4}", "--model.weight_decay=0")
     fit(tiny, "runs/probe", "--config=methods/linear-probe")
     fit(tiny, "runs/full", "--config=methods/full-fine-tuning")
+    diverged("runs/lora", "runs/nan")
     assert main(["isometry", "runs/probe", "runs/full"]) == 2
-    assert "none of ['runs/probe', 'runs/full'] has an adapter" in capsys.readouterr().err
+    assert "none of ['runs/probe', 'runs/full'] has an adapter of" in capsys.readouterr().err
     assert main(["isometry", "runs/full"]) == 2
     assert "training weights themselves is an isometry by itself" in capsys.readouterr().err
+    assert main(["isometry", "runs/nan"]) == 2
+    assert "error: nan: at step 4 what is trained is not finite" in capsys.readouterr().err
     assert main(["isometry", "runs", "--output", "out"]) == 0
     printed = capsys.readouterr().out
     assert "left out, as they have no adapter: full, probe" in printed
+    assert "left out, as they have diverged: nan" in printed
     assert "along the run" in printed
     rows = {row["name"]: row for row in json.loads(Path("out/isometry.json").read_text())["rows"]}
     assert list(rows) == ["lora", "ours"]

@@ -41,6 +41,18 @@ def test_it_ends_where_the_space_is_exhausted() -> None:
     assert lanczos(torch.zeros_like, torch.ones(5), steps=3).values.tolist() == [0.0]
 
 
+def test_it_stops_where_a_product_is_not_finite() -> None:
+    matrix, done = torch.diag(torch.arange(5.0)), []
+
+    def product(vector: torch.Tensor) -> torch.Tensor:
+        return matrix @ vector * (1 if len(done) < 2 else torch.nan)
+
+    found = lanczos(product, torch.ones(5), 5, done.append)
+    assert torch.equal(found.values, lanczos(lambda v: matrix @ v, torch.ones(5), 2).values)
+    none = lanczos(lambda v: v * torch.inf, torch.ones(5), 3)
+    assert [len(one) for one in (none.values, none.bounds, none.parts)] == [0, 0, 0]
+
+
 def test_a_seed_is_a_vector() -> None:
     like = torch.empty(9)
     assert torch.equal(random_vector(like, 1), random_vector(like, 1))

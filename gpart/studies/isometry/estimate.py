@@ -18,6 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gpart.errors import GPartError
 from gpart.studies.isometry.maps import Map
 from gpart.studies.isometry.spectrum import Spectrum, from_gram, spectrum
 from gpart.studies.lanczos import lanczos
@@ -39,6 +40,9 @@ def estimate(made: Map, vector: Tensor, steps: int, starts: int, seed: int, tell
         starts: random vectors that it starts from.
         seed: of these.
         tell: is told how far it is.
+
+    Raises:
+        GPartError: if products with J are not finite.
     """
     product = normal_product(made, vector)
     length = len(vector)
@@ -54,6 +58,8 @@ def estimate(made: Map, vector: Tensor, steps: int, starts: int, seed: int, tell
     for start in range(starts):
         first = torch.randn(length, generator=generator, dtype=vector.dtype)
         found = lanczos(product, first, steps, partial(_told, tell, start * steps, total))
+        if not len(found.values):
+            raise GPartError("the Jacobian's products are not finite here, so there are no singular values to estimate")
         parts.append((found.values, found.parts * length / starts))
         errors.append(float(max(found.bounds[0], found.bounds[-1]) / found.values.abs().max()))
     values = torch.cat([nodes for nodes, _ in parts]).clamp(min=0.0).sqrt()

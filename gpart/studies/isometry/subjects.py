@@ -33,7 +33,7 @@ from gpart.studies.architectures import build, default_head, default_targets, fi
 from gpart.studies.counting.params import PEFT, Settings, apply_peft
 from gpart.studies.finished_run import seed_generators
 from gpart.studies.found_run import CONFIG
-from gpart.studies.isometry.vector import Trainable, find_trainable
+from gpart.studies.isometry.vector import NotFiniteError, Trainable, find_trainable
 
 GPART: dict[str, dict[str, Any]] = {
     "gpart": {},
@@ -139,6 +139,7 @@ def of_run(name: str, files: Sequence[Path]) -> Subject:
     Raises:
         GPartFileError: if there is no checkpoint.
         NoAdapterError: if its method is none.
+        NotFiniteError: if it has diverged.
         GPartError: if one cannot be read, or its method is none whose map is known.
     """
     if not files:
@@ -167,7 +168,11 @@ def of_run(name: str, files: Sequence[Path]) -> Subject:
     points = []
     for step, content in sorted(by_step.items()):
         state = {key.removeprefix(prefix): value for key, value in content["state_dict"].items()}
-        points.append(Point(step, trainable.vector(state)))
+        points.append(Point(step, vector := trainable.vector(state)))
+        if not vector.isfinite().all():
+            raise NotFiniteError(
+                f"{name}: at step {step} what is trained is not finite, so there is no Jacobian to measure"
+            )
     settings = by_step[first].get("hyper_parameters") or {}
     training = {key: settings[key] for key in ("lr", "weight_decay") if key in settings}
     return Subject(name, trainable, tuple(points), training)

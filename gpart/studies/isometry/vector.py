@@ -27,6 +27,10 @@ class NoAdapterError(GPartError):
     """A network has no adapter, as after full fine-tuning or a linear probe."""
 
 
+class NotFiniteError(GPartError):
+    """A trainable vector has NaN or infinite numbers, as after a divergence."""
+
+
 @dataclass(frozen=True)
 class Trainable:
     """The parameters that a method trains beside the head, and what they do to the weights."""

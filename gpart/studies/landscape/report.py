@@ -101,7 +101,7 @@ def _column(one: Landscape, found: dict[str, Any]) -> list[str]:
         f"{facts['norm']:.3g}",
         f"{facts['change']:.3g}",
         _number(found["loss"], ".4f"),
-        f"{found['minimum']:.4f} ({', '.join(f'{value:g}' for value in found['minimum_at'])})",
+        _minimum(found),
         _number(found["highest"], ".4f"),
         "-" if found["area"] is None else f"{100 * found['area']:.1f} %",
         _spread(found["asymmetry"]),
@@ -109,6 +109,11 @@ def _column(one: Landscape, found: dict[str, Any]) -> list[str]:
         top,
         _number(found["curvature"], ".3g"),
     ]
+
+
+def _minimum(found: dict[str, Any]) -> str:
+    where = ", ".join(f"{value:g}" for value in found["minimum_at"])
+    return "-" if found["minimum"] is None else f"{found['minimum']:.4f} ({where})"
 
 
 def _spread(found: dict[str, Any]) -> str:

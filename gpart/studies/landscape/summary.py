@@ -91,7 +91,7 @@ def summary(landscape: Landscape) -> dict[str, Any]:
     largest, smallest = (landscape.eigenvalues[0], landscape.eigenvalues[-1]) if landscape.eigenvalues else (None, None)
     return {
         "loss": landscape.facts["loss"],
-        "minimum": float(mean[lowest]),
+        "minimum": _finite(float(mean[lowest])),
         "minimum_at": [float(coordinates[index]) for index in lowest],
         "highest": _finite(float(mean.max())),
         "area": area(mean, coordinates, landscape.facts["loss"]),

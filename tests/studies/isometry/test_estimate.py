@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gpart.errors import GPartError
 from gpart.studies.isometry import estimate as module
 from gpart.studies.isometry.estimate import estimate
 from gpart.studies.isometry.maps import Linear
@@ -68,6 +69,12 @@ def test_where_there_are_zeros_the_least_is_no_bound_and_is_told_as_an_estimate(
     row = Row("a", "a", 600, 620, {}, (Local(0, found, 1.0),), (Moved(0, 0.0, 0.0, 0.0),), 1.0)
     line = sheets([row])[0].rows[0]
     assert [line[3][:2], line[5][:2], line[6][:2]] == ["≈ ", "≥ ", "≈ "]
+
+
+def test_products_that_are_not_finite_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WHOLE", 0)
+    with pytest.raises(GPartError, match="products are not finite"):
+        estimate(Matrix(torch.full((9,), torch.nan)), torch.zeros(9).double(), 5, 1, 0, quiet)
 
 
 def test_few_distinct_values_end_it_early(monkeypatch: pytest.MonkeyPatch) -> None:

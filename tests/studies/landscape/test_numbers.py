@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -166,6 +167,14 @@ def test_an_overflow_is_drawn_at_the_top_and_written_as_none() -> None:
     assert None in content["runs"][0]["surfaces"][0][-1]
     assert json.loads(json.dumps(content, allow_nan=False))["runs"] == content["runs"]
     assert content["runs"][0]["summary"]["highest"] is None
+
+
+def test_a_diverged_point_has_a_landscape_without_numbers() -> None:
+    nothing = dataclasses.replace(landscape(np.full((21, 21), np.inf), loss=None), eigenvalues=[])
+    landscape_figure([nothing], "")
+    content = as_json([nothing], Settings(points=21, seeds=(0, 1), steps=0), {})
+    assert json.loads(json.dumps(content, allow_nan=False))["runs"][0]["summary"]["minimum"] is None
+    assert {line[0]: line[1] for line in table([nothing])}["lowest loss, and where"] == "-"
 
 
 def test_table_and_markdown_have_a_column_for_each_run() -> None:
