@@ -132,6 +132,7 @@ def _read(records: Path) -> list[dict[str, Any]]:
             isinstance(record, dict)
             and isinstance(record.get("folder"), str)
             and isinstance(record.get("command"), dict)
+            and all(isinstance(word, str) for word in record["command"].get("words") or ())
             and isinstance(record.get("metrics"), (dict, type(None)))
         ):
             raise GPartError(f"{records}, line {number} is no record of a run: {line[:200]}")

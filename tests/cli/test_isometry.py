@@ -146,6 +146,12 @@ def test_every_run_has_a_label_of_its_own(tmp_path: Path, files: tuple[str, ...]
     assert {one for run in found.values() for one in run} == {tmp_path / file for file in files}
 
 
+def test_a_checkpoint_of_no_trainer_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "x.ckpt")
+    assert main(["isometry", str(tmp_path)]) == 2
+    assert "x.ckpt is no checkpoint of a Lightning Trainer" in capsys.readouterr().err
+
+
 def test_two_runs_of_one_name_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

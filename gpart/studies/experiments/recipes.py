@@ -50,12 +50,16 @@ def difference(command: Mapping[str, Any], words: Sequence[str]) -> str | None:
         words: a run's words.
     """
     theirs = command.get("words")
-    if not isinstance(theirs, list) or _others(theirs) != _others(words):
+    if not isinstance(theirs, list) or not all(isinstance(word, str) for word in theirs):
+        return "it was run with other words"
+    if _others(theirs) != _others(words):
         return "it was run with other words"
     names = [[word for word in each if word.startswith(_CONFIG)] for each in (theirs, words)]
     if len(names[0]) != len(names[1]):
         return "it was run with other words"
     then = command.get("recipes") or [None] * len(names[0])
+    if not isinstance(then, list) or len(then) != len(names[0]):
+        return "its command.json is damaged"
     for old, new, old_content, content in zip(*names, then, contents(words), strict=True):
         if old_content is None or content is None:
             if old != new:

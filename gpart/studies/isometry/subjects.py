@@ -147,7 +147,9 @@ def of_run(name: str, files: Sequence[Path]) -> Subject:
     by_step: dict[int, dict[str, Any]] = {}
     for file in files:
         content = load_checkpoint_file(file)
-        by_step[int(content["global_step"])] = content  # the last and the best one are often the same
+        if not isinstance(content.get("global_step"), int):
+            raise GPartError(f"{file} is no checkpoint of a Lightning Trainer: it has no global_step")
+        by_step[content["global_step"]] = content  # the last and the best one are often the same
     first = min(by_step)
     path_of_config, config = _config_of(files[0], by_step[first])
     # Lightning imports no class because a checkpoint asks for it.

@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gpart.errors import GPartError
+
 Key = tuple[Any, ...]
 """Texts and numbers."""
 
@@ -20,6 +22,9 @@ class Store:
 
     Args:
         path: the file; it is made at the first write.
+
+    Raises:
+        GPartError: if a line is no measurement.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -36,9 +41,14 @@ class Store:
             return
         content = path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        for line in whole.decode().splitlines():
-            key, value = json.loads(line)
-            self.found[tuple(key)] = value
+        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+            try:
+                key, value = json.loads(line)
+                self.found[tuple(key)] = value
+            except (ValueError, TypeError) as error:
+                raise GPartError(
+                    f"{path}, line {number} is damaged ({error}): remove the line, and what it held is measured again"
+                ) from error
         if len(whole) < len(content):  # the last line of a killed process: the next one would be joined to it
             os.truncate(path, len(whole))
 

@@ -147,6 +147,12 @@ def test_the_order_of_overlays_and_the_last_value_count(records: Any) -> None:
         assert one != records._settings(["fit", *other])
 
 
+def test_a_record_whose_words_are_none_is_refused(records: Any, study: Path) -> None:
+    Path("r.jsonl").write_text(json.dumps({"folder": "a", "command": {"words": [1]}, "metrics": None}) + "\n")
+    with pytest.raises(GPartError, match="line 1 is no record of a run"):
+        records.unpack(study, Path("r.jsonl"))
+
+
 def test_a_broken_file_writes_nothing(records: Any, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records.pack(study, Path("r.jsonl"))
     packed = Path("r.jsonl").read_text()

@@ -155,6 +155,15 @@ def test_committed_records_are_found_as_finished(
     assert "stale" not in states
 
 
+@pytest.mark.parametrize("damage", [{"words": [1]}, {"recipes": 3}, {"recipes": ["a"]}, {"recipes": ["a"] * 3}])
+def test_a_damaged_command_file_is_a_run_to_make_again(one: Run, damage: dict[str, Any]) -> None:
+    file = one.folder / "command.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | damage))
+    assert read_outcome(one).state == "stale"
+    assert ("its command.json is damaged" in read_outcome(one).why) == ("recipes" in damage)
+    assert [event.kind for event in again()] == ["started", "finished"]
+
+
 def test_a_record_of_another_content_is_not_unpacked(records: Any, one: Run) -> None:
     assert "1 finished" in records.pack(Path("s.yaml"), Path("r.jsonl"))
     assert records.unpack(Path("s.yaml"), Path("r.jsonl")).endswith("(1 finished here)")

@@ -137,6 +137,14 @@ def test_a_killed_writers_last_line_is_no_measurement(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(whole)
 
 
+@pytest.mark.parametrize("line", ["not json", "3", "[3, 4]", "[[[]], 1]"])
+def test_a_damaged_line_is_told(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "points.jsonl"
+    path.write_text(f'[["a"], 1]\n{line}\n[["b"], 2]\n')
+    with pytest.raises(GPartError, match=r"points\.jsonl, line 2 is damaged .*: remove the line"):
+        Store(path)
+
+
 def test_all_runs_are_drawn_on_one_scale() -> None:
     flat, steep = landscape(1 + 0.1 * U**2), landscape(1 + 4 * (U**2 + V**2), "LoRA $x$")
     assert limits([flat, steep]) == (1, 9)
