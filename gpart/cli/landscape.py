@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import torch
 from filelock import FileLock, Timeout
+from lightning.pytorch import Trainer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -22,6 +23,7 @@ from gpart.errors import GPartError
 from gpart.serialization.atomic import replacing
 from gpart.studies.bench.figure import png
 from gpart.studies.bench.machine import describe_machine
+from gpart.studies.finished_run import quiet
 from gpart.studies.found_run import find_run
 from gpart.studies.landscape import report
 from gpart.studies.landscape.directions import Normalise, Scale
@@ -77,7 +79,8 @@ def landscape_command(words: list[str]) -> int:
             with _Shown() as tell:
                 measure(subjects, settings, store, tell, asked.workers, asked.accelerator)
             landscapes = [landscape_of(subject, settings, store) for subject in subjects]
-            _write(landscapes, settings, folder, shlex.join(["gpart", "landscape", *words]))
+            command = shlex.join(["gpart", "landscape", *words])
+            _write(landscapes, settings, folder, command, _device(asked.accelerator))
     except KeyboardInterrupt:
         print("gpart landscape: stopped; what is measured is kept, and the same command goes on from here")
         return 130
@@ -155,8 +158,10 @@ def _told_apart(paths: Sequence[Path]) -> list[str]:
     return ["/".join(part) for part in parts]
 
 
-def _write(landscapes: Sequence[Landscape], settings: Settings, folder: Path, command: str) -> None:
-    about: dict[str, Any] = {"command": command, "machine": describe_machine(_device())}
+def _write(
+    landscapes: Sequence[Landscape], settings: Settings, folder: Path, command: str, device: torch.device
+) -> None:
+    about: dict[str, Any] = {"command": command, "machine": describe_machine(device)}
     content = report.as_json(landscapes, settings, about)
     lines = report.table(landscapes)
     title = f"Validation loss around the trained point, mean of {len(settings.seeds)} pairs of random directions"
@@ -179,8 +184,12 @@ def _write(landscapes: Sequence[Landscape], settings: Settings, folder: Path, co
     print("written:", ", ".join((folder / name).as_posix() for name in files))
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _device(accelerator: str) -> torch.device:
+    """The device that Lightning takes by this name: what the runs were measured on."""
+    with quiet():
+        return Trainer(
+            accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False
+        ).strategy.root_device
 
 
 class _Shown:

@@ -13,7 +13,7 @@ import torch
 from command_words import refused
 
 from gpart.cli import main
-from gpart.cli.landscape import _told_apart
+from gpart.cli.landscape import _device, _told_apart
 from gpart.studies.finished_run import LoadedRun, load_run
 from gpart.studies.found_run import find_run
 from gpart.studies.landscape import measuring
@@ -201,6 +201,11 @@ def test_mistakes_are_told_in_a_line(
     assert "two runs have the name 'a'" in refused(capsys, "landscape", f"a={gpart}", f"a={lora}", out)
     assert "points must be an odd number" in refused(capsys, "landscape", str(gpart), "--points=4", out)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_machine_that_is_recorded_is_the_one_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert _device("cpu") == torch.device("cpu")
 
 
 def test_names_are_the_parts_in_which_paths_differ() -> None:
