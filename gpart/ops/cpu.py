@@ -67,7 +67,7 @@ def build(compiler: list[str], source: Path) -> ctypes.CDLL:
         command = [*compiler, *_FLAGS.split(), str(source), "-o", made]
         # Torch's own runtime before the system's, which is then not needed; two of them would fight for the cores.
         command += ["-Wl,--as-needed", *map(str, sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")))]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+        subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=120)
         library = ctypes.CDLL(made)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     indices = (pointer, ctypes.c_int, pointer, number)

@@ -467,6 +467,7 @@ def use_compiler(folder: Path, patch: pytest.MonkeyPatch, script: str) -> None:
     ("script", "said"),
     [
         ("echo 'stdint.h: No such file' >&2; exit 1", "stdint.h: No such file"),
+        (r"printf 'in Latin-1: \351t\351' >&2; exit 1", "in Latin-1: \ufffdt\ufffd"),
         ("exit 0", "cannot open shared object file"),
         (f"{GCC} -shared -x c /dev/null -o ${{8:-/dev/null}}", "OSError|CalledProcessError|AttributeError"),
     ],
