@@ -1,6 +1,6 @@
 """Measures the loss around trained points, in one process or several.
 
-Invariant: a number depends on its run's files, the settings and its own point alone, not on which process computes it, in
+Invariant: a number depends on its run's files and data, the settings and its own point alone, not on which process computes it, in
 which order, or on what was measured before the program was started again.
 """
 

@@ -1,7 +1,8 @@
 """What has been measured, as lines of JSON in a file that only grows.
 
 Invariant: a line is whole or it is not read, whenever the writing process is killed; what is in the file is never measured
-again. A line's first part, its key, says all that its numbers depend on.
+again. A line's first part, its key, says all that its numbers depend on but the data: the run's files name those, and
+whoever changes them takes another folder.
 """
 
 from __future__ import annotations
