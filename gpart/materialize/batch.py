@@ -95,6 +95,8 @@ class _Grouped:
             self.rows.setdefault(name, []).append(row)
         self.weights = {name: {weight.name: weight for weight in member.plan.weights} for name, member in used.items()}
         self._running = threading.local()
+        self.one_at_a_time = threading.RLock()
+        """For heads: ``functional_call`` puts values into the module for as long as it runs, which other threads would see."""
 
     @property
     def running(self) -> str | None:
@@ -157,7 +159,8 @@ def _forward(
             if heads is None:
                 out = own(*its[0], **its[1])
             else:
-                out = functional_call(module, dict(heads[name]), tuple(its[0]), its[1])
+                with grouped.one_at_a_time:
+                    out = functional_call(module, dict(heads[name]), tuple(its[0]), its[1])
         parts.append((index, out))
     return _joined(module, parts, count)
 
