@@ -3,7 +3,8 @@
 Invariant: what :func:`loadable` returns, that reader accepts. What holds anything that has no plain equal is not
 converted in part, but written as Lightning writes it. A plain equal does not serve everywhere (a dict has no attributes,
 a str no ``/``), so what was converted lies in the file once more, pickled: who reads with ``weights_only=False`` gets
-what Lightning would have given.
+what Lightning would have given. Numpy's numbers and enums are left out: their equals serve, and an optimizer whose rate is a
+``np.float64`` would have its state in the file twice.
 """
 
 from __future__ import annotations
@@ -94,12 +95,11 @@ def with_objects(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     entries = []
     for place, value in _places(checkpoint):
         where = "checkpoint" + "".join(f"[{key!r}]" for key in place)
-        found = list(_converted(value, where))
-        if not found:
+        types = {at: f"{type(one).__module__}.{type(one).__qualname__}" for at, one in _converted(value, where)}
+        if not types:
             continue
         with suppress(Exception):  # a class in a function: Lightning could not have written it at all
             torch.save(value, file := io.BytesIO())
-            types = {at: f"{type(one).__module__}.{type(one).__qualname__}" for at, one in found if not _serves(one)}
             entries.append({"place": list(place), "types": types, "pickled": file.getvalue()})
     return {**made, OBJECTS_KEY: entries} if entries else made
 
@@ -133,10 +133,7 @@ def as_given(
 
 
 def read_otherwise(checkpoint: Mapping[str, Any], key: str) -> dict[str, str]:
-    """The types of what a reader without ``weights_only=False`` gets as something else, by place; below one key.
-
-    Only where the plain equal may not serve: numpy's numbers and enums of str and int are left out.
-    """
+    """The types of what a reader without ``weights_only=False`` gets as something else, by place; below one key."""
     entries = [entry for entry in checkpoint.get(OBJECTS_KEY, ()) if entry["place"][0] == key]
     return {at: name for entry in entries for at, name in entry["types"].items()}
 
@@ -151,7 +148,10 @@ def _places(checkpoint: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], An
 
 
 def _converted(value: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """What :func:`loadable` converts in a value, with its place; but a Tensor's subclass, which is a Tensor without."""
+    """What :func:`loadable` converts in a value to something that may not serve, with its place.
+
+    A Tensor's subclass, a number of numpy's or an enum's member does: it is a Tensor, a number or a text without.
+    """
     kind = type(value)
     if kind in _PLAIN or kind in _TORCH or _registered(kind) or isinstance(value, torch.Tensor):
         return
@@ -162,12 +162,8 @@ def _converted(value: Any, where: str) -> Iterator[tuple[str, Any]]:
     elif kind in (list, tuple, set):
         for index, item in enumerate(value):
             yield from _converted(item, f"{where}[{index}]")
-    else:
+    elif not isinstance(value, np.generic | enum.Enum):
         yield where, value
-
-
-def _serves(value: Any) -> bool:
-    return isinstance(value, np.generic | enum.Enum)
 
 
 def _key(key: Any, where: str) -> Any:

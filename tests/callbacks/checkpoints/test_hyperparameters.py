@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gpart import load_adapter
 from gpart.callbacks import load_from_checkpoint
-from gpart.callbacks.checkpoints.hyperparameters import OBJECTS_KEY, loadable
+from gpart.callbacks.checkpoints.hyperparameters import OBJECTS_KEY, loadable, with_objects
 from gpart.errors import GPartError
 
 
@@ -216,6 +216,14 @@ def test_without_weights_only_a_hyperparameter_is_what_was_given(
     where = r"checkpoint\['hyper_parameters'\]\['extra'\]"
     with pytest.warns(UserWarning, match=rf"without the types of .*{where}.*weights_only=False"):
         load_from_checkpoint(lit_class, path)
+
+
+def test_a_rate_of_numpys_does_not_put_the_optimizers_state_into_the_file_twice() -> None:
+    """Its plain equal serves; nor does an enum's member, which a str or an int equals."""
+    state = {"state": {0: {"exp_avg": torch.ones(1000)}}, "param_groups": [{"lr": np.float64(0.5), "mode": Colour.RED}]}
+    assert with_objects({"optimizer_states": [state]}) == loadable({"optimizer_states": [state]})
+    made = with_objects({"optimizer_states": [state], "hyper_parameters": {"path": Path("a"), "lr": np.float64(0.5)}})
+    assert [entry["place"] for entry in made[OBJECTS_KEY]] == [["hyper_parameters", "path"]]
 
 
 def test_a_trainer_reads_what_was_given_too(
