@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from gpart.callbacks.packages import OfBoth
 from gpart.errors import GPartError
+from gpart.serialization.json_numbers import finite
 
 EXTENSIONS = (".jsonl", ".csv", ".tsv", ".parquet")
 """What files of predictions end in."""
@@ -213,13 +213,4 @@ def _cell(value: Any) -> Any:
 
 def _json(value: Any) -> str:
     # What JSON does not know, such as a date of a DataFrame, is written as its text.
-    return json.dumps(_finite(value), ensure_ascii=False, default=str, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    """A value with None for numbers that are not finite: JSON has none, and few readers take Python's NaN and Infinity."""
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite(value), ensure_ascii=False, default=str, allow_nan=False)

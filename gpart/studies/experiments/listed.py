@@ -8,10 +8,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gpart.serialization.json_numbers import finite
 from gpart.studies.experiments.paired import Difference
 from gpart.studies.experiments.results import Record, Results, Score
 from gpart.studies.experiments.study import RUN_FIELDS
@@ -86,7 +86,7 @@ def json_text(results: Results) -> str:
             for record in results.records
         ],
     }
-    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _fields(record: Record) -> dict[str, Any]:
@@ -134,13 +134,3 @@ def _test_column(name: str) -> str:
 
 def _ordered(keys: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(keys))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value

@@ -6,7 +6,6 @@ which order, or on what was measured before the program was started again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -14,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gpart.serialization.json_numbers import finite
 from gpart.studies.finished_run import load_run
 from gpart.studies.found_run import FinishedRun
 from gpart.studies.lanczos import lanczos, random_vector
@@ -138,7 +138,7 @@ def _run_job(job: Job, accelerator: str) -> Any:
         return [list(pair) for pair in zip(found.values.tolist(), found.bounds.tolist(), strict=True)][::-1]
     scale, normalise, seed, a, b = rest
     u, v = _directions(loaded, scale, normalise, seed)
-    return _finite(loaded.loss.at(loaded.trained + a * u + b * v))
+    return finite(loaded.loss.at(loaded.trained + a * u + b * v))
 
 
 def _facts(loaded: _Loaded) -> dict[str, Any]:
@@ -148,12 +148,7 @@ def _facts(loaded: _Loaded) -> dict[str, Any]:
         "d": len(loaded.trained),
         "norm": float(loaded.trained.norm()),
         "change": float((loaded.trained - loaded.start).norm()),
-        "loss": _finite(loaded.loss.at(loaded.trained)),
+        "loss": finite(loaded.loss.at(loaded.trained)),
         "rows": loaded.loss.rows,
         "data": loaded.loss.digest(),
     }
-
-
-def _finite(value: float) -> float | None:
-    """The number as JSON can hold it: None where the loss has overflowed."""
-    return value if math.isfinite(value) else None

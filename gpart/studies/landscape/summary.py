@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpart.serialization.json_numbers import finite
 from gpart.studies.landscape.measuring import FACTS, HESSIAN, Subject, jobs_of
 from gpart.studies.landscape.settings import Settings
 from gpart.studies.landscape.store import Store
@@ -91,9 +92,9 @@ def summary(landscape: Landscape) -> dict[str, Any]:
     largest, smallest = (landscape.eigenvalues[0], landscape.eigenvalues[-1]) if landscape.eigenvalues else (None, None)
     return {
         "loss": landscape.facts["loss"],
-        "minimum": _finite(float(mean[lowest])),
+        "minimum": finite(float(mean[lowest])),
         "minimum_at": [float(coordinates[index]) for index in lowest],
-        "highest": _finite(float(mean.max())),
+        "highest": finite(float(mean.max())),
         "area": area(mean, coordinates, landscape.facts["loss"]),
         "asymmetry": _mean([asymmetry(surface) for surface in landscape.surfaces]),
         "anisotropy": _mean([anisotropy(surface, coordinates) for surface in landscape.surfaces]),
@@ -179,7 +180,3 @@ def _mean(values: Sequence[float | None]) -> dict[str, Any]:
     """The values of the seeds and their mean."""
     known = [value for value in values if value is not None]
     return {"mean": float(np.mean(known)) if len(known) == len(values) else None, "seeds": list(values)}
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
