@@ -41,9 +41,8 @@ def facts_of(model: nn.Module) -> dict[str, Any]:
     if kind.endswith(CLASSIFIERS) and isinstance(classes, int):
         facts["task"] = classifiers_task(config)
         names: Any = getattr(config, "id2label", None)
-        names = (
-            dict(enumerate(names)) if isinstance(names, (list, tuple)) else names
-        )  # as somebody's own class may have it
+        if isinstance(names, (list, tuple)):  # as somebody's own class may have it
+            names = dict(enumerate(names))
         labels = [names.get(index) for index in range(classes)] if isinstance(names, Mapping) else []
         # LABEL_0, LABEL_1 are what Transformers calls classes without names.
         if len(labels) > 1 and all(isinstance(name, str) and not name.startswith("LABEL_") for name in labels):

@@ -50,12 +50,7 @@ def merge(container: Adapters) -> None:
                 bases[name] = base
                 _write(stored, value)
     except BaseException:  # Ctrl-C too
-        for name, base in bases.items():
-            stored = get_parameter(active[0].model, name)
-            if not same_bits(stored, base):  # what torch has refused to write to, it would refuse again
-                _write(stored, base)
-        for member in every.values():
-            member.weights.bases = None
+        unmerge(container)
         raise
 
 
@@ -63,8 +58,10 @@ def merge(container: Adapters) -> None:
 def unmerge(container: Adapters) -> None:
     """Puts the stored weights back to W0, bit for bit."""
     every = list(members(container).values())
-    for name, stored in (every[0].weights.bases or {}).items():  # all have the same
-        _write(get_parameter(every[0].model, name), stored)
+    for name, base in (every[0].weights.bases or {}).items():  # all have the same
+        stored = get_parameter(every[0].model, name)
+        if not same_bits(stored, base):  # what torch has refused to write to, it would refuse again
+            _write(stored, base)
     for member in every:
         member.weights.bases = None
 

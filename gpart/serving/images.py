@@ -99,5 +99,6 @@ class ImageClassification:
 
         settings = of_inputs(about.inputs if about else {})
         if settings is not None:
-            return [evaluation_transform(settings)(image) for image in images]
+            transform = evaluation_transform(settings)
+            return [transform(image) for image in images]
         return [self.processor(image, return_tensors="pt")["pixel_values"][0] for image in images]

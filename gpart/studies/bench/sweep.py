@@ -26,7 +26,7 @@ from gpart.ops.sums import GroupSums
 from gpart.partition import Partition
 from gpart.studies.bench.checks import check_numbers
 from gpart.studies.bench.settings import find_device
-from gpart.studies.bench.timing import Tell, Trial, interleave
+from gpart.studies.bench.timing import Tell, Trial, interleave, waiting_for
 
 OPERATIONS = ("expand", "reduce")
 INDICES = tuple(setting for setting in SETTINGS if setting != "auto")
@@ -134,7 +134,7 @@ def run_sweep(settings: SweepSettings, tell: Tell) -> list[Sample]:
         settings.rounds,
         settings.warmup,
         settings.seed,
-        synchronize=partial(torch.accelerator.synchronize, device) if device.type != "cpu" else lambda: None,
+        synchronize=waiting_for(device),
         tell=tell,
     )
     return [Sample(*points[name], seconds) for name, seconds in samples.items()]

@@ -12,7 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
+
+import torch
 
 Tell = Callable[[int, int], None]
 """Is told how many steps are done, and of how many."""
@@ -20,6 +23,11 @@ Tell = Callable[[int, int], None]
 
 def nothing() -> None:
     """Does nothing."""
+
+
+def waiting_for(device: torch.device) -> Callable[[], object]:
+    """Returns what waits until a device has done all that it was given; a CPU has done it when a call returns."""
+    return nothing if device.type == "cpu" else partial(torch.accelerator.synchronize, device)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from gpart.studies.bench.settings import FLOOR, FROZEN, Method
 from gpart.studies.bench.steps import PROMPT, Contestant, enter, make_batch
 from gpart.studies.bench.subject import Subject
-from gpart.studies.bench.timing import Trial, interleave
+from gpart.studies.bench.timing import Trial, interleave, waiting_for
 
 Tell = Callable[[str, int, int], None]
 """Is told what is measured, how many of its steps are done, and of how many."""
@@ -61,9 +61,7 @@ class Turns:
             self.rounds,
             self.warmup,
             self.seed,
-            synchronize=partial(torch.accelerator.synchronize, self.device)
-            if self.device.type != "cpu"
-            else lambda: None,
+            synchronize=waiting_for(self.device),
             tell=partial(self.tell, title),
         )
         return Timing(part, title, reference, samples)

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from gpart.errors import GPartError
-from gpart.studies.experiments.outcome import read_made, read_object, read_outcome
+from gpart.studies.experiments.outcome import read_made, read_object
 from gpart.studies.experiments.plan import COMMAND_FILE, METRICS_FILE, Run
 
 
@@ -31,7 +31,9 @@ def make_room(run: Run) -> None:
 
 def can_take_back(run: Run) -> bool:
     """Whether the run is not finished in its folder, and what was kept aside is what it would make again."""
-    return read_made(run.folder, run.words).state != "finished" and read_outcome(run).state == "finished"
+    if read_made(run.folder, run.words).state == "finished":
+        return False
+    return read_made(run.before, run.words).state == "finished"
 
 
 def take_back(run: Run) -> None:

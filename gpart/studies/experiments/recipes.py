@@ -50,9 +50,11 @@ def difference(command: Mapping[str, Any], words: Sequence[str]) -> str | None:
         words: a run's words.
     """
     theirs = command.get("words")
-    if not isinstance(theirs, list) or not all(isinstance(word, str) for word in theirs):
-        return "it was run with other words"
-    if _others(theirs) != _others(words):
+    if (
+        not isinstance(theirs, list)
+        or not all(isinstance(word, str) for word in theirs)
+        or _others(theirs) != _others(words)
+    ):
         return "it was run with other words"
     names = [[word for word in each if word.startswith(_CONFIG)] for each in (theirs, words)]
     if len(names[0]) != len(names[1]):
