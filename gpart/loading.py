@@ -83,11 +83,13 @@ def load_adapter(
             A new adapter becomes the active one, see :func:`gpart.adapters.set_active`. Or the adapter, as ``folder``:
             the base is then built as well, in evaluation mode.
         folder: an adapter folder, or a ``.ckpt`` file; a path, or a URL that fsspec knows (``s3://...``); or a name on the
-            hub, ``user/name`` or ``user/name@revision``, where nothing of this name is here.
+            hub, ``user/name`` or ``user/name@revision``, where nothing of this name is here. ``FILE.ckpt:NAME`` is one of
+            several in a file.
         check_base: False loads onto another base of the same shape, with a warning.
         indices: as for :func:`gpart.attach`; an attached adapter keeps its own.
         weights: the same.
-        name: the adapter's name in the model; default that in the file. Of a checkpoint that holds several, which one.
+        name: the adapter's name in the model; default that in the file. Of a checkpoint that holds several also which one,
+            where ``folder`` does not say.
         base: where no model is given, the base in place of the one that the adapter names: a folder of Transformers or
             timm, a name on the hub, ``packaged:NAME``, ``timm:NAME``, or ``python:MODULE:FUNCTION``.
 

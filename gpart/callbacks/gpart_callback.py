@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -44,6 +45,7 @@ from gpart.injection.names import get_parameter, named_modules
 from gpart.injection.targets import plan
 from gpart.loading import load_adapter, unlike
 from gpart.materialize.merging import check_mergeable
+from gpart.serialization.sources import read_adapter
 
 
 class GPartCallback(MethodCallback):
@@ -68,11 +70,12 @@ class GPartCallback(MethodCallback):
         bias: ``"all"``: the adapted layers' biases are adapted too.
         dropout: on P·theta, in training.
         isometric: False for the ablation without 1/sqrt(n_j).
-        name: the adapter's name, part of theta's key.
+        name: the adapter's name, part of theta's key; default that in ``adapter``, or ``"default"``.
         module: the submodule to adapt; default the only child with parameters, or the whole.
         copies: paths of copies of that submodule, momentum teachers as in BYOL or DINO: they get the same groups and a
             theta of their own, which follows by the project's own average over ``zip`` of both networks' parameters.
-        adapter: an adapter folder or ``.ckpt`` to start from; its settings hold, and those given must agree.
+        adapter: an adapter folder or ``.ckpt`` to start from (``FILE.ckpt:NAME`` of several); its settings hold, and those
+            given must agree.
         check_base: False loads ``adapter`` onto another base of the same shape, with a warning.
         save_folder: where the adapter folder is written when fit ends.
         save: what it holds: ``"best"``, the numbers of the best checkpoint by a ModelCheckpoint's monitor, or ``"last"``;
@@ -111,7 +114,7 @@ class GPartCallback(MethodCallback):
         bias: Bias = "none",
         dropout: float = 0.0,
         isometric: bool = True,
-        name: str = "default",
+        name: str | None = None,
         module: str | None = None,
         adapter: str | None = None,
         check_base: bool = True,
@@ -137,7 +140,7 @@ class GPartCallback(MethodCallback):
                 f"d and target_modules (or target_parameters) go together, or an adapter folder has them: got d={d},"
                 f" target_modules={target_modules!r}, adapter={adapter!r}, target_parameters={target_parameters!r}"
             )
-        self.name, self.start, self.check_base = name, adapter, check_base
+        self._given_name, self.start, self.check_base = name, adapter, check_base
         self.copies = tuple(copies or ())
         if checkpoints not in ("adapter", "merged"):
             raise GPartError(f"checkpoints must be 'adapter' or 'merged', got {checkpoints!r}")
@@ -157,6 +160,18 @@ class GPartCallback(MethodCallback):
     def __getstate__(self) -> dict[str, Any]:
         """All but the evaluation that is going on, which a copy is no part of."""
         return {**self.__dict__, "_evaluation": ExitStack()}
+
+    @cached_property
+    def name(self) -> str:
+        """The adapter's name: the given one, that of the adapter to start from, or ``"default"``.
+
+        Raises:
+            GPartFileError: if there is no such adapter to start from.
+            GPartError: if it is damaged.
+        """
+        if self._given_name is not None:
+            return self._given_name
+        return super().name if self.start is None else read_adapter(self.start)[0].name
 
     @property
     def adapter(self) -> GPartAdapter:
@@ -321,7 +336,9 @@ class GPartCallback(MethodCallback):
 
     def _load(self, network: nn.Module, folder: str, config: GPartConfig | None) -> GPartAdapter:
         present = bool(get_adapters(network))
-        adapter = load_adapter(network, folder, self.check_base, self.memory.indices, self.memory.weights)
+        adapter = load_adapter(
+            network, folder, self.check_base, self.memory.indices, self.memory.weights, self._given_name
+        )
         different = [] if config is None else unlike(adapter, adapter.config, config)
         if different and not present:
             adapter.detach()

@@ -62,9 +62,6 @@ class MethodCallback(OfBoth, Callback):
     modules_to_save: SavedModules | None = None
     """What is trained and stored in full beside the method's own parameters: the head."""
 
-    name: str = "default"
-    """The adapter's, where a trainer may have several."""
-
     copies: tuple[str, ...] = ()
     """Paths of copies of the network, which follow it."""
 
@@ -79,6 +76,11 @@ class MethodCallback(OfBoth, Callback):
         self._frozen = 0
         self._added: set[str] = set()
         self._flags: Flags | None = None
+
+    @property
+    def name(self) -> str:
+        """The adapter's, where a trainer may have several."""
+        return "default"
 
     def apply(self, network: nn.Module) -> Contents:
         """Applies the method to the network, or recognises that it is applied already.

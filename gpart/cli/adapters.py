@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -17,40 +16,18 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from gpart.arithmetic import Stored, norm, read
+from gpart.arithmetic import Stored, norm
 from gpart.errors import GPartError
 from gpart.serialization.folder import CONFIG
 from gpart.serialization.locations import inside, is_file, located
 
 ADAPTER = "an adapter: a folder, a checkpoint (FILE.ckpt, or FILE.ckpt:NAME of several), or a name on the hub"
 
-_ONE_OF_SEVERAL = re.compile(r"(.+\.ckpt):([\w-]+)")
-
 MOST_ROWS = 48
 """Weights that are shown each by itself; more are put together by layer."""
 
 _BAR, _LEAST_BAR = 24, 6
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-
-
-def split_source(text: str) -> tuple[str, str | None]:
-    """The place of an adapter, and its name where the place is a checkpoint that holds several.
-
-    Example:
-        >>> split_source("runs/last.ckpt:math"), split_source("runs/math")
-        (('runs/last.ckpt', 'math'), ('runs/math', None))
-    """
-    found = _ONE_OF_SEVERAL.fullmatch(text)
-    return (found[1], found[2]) if found else (text, None)
-
-
-def read_source(text: str) -> Stored:
-    """The adapter that a word on the command line means.
-
-    Raises:
-        GPartError: if there is none.
-    """
-    return replace(read(*split_source(text)), source=text)
 
 
 def check_output(folder: str, force: bool) -> None:

@@ -9,7 +9,7 @@ from gpart.errors import GPartError
 from gpart.loading import load_adapter
 
 
-def attach_to(base: Base, source: str, check_base: bool = True, name: str | None = None) -> GPartAdapter:
+def attach_to(base: Base, source: str, check_base: bool = True) -> GPartAdapter:
     """Loads an adapter onto a base; a warning is told as the command's own.
 
     Raises:
@@ -17,7 +17,7 @@ def attach_to(base: Base, source: str, check_base: bool = True, name: str | None
     """
     with warnings_told():
         try:
-            return load_adapter(base.model, source, check_base=check_base, name=name)
+            return load_adapter(base.model, source, check_base=check_base)
         except GPartError as error:
             said = str(error).replace("check_base=False loads it", "--no-check-base loads it")
             raise type(error)(said) from error

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpart.arithmetic import Stored, combine, norm
+from gpart.arithmetic import Stored, combine, norm, read
 from gpart.arithmetic.heads import Heads
 from gpart.arithmetic.merging import COMBINATION_TYPES, DROPPING, ELECTING, MAJORITY_SIGN_METHODS
-from gpart.cli.adapters import ADAPTER, check_output, console, facts, read_source, summary
+from gpart.cli.adapters import ADAPTER, check_output, console, facts, summary
 from gpart.cli.message import Parser
 from gpart.errors import GPartError
 
@@ -38,7 +38,7 @@ def combine_command(words: list[str]) -> int:
         raise GPartError(f"gpart combine --combination-type {asked.combination_type} takes no {idle[0]}")
     pairs = [parse_adapter(text) for text in asked.adapter]
     check_output(asked.out, asked.force)
-    adapters = [(read_source(source), coefficient) for source, coefficient in pairs]
+    adapters = [(read(source), coefficient) for source, coefficient in pairs]
     made = combine(
         adapters,
         asked.combination_type,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gpart.arithmetic import Comparison, Stored, compare
+from gpart.arithmetic import Comparison, Stored, compare, read
 from gpart.arithmetic.heads import heads_distance
 from gpart.arithmetic.measures import Moments
 from gpart.arithmetic.stored import check_same_base
@@ -17,7 +17,6 @@ from gpart.cli.adapters import (
     facts,
     layer_of,
     printable,
-    read_source,
     sheet,
     shortened,
 )
@@ -42,7 +41,7 @@ def diff_command(words: list[str]) -> int:
     parser.add_argument("--all", action="store_true", help="show every weight separately, however many there are")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     asked = parser.parse_args(words)
-    first, second = read_source(asked.first), read_source(asked.second)
+    first, second = read(asked.first), read(asked.second)
     made = compare(first, second, check_base=False)  # that bases differ is a part of the answer
     known = content(first, second, made)
     if asked.json:

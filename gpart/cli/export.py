@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gpart.bases.models import base_of, quiet
+from gpart.cli.adapters import ADAPTER
 from gpart.cli.attached import attach_to
 from gpart.cli.folders import check_out, whole_folder
 from gpart.cli.lora import Layer, as_layer, check_layers, peft_files, total_error
@@ -27,7 +28,7 @@ from gpart.injection.names import get_parameter
 from gpart.materialize.merging import check_mergeable
 from gpart.serialization.authors import export_authors
 from gpart.serialization.folder import CONFIG, TENSORS
-from gpart.serialization.sources import fetched, read_adapter
+from gpart.serialization.sources import fetched, read_adapter, split_source
 
 DESCRIPTION = """Writes an adapter in another library's layout to the folder OUT.
 
@@ -47,9 +48,10 @@ def export_command(words: list[str]) -> int:
         GPartError: if the layout cannot hold the adapter, a setting is missing, or OUT is there already.
     """
     asked = _parser().parse_args(words)
-    out = check_out(asked.out, asked.force, (CONFIG,), (asked.adapter, *([asked.base] if asked.base else [])))
+    read = (split_source(asked.adapter)[0], *([asked.base] if asked.base else []))
+    out = check_out(asked.out, asked.force, (CONFIG,), read)
     if asked.to == "authors":
-        for name in ("base", "rank", "model_class", "adapter_name", "no_check_base"):
+        for name in ("base", "rank", "model_class", "no_check_base"):
             if getattr(asked, name) not in (None, False):
                 raise GPartError(f"gpart export --to authors takes no --{name.replace('_', '-')}")
         with whole_folder(out) as folder:
@@ -81,9 +83,9 @@ def _lora(asked: Any, folder: Path) -> dict[str, Any]:
     """
     source = fetched(asked.adapter)
     # In float32, so that what PEFT computes can be told from a rounding; it does for a base in any dtype.
-    manifest, tensors = read_adapter(source, asked.adapter_name)
+    manifest, tensors = read_adapter(source)
     base = base_of(asked.adapter, manifest, tensors, asked.base, dtype="float32", model_class=asked.model_class)
-    adapter = attach_to(base, source, not asked.no_check_base, asked.adapter_name)
+    adapter = attach_to(base, source, not asked.no_check_base)
     check_mergeable(adapter)
     check_layers(adapter)
     widest = max(min(weight.shape[0], math.prod(weight.shape[1:])) for weight in adapter.plan.weights)
@@ -169,7 +171,7 @@ def _size(layer: Layer) -> int:
 
 def _parser() -> Parser:
     parser = Parser(prog="gpart export", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("adapter", metavar="ADAPTER", help="an adapter folder, a .ckpt, or a name on the hub")
+    parser.add_argument("adapter", metavar="ADAPTER", help=ADAPTER)
     parser.add_argument("out", metavar="OUT", help="the folder to write")
     parser.add_argument("--to", choices=["peft-lora", "authors"], required=True, help="the layout")
     parser.add_argument("--rank", type=int, metavar="R", help="LoRA's rank")
@@ -180,7 +182,6 @@ def _parser() -> Parser:
     )
     parser.add_argument("--model-class", metavar="NAME", help="the class of Transformers; default: the first that fits")
     parser.add_argument("--no-check-base", action="store_true", help="take another base of the same shapes")
-    parser.add_argument("--adapter-name", metavar="NAME", help="which adapter, of a .ckpt that holds several")
     parser.add_argument("--force", action="store_true", help="replace the adapter that is at OUT")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

@@ -20,11 +20,11 @@ from gpart.errors import GPartError, GPartFileError
 from gpart.injection.modules import theta_key
 from gpart.loading import check_manifest_name
 from gpart.materialize.merging import check_finite
-from gpart.serialization.checkpoint_file import read_checkpoint
 from gpart.serialization.folder import CONFIG, TENSORS, adapter_place, read_folder, write_folder
 from gpart.serialization.hub import README, download, has_file, split_name, upload
 from gpart.serialization.locations import inside, is_file, read
 from gpart.serialization.manifest import Manifest
+from gpart.serialization.sources import read_adapter, split_source
 
 PUSH = """Uploads an adapter to the hub with a model card, in one commit. The repository is made where it is missing. A
 README.md in the adapter's folder is the card; else one is written, unless the repository has one already. The token is
@@ -44,7 +44,7 @@ def push_command(words: list[str]) -> int:
     name = f"{asked.name}@{asked.revision}" if asked.revision else asked.name
     repo, _ = split_name(name)
     told = Told(asked.base, dict(map(parse_metric, asked.metric)), asked.dataset, _recipe(asked.recipe))
-    files, manifest, tensors, own_card = _files(asked.adapter, asked.adapter_name, asked.base)
+    files, manifest, tensors, own_card = _files(asked.adapter, asked.base)
     if own_card is not None and told != Told() and not asked.overwrite_card:
         raise GPartError(
             f"{asked.adapter} has a README.md, which is pushed as it is: write base, metrics, data and recipe there, or give"
@@ -98,15 +98,13 @@ def pull_command(words: list[str]) -> int:
     return 0
 
 
-def _files(
-    source: str, name: str | None, base: str | None
-) -> tuple[dict[str, bytes], Manifest, dict[str, Tensor], bytes | None]:
+def _files(source: str, base: str | None) -> tuple[dict[str, bytes], Manifest, dict[str, Tensor], bytes | None]:
     """An adapter's two files as bytes that were checked, what they hold, and the card beside them."""
     own_card = None
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        if source.endswith(".ckpt"):
-            write_folder(folder, *read_checkpoint(source, name))
+        if split_source(source)[0].endswith(".ckpt"):
+            write_folder(folder, *read_adapter(source))
         else:
             place = adapter_place(source)
             for file in (CONFIG, TENSORS):
@@ -152,7 +150,11 @@ def _recipe(path: str | None) -> str | None:
 
 def _push_parser() -> Parser:
     parser = Parser(prog="gpart push", description=PUSH)
-    parser.add_argument("adapter", metavar="ADAPTER", help="an adapter folder, or a .ckpt")
+    parser.add_argument(
+        "adapter",
+        metavar="ADAPTER",
+        help="an adapter: a folder, or a checkpoint (FILE.ckpt, or FILE.ckpt:NAME of several)",
+    )
     parser.add_argument("name", metavar="USER/NAME", help="the repository")
     parser.add_argument(
         "--private", action="store_true", help="make the repository private; default: your account's setting"
@@ -162,7 +164,6 @@ def _push_parser() -> Parser:
         "--revision", metavar="BRANCH", help="the branch, which is created if it does not exist; default: main"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--adapter-name", metavar="NAME", help="which adapter, of a .ckpt that holds several")
     group = parser.add_argument_group("the card")
     group.add_argument("--base", metavar="BASE", help="the base model: its name on the hub, or its folder")
     group.add_argument(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from gpart.arithmetic import Stored, norm, norm_by_weight
+from gpart.arithmetic import Stored, norm, norm_by_weight, read
 from gpart.cli.adapters import (
     ADAPTER,
     MOST_ROWS,
@@ -21,15 +21,14 @@ from gpart.cli.adapters import (
     facts,
     head_rows,
     printable,
-    read_source,
     sheet,
     shortened,
-    split_source,
 )
 from gpart.cli.message import Parser
 from gpart.config import GPartConfig
 from gpart.serialization.folder import BESIDE_BASE, CONFIG, TENSORS
 from gpart.serialization.locations import located
+from gpart.serialization.sources import split_source
 
 DESCRIPTION = """Shows an adapter without its model: settings, base, sizes, saved modules, versions, and the norm of its
 update in each adapted weight, by layer where there are many."""
@@ -48,7 +47,7 @@ def inspect_command(words: list[str]) -> int:
     parser.add_argument("--all", action="store_true", help="show every weight separately, however many there are")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     asked = parser.parse_args(words)
-    stored = read_source(asked.adapter)
+    stored = read(asked.adapter)
     if asked.json:
         print(json.dumps(content(stored), indent=2, ensure_ascii=False))
         return 0

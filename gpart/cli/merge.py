@@ -14,6 +14,7 @@ from torch import nn
 
 from gpart.adapter import GPartAdapter
 from gpart.bases.models import DTYPES, WEIGHTS, Base, base_of, load_again, named_base
+from gpart.cli.adapters import ADAPTER
 from gpart.cli.attached import attach_to
 from gpart.cli.folders import check_out, whole_folder
 from gpart.cli.message import Parser
@@ -22,7 +23,7 @@ from gpart.cli.written import write_model
 from gpart.errors import GPartError
 from gpart.injection.tensors import same_bits
 from gpart.materialize.merging import check_mergeable
-from gpart.serialization.sources import fetched, read_adapter
+from gpart.serialization.sources import fetched, read_adapter, split_source
 
 DESCRIPTION = """Writes W0 + P·theta, summed in float32 and rounded once, and the trained heads as a plain model to the
 folder OUT. It is a model of its own library (Transformers, timm, torch) and needs no gpart. Its outputs on made-up inputs
@@ -61,12 +62,12 @@ def merge_command(words: list[str]) -> int:
     """
     asked = _parser().parse_intermixed_args(words)  # in any order with the options, though BASE may be left out
     source = fetched(asked.adapter)
-    manifest, tensors = read_adapter(source, asked.adapter_name)
+    manifest, tensors = read_adapter(source)
     named = named_base(manifest, asked.adapter) if asked.base is None else asked.base
-    out = check_out(asked.out, asked.force, (WEIGHTS, "config.json"), (named, asked.adapter))
+    out = check_out(asked.out, asked.force, (WEIGHTS, "config.json"), (named, split_source(asked.adapter)[0]))
     settings = {"dtype": asked.dtype, "model_class": asked.model_class}
     base = base_of(asked.adapter, manifest, tensors, asked.base, **settings)
-    adapter = attach_to(base, source, not asked.no_check_base, asked.adapter_name)
+    adapter = attach_to(base, source, not asked.no_check_base)
     check_mergeable(adapter)
     about = {
         "base": named,
@@ -144,7 +145,7 @@ def _parser() -> Parser:
         nargs="?",
         help="the model that the adapter was trained on; default: the one that it names",
     )
-    parser.add_argument("adapter", metavar="ADAPTER", help="an adapter folder, a .ckpt, or a name on the hub")
+    parser.add_argument("adapter", metavar="ADAPTER", help=ADAPTER)
     parser.add_argument("out", metavar="OUT", help="the folder to write")
     parser.add_argument(
         "--dtype",
@@ -158,7 +159,6 @@ def _parser() -> Parser:
     parser.add_argument(
         "--no-check-base", action="store_true", help="merge onto another base of the same shapes, with a warning"
     )
-    parser.add_argument("--adapter-name", metavar="NAME", help="which adapter, of a .ckpt that holds several")
     parser.add_argument("--force", action="store_true", help="replace the model that is at OUT")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from gpart.arithmetic import project
-from gpart.cli.adapters import ADAPTER, check_output, console, facts, read_source, summary
+from gpart.arithmetic import project, read
+from gpart.cli.adapters import ADAPTER, check_output, console, facts, summary
 from gpart.cli.message import Parser
 from gpart.errors import GPartError
 
@@ -36,8 +36,8 @@ def project_command(words: list[str]) -> int:
         given = f"--like {asked.like} and {', '.join(f'--{key} {value}' for key, value in changes.items())}"
         raise GPartError(f"gpart project takes --d and --seed, or --like OTHER; got {given if changes else 'none'}")
     check_output(asked.out, asked.force)
-    stored = read_source(asked.adapter)
-    onto = replace(stored.manifest.config, **changes) if asked.like is None else read_source(asked.like)
+    stored = read(asked.adapter)
+    onto = replace(stored.manifest.config, **changes) if asked.like is None else read(asked.like)
     made = project(stored, onto, check_base=not asked.no_check_base)
     made.adapter.save(asked.out)
     if asked.json:

@@ -201,7 +201,8 @@ def adapter_in(checkpoint: Mapping[str, Any], path: str, name: str | None = None
     found = entries_in(checkpoint, path)
     names = [read_manifest(one.get("manifest"), path).name for one in found]
     if len(found) > 1 and names.count(str(name)) != 1:
-        raise GPartError(f"{path} holds several adapters, {names}, and which one is meant? name={name!r}")
+        got = "" if name is None else f", got {name!r}"
+        raise GPartError(f"{path} holds several adapters, {names}: name one of them, as {path}:{names[0]}{got}")
     entry = found[0] if len(found) == 1 else found[names.index(str(name))]
     manifest = read_manifest(entry.get("manifest"), path)
     inside = tensors_in(entry, checkpoint, path)

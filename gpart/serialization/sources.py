@@ -5,16 +5,20 @@ Invariant: nothing of a model is needed, and nothing in a file is run.
 
 from __future__ import annotations
 
+import re
 from os import PathLike
 from pathlib import Path
 
 from torch import Tensor
 
+from gpart.errors import GPartError
 from gpart.serialization.about import About
 from gpart.serialization.checkpoint_file import read_checkpoint
 from gpart.serialization.folder import about_in, read_folder
 from gpart.serialization.hub import download, is_hub_name
 from gpart.serialization.manifest import Manifest
+
+_ONE_OF_SEVERAL = re.compile(r"(.+\.ckpt):([\w-]+)")
 
 
 def read_adapter(source: str | PathLike[str], name: str | None = None) -> tuple[Manifest, dict[str, Tensor]]:
@@ -22,18 +26,24 @@ def read_adapter(source: str | PathLike[str], name: str | None = None) -> tuple[
 
     Args:
         source: an adapter folder, or a ``.ckpt`` file; a path, or a URL that fsspec knows (``s3://...``); or a name on
-            the hub, ``user/name`` or ``user/name@revision``, where nothing of this name is here.
-        name: which one, of a ``.ckpt`` that holds several.
+            the hub, ``user/name`` or ``user/name@revision``, where nothing of this name is here. ``FILE.ckpt:NAME`` is
+            one of several in a file.
+        name: which one, of a ``.ckpt`` that holds several, where the source does not say.
 
     Returns:
         Its manifest; and theta, the saved modules' parameters and the changed buffers by their names in a folder.
 
     Raises:
         GPartFileError: if there is none, or a file is missing in it.
-        GPartError: if a file was changed or truncated, or holds no adapter.
+        GPartError: if a file was changed or truncated, or holds no adapter, or none of that name.
     """
-    place = fetched(source)
-    return read_checkpoint(place, name) if place.endswith(".ckpt") else read_folder(place)
+    place, one = split_source(fetched(source))
+    if not place.endswith(".ckpt"):
+        return read_folder(place)
+    manifest, tensors = read_checkpoint(place, name if one is None else one)
+    if one not in (None, manifest.name):
+        raise GPartError(f"{place} holds no adapter {one!r}, but {manifest.name!r}")
+    return manifest, tensors
 
 
 def about_of(source: str | PathLike[str], name: str | None = None) -> About:
@@ -41,14 +51,25 @@ def about_of(source: str | PathLike[str], name: str | None = None) -> About:
 
     Args:
         source: as for :func:`read_adapter`; or a folder that another method has written.
-        name: which adapter, of a ``.ckpt`` that holds several.
+        name: which adapter, of a ``.ckpt`` that holds several, where the source does not say.
 
     Raises:
         GPartFileError: if there is none.
         GPartError: if a file was changed.
     """
     place = fetched(source)
-    return read_checkpoint(place, name)[0].about if place.endswith(".ckpt") else about_in(place)
+    return read_adapter(place, name)[0].about if split_source(place)[0].endswith(".ckpt") else about_in(place)
+
+
+def split_source(source: str) -> tuple[str, str | None]:
+    """The place of an adapter, and its name where the place is a checkpoint and the source says which of several.
+
+    Example:
+        >>> split_source("runs/last.ckpt:math"), split_source("runs/math")
+        (('runs/last.ckpt', 'math'), ('runs/math', None))
+    """
+    found = _ONE_OF_SEVERAL.fullmatch(source)
+    return (found[1], found[2]) if found else (source, None)
 
 
 def fetched(source: str | PathLike[str]) -> str:

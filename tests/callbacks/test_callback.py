@@ -672,15 +672,25 @@ def test_training_starts_from_the_folder(
     assert not torch.equal(callback.adapter.theta, trained.net.gpart.default.theta)
 
 
-def test_the_folder_is_read_once_over_the_stages(
-    folder: tuple[Path, Any], lit_class: Any, lit_trainer: Any, lit_loader: Any
+@pytest.mark.parametrize(("stored", "given"), [("default", None), ("math", None), ("default", "math"), ("math", "own")])
+def test_the_folder_is_read_once_over_the_stages_whatever_names_there_are(
+    stored: str,
+    given: str | None,
+    folder: tuple[Path, Any],
+    tmp_path: Path,
+    lit_class: Any,
+    lit_trainer: Any,
+    lit_loader: Any,
 ) -> None:
-    module, callback = lit_class(), GPartCallback(adapter=str(folder[0]))
+    load_adapter(lit_class().net, folder[0], name=stored).save(tmp_path / "stored")
+    module, callback = lit_class(), GPartCallback(adapter=str(tmp_path / "stored"), name=given)
     trainer = lit_trainer(callback)
     trainer.fit(module, lit_loader())
     theta = callback.adapter.theta.clone()
     trainer.test(module, lit_loader(), verbose=False)
     assert torch.equal(callback.adapter.theta, theta)
+    assert not torch.equal(theta, folder[1].net.gpart.default.theta)
+    assert list(get_adapters(module.net)) == [callback.name] == [given or stored]
 
 
 @pytest.mark.parametrize(

@@ -50,10 +50,32 @@ def test_trained_together_saved_and_loaded(tmp_path: Path) -> None:
         set_active(module.net, name)
         assert torch.equal(fresh(X), module(X)), name
         assert torch.equal(get_adapters(fresh.net)[name].theta, adapter.theta)
-    with pytest.raises(GPartError, match=r"several adapters, \['first', 'second'\], and which one is meant"):
+        again = load_adapter(Project().net, f"{tmp_path / 'epoch=1.ckpt'}:{name}", name="other")
+        assert again.name == "other"
+        assert torch.equal(again.theta, adapter.theta)
+    with pytest.raises(
+        GPartError, match=r"several adapters, \['first', 'second'\]: name one of them, as .*1\.ckpt:first"
+    ):
         load_adapter(Project().net, tmp_path / "epoch=1.ckpt")
     set_active(module.net, [])
     assert all(torch.equal(base[key], value) for key, value in module.state_dict().items() if key in base)
+
+
+def test_each_may_start_from_another_ones_numbers(tmp_path: Path) -> None:
+    fit(Project(), callbacks(), tmp_path / "run", epochs=1)
+    source = load_adapter(Project().net, f"{tmp_path / 'run' / 'epoch=0.ckpt'}:second", name="default")
+    with torch.no_grad():
+        for number in (1, 2):
+            source.theta.fill_(number)
+            source.save(tmp_path / str(number))
+    module = Project()
+    used = [GPartCallback(adapter=str(tmp_path / str(number)), name=f"from-{number}") for number in (1, 2)]
+    fit(module, used, tmp_path / "again", epochs=1)  # four steps of at most 0.05 and a little
+    found = {name: round(float(adapter.theta.mean().detach())) for name, adapter in get_adapters(module.net).items()}
+    assert found == {"from-1": 1, "from-2": 2}
+    one = GPartCallback(adapter=f"{tmp_path / 'run' / 'epoch=0.ckpt'}:second")
+    fit(module := Project(), [one], tmp_path / "one", epochs=1)
+    assert list(get_adapters(module.net)) == [one.name] == ["second"]
 
 
 class NewHead(LightningModule):

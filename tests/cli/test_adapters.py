@@ -228,7 +228,9 @@ def several(tmp_path: Path) -> Path:
 def test_one_of_several_in_a_checkpoint_is_named(several: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["inspect", str(several)]) == 2
-    assert "holds several adapters, ['first', 'second'], and which one is meant?" in capsys.readouterr().err
+    assert (
+        f"holds several adapters, ['first', 'second']: name one of them, as {several}:first" in capsys.readouterr().err
+    )
     known = json.loads(run(["inspect", f"{several}:second", "--json"], capsys))
     assert (known["name"], known["d"], list(known["weights"])) == ("second", 7, ["square.weight"])
     assert known["files"] == {"run.ckpt": several.stat().st_size}

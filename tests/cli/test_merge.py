@@ -76,7 +76,7 @@ def test_the_folder_is_transformers_own_and_has_the_merged_bits(
 def test_the_base_that_the_adapter_names(
     base: Path, made: Path, same_bits: Same, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = as_json(capsys, "merge", "--dtype", "float32", "adapter", "--adapter-name", "default", "out")
+    said = as_json(capsys, "merge", "--dtype", "float32", "adapter", "--force", "out")
     assert said["base"] == str(made / "base")
     wanted, stored = on_base(base).merged_weights(), load_file("out/model.safetensors")
     assert all(same_bits(stored[name], value) for name, value in wanted.items())
@@ -534,9 +534,11 @@ def test_one_of_a_checkpoints_several_adapters(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys.modules[__name__], "built", of_several, raising=False)
     monkeypatch.setitem(sys.modules, "own_several", sys.modules[__name__])
-    words = ["merge", "python:own_several:built", str(SEVERAL / "run.ckpt"), "out"]
-    assert "holds several adapters, ['first', 'second-1'], and which one is meant?" in refused(capsys, *words)
-    as_json(capsys, *words, "--adapter-name", name)
+    base, run = "python:own_several:built", SEVERAL / "run.ckpt"
+    assert "holds several adapters, ['first', 'second-1']: name one" in refused(capsys, "merge", base, str(run), "out")
+    said = refused(capsys, "merge", base, f"{run}:third", "out")
+    assert f"as {run}:first, got 'third'" in said
+    as_json(capsys, "merge", base, f"{run}:{name}", "out")
     adapter = load_adapter(of_several(), SEVERAL / name)
     adapter.merge()
     stored = load_file("out/model.safetensors")

@@ -13,9 +13,12 @@ from gpart.errors import GPartError
 class Adapts(Protocol):
     """What of a GPartCallback this is about."""
 
-    name: str
     module: str | None
     copies: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The adapter's name."""
 
     @property
     def checkpoints(self) -> str:
