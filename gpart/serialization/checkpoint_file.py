@@ -201,8 +201,10 @@ def adapter_in(checkpoint: Mapping[str, Any], path: str, name: str | None = None
     found = entries_in(checkpoint, path)
     names = [read_manifest(one.get("manifest"), path).name for one in found]
     if len(found) > 1 and names.count(str(name)) != 1:
-        got = "" if name is None else f", got {name!r}"
-        raise GPartError(f"{path} holds several adapters, {names}: name one of them, as {path}:{names[0]}{got}")
+        alone = [one for one in names if names.count(one) == 1]  # adapters of two networks may have one name
+        how = f": name one of them, as {path}:{alone[0]}" if alone else ", and load_from_checkpoint loads all"
+        got = "" if name is None else f"; got {name!r}, which is the name of {names.count(name)}"
+        raise GPartError(f"{path} holds several adapters, {names}{how}{got}")
     entry = found[0] if len(found) == 1 else found[names.index(str(name))]
     manifest = read_manifest(entry.get("manifest"), path)
     inside = tensors_in(entry, checkpoint, path)
