@@ -196,6 +196,9 @@ class GPartAdapter:
     source: str | None = None
     """Where its numbers were loaded from last, by :func:`gpart.load_adapter`."""
 
+    restored: bool = False
+    """Whether its module was loaded with it, by :func:`gpart.callbacks.load_from_checkpoint`: its numbers are a run's."""
+
     renaming: RemovableHandle | None = None
     """Lets the model load theta from where it stood before 0.2."""
 

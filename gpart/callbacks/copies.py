@@ -55,6 +55,10 @@ def _adapted(adapter: GPartAdapter, copy: nn.Module, path: str) -> GPartAdapter:
             get_parameter(copy, name).requires_grad_(flags[name])
         with torch.no_grad():
             attached.theta.copy_(adapter.values)
+            if adapter.source is not None:  # its head and buffers came from there too, after the copy was made
+                for name, value in adapter.saved_parameters().items():
+                    get_parameter(copy, name).copy_(value)
+                attached.put_buffers(adapter.changed_buffers())
     if different := attached.config.differences(adapter.config):
         raise GPartError(f"copies={path!r} carries an adapter with other settings: {'; '.join(different)}")
     attached.theta.requires_grad_(False)

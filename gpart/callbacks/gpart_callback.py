@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from functools import cached_property
@@ -132,6 +132,9 @@ class GPartCallback(MethodCallback):
         super().__init__(module, save_folder, save)
         self.memory = MemoryPolicy(indices, weights)
         self.config: GPartConfig | None = None
+        self._settings = {
+            one.name: given[one.name] for one in fields(GPartConfig) if given[one.name] not in (None, one.default)
+        }
         targets = target_modules or target_parameters
         if d is not None and targets:
             self.config = GPartConfig(**{one.name: given[one.name] for one in fields(GPartConfig)})
@@ -154,7 +157,7 @@ class GPartCallback(MethodCallback):
         self._gradient, self._finite = FirstGradient(), FiniteTheta()
         self._evaluation = ExitStack()
         self._sharding, self._rate = False, 0.0
-        self._fit_ended = False
+        self._fit_ended = self._just_read = False
         self._labels: list[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -194,30 +197,66 @@ class GPartCallback(MethodCallback):
         config = None if self.config is None else with_own_names(self.config, network)
         attached = get_adapters(network).get(self.name)
         adopted = attached is not None and attached is not self._adapter
-        different = attached.config.differences(config) if attached and adopted and config else []
+        different = unlike(attached, attached.config, config) if attached and adopted and config else []
         if different:
             raise GPartError(
                 f"the network carries an adapter {self.name!r} with other settings than this callback's:"
                 f" {'; '.join(different)}"
             )
         before, heads, new = active_adapters(network), chosen_heads(network), attached is None
-        if self.start is not None and (attached is None or adopted):
-            attached = self._load(network, self.start, config)
-        elif attached is None:
+        frozen = self._frozen_others(network, before)
+        if attached is None and self._merged_into(network):  # what was loaded is a part of the base by now
+            config = self.adapter.config
+        elif self.start is not None and self._reads(attached):
+            attached = self._load(network, self.start, config, before, heads)
+        if attached is None:
             if config is None:
                 raise RuntimeError("no settings and no adapter folder, which __init__ refuses")
             if self._sharding:
                 refuse_sharded(network)
             attached = attach(network, config, self.name, self.memory.indices, self.memory.weights)
+        elif config is not None:  # dropout is a run's own
+            attached.config = attached.weights.config = replace(attached.config, dropout=config.dropout)
         if before and not (attached.active and attached.name in before):
             self._beside(network, attached, before, heads, new)
         elif not attached.active:
             set_active(network, attached.name)
+        for value in frozen:
+            value.requires_grad_(False)
+        if self.start is not None and adopted:
+            self._labels = attached.about.labels
         self._adapter = attached
         if self._sharding:
             before_sharding(attached)
         self.modules_to_save = attached.config.modules_to_save
         return AdapterContents(attached, whole=self.checkpoints == "merged", copies=self.copies)
+
+    def _reads(self, attached: GPartAdapter | None) -> bool:
+        """Whether the numbers of the adapter to start from are read: once for each network, since it is trained from then on.
+
+        Lightning asks for a module's own callbacks at each stage, and a copy or a new trainer has others too: what says
+        that a network has started is its adapter.
+        """
+        if attached is None or (self._just_read and not self._sharding):
+            return True  # again where the module's own hook, such as configure_model, may have written since
+        if attached is self._adapter or attached.source == self.start:
+            return False
+        if attached.restored:
+            rank_zero_warn(
+                f"adapter {self.name!r} came with the checkpoint that the module was loaded from, and keeps its numbers:"
+                f" {self.start} is not read. To start from there, detach() it first"
+            )
+        return not attached.restored
+
+    def _merged_into(self, network: nn.Module) -> bool:
+        """Whether an earlier fit has merged this callback's adapter into the network."""
+        return self._adapter is not None and not self._adapter.attached and self._adapter.model is network
+
+    def _frozen_others(self, network: nn.Module, before: Collection[str]) -> list[Tensor]:
+        """What of other active adapters the user has frozen, which a switch would train."""
+        others = [one for name, one in get_adapters(network).items() if name in before and name != self.name]
+        values = [value for one in others for value in (one.theta, *one.saved_parameters().values())]
+        return [value for value in values if not value.requires_grad]
 
     @contextmanager
     def plain_network(self, network: nn.Module) -> Iterator[nn.Module]:
@@ -286,11 +325,18 @@ class GPartCallback(MethodCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attaches the adapter now, or as soon as the network is built; in any case before it is sharded."""
-        self._sharding, self._fit_ended = shards(trainer.strategy), False
+        self._sharding, self._fit_ended, self._just_read = shards(trainer.strategy), False, False
         if self.merge_at_end or self.checkpoints == "merged":
             refuse_merging(trainer.strategy, self.merge_at_end)
-        if stage != "fit" and self._taken_off(pl_module):
-            return  # what was merged is evaluated as the plain module that it is
+        if self._taken_off(pl_module):
+            if stage != "fit":
+                return  # what was merged is evaluated as the plain module that it is
+            if self.merge_at_end and self.save_folder is not None:
+                raise GPartError(
+                    f"{self.save_folder} holds the adapter that an earlier fit has merged into {type(pl_module).__name__}. This"
+                    " fit would replace it by one whose base is that merged module, which is on no disk: give another"
+                    " save_folder, or none"
+                )
         super().setup(trainer, pl_module, stage)
         original = pl_module.configure_optimizers
 
@@ -334,23 +380,36 @@ class GPartCallback(MethodCallback):
         super()._apply(trainer, pl_module)
         self._copies = adapt_copies(self.adapter, pl_module, self.copies)
 
-    def _load(self, network: nn.Module, folder: str, config: GPartConfig | None) -> GPartAdapter:
-        present = bool(get_adapters(network))
+    def _load(
+        self,
+        network: nn.Module,
+        folder: str,
+        config: GPartConfig | None,
+        before: dict[str, float],
+        heads: str | None,
+    ) -> GPartAdapter:
+        there = list(get_adapters(network))
         adapter = load_adapter(
             network, folder, self.check_base, self.memory.indices, self.memory.weights, self._given_name
         )
-        different = [] if config is None else unlike(adapter, adapter.config, config)
-        if different and not present:
+        try:
+            wanted = replace(adapter.config, **self._settings) if config is None else config
+            different = unlike(adapter, adapter.config, with_own_names(wanted, network))
+        except GPartError as error:  # a setting that is none
+            different = [str(error)]
+        if different and adapter.name not in there:
             adapter.detach()
+            if there:
+                set_active(network, list(before), list(before.values()), heads)
         if different:
             raise GPartError(
                 f"{folder} and this callback have different settings: {'; '.join(different)}. Leave them to the adapter: no d,"
                 " no target_modules and no modules_to_save; over a recipe's by --method.d null --method.target_modules null"
                 " --method.modules_to_save null"
             )
-        if config is not None:  # in which dropout is the run's own
-            adapter.config = adapter.weights.config = replace(adapter.config, dropout=config.dropout)
-        self._labels = adapter.about.labels
+        if "dropout" in self._settings or config is not None:  # which is the run's own
+            adapter.config = adapter.weights.config = replace(adapter.config, dropout=wanted.dropout)
+        self._labels, self._just_read = adapter.about.labels, True
         return adapter
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -143,6 +143,7 @@ def load_from_checkpoint(
         raise unreadable(content, source, error) from error
     for contents in read:
         contents.check_loaded()
+        contents.adapter.restored = True
     return loaded
 
 

@@ -39,6 +39,8 @@ from gpart.injection.forgotten import randomly_initialised, refuse_resized
 from gpart.injection.matching import saved_parameters
 from gpart.injection.modules import Adapters
 from gpart.injection.names import named_modules, named_parameters
+from gpart.serialization.folder import CONFIG
+from gpart.serialization.locations import inside, is_file, located
 
 
 class MethodCallback(OfBoth, Callback):
@@ -76,6 +78,7 @@ class MethodCallback(OfBoth, Callback):
         self._frozen = 0
         self._added: set[str] = set()
         self._flags: Flags | None = None
+        self._stepped = False
 
     @property
     def name(self) -> str:
@@ -173,6 +176,7 @@ class MethodCallback(OfBoth, Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks that the network is what was adapted and can train; prints the table."""
         self._take_back()
+        self._stepped = False
         check_keeper(trainer, self.save)
         network = self._network
         if network is None or self._contents is None:
@@ -218,6 +222,7 @@ class MethodCallback(OfBoth, Callback):
         Raises:
             GPartError: if it is not, or what is trained has been frozen.
         """
+        self._stepped = True
         if batch_idx == 0:
             self.check_flags()
 
@@ -239,9 +244,16 @@ class MethodCallback(OfBoth, Callback):
     on_train_epoch_start = on_validation_epoch_start = on_train_end = _keep_frozen
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the folder, if one was asked for; ``fast_dev_run`` writes nothing."""
-        if self.save_folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # as above
-            self.write(trainer, pl_module, self.save_folder)
+        """Writes the folder, if one was asked for; ``fast_dev_run`` writes nothing.
+
+        A fit that takes no step, as where ``max_epochs`` were reached before, leaves a folder that is there as it is.
+        """
+        if self.save_folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]  # as above
+            return
+        if not self._stepped and is_file(inside(located(self.save_folder), CONFIG)):
+            rank_zero_warn(f"fit took no step: {self.save_folder} stays as it is")
+            return
+        self.write(trainer, pl_module, self.save_folder)
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: str) -> None:
         """Writes what was trained to a folder; every rank calls it."""

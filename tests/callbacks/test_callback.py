@@ -301,7 +301,6 @@ OTHERS = [
     ({"d": 11}, "d is 10 and 11"),
     ({"seed": 5}, "seed is 0 and 5"),
     ({"modules_to_save": None}, r"modules_to_save is \['3'\] and None"),
-    ({"dropout": 0.1}, r"dropout is 0\.0 and 0\.1"),
     ({"isometric": False}, "isometric is True and False"),
     ({"bias": "all", "d": 3}, "d is 10 and 3; bias is 'none' and 'all'"),
 ]
