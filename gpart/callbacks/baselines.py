@@ -13,6 +13,7 @@ from torch import nn
 from gpart.adapter import get_adapters
 from gpart.callbacks.checkpoints.contents import TrainedContents
 from gpart.callbacks.checkpoints.filling import Contents
+from gpart.callbacks.marks import mark_started, stands
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.saving import Save, save_trained
 from gpart.callbacks.shared import read_method, write_method
@@ -42,8 +43,7 @@ class Selection(MethodCallback):
         adapter: str | None = None,
     ) -> None:
         super().__init__(module, save_folder, save)
-        self.start = adapter
-        self._started: nn.Module | None = None
+        self.start = self._known_start = adapter
 
     @abstractmethod
     def trained(self, network: nn.Module) -> list[str]:
@@ -61,9 +61,12 @@ class Selection(MethodCallback):
         check_shapes(network)
         contents = TrainedContents(network, self.trained(network), method, self.settings())
         self.refuse_random(network, contents.frozen)
-        if self.start is not None and self._started is not network:
-            read_method(contents, self.start)  # once: from then on it is trained
-            self._started = network
+        if self.start is not None:
+            # Once for a network: from then on it is trained. load_method sets a start later on, which is always read.
+            if self.start != self._known_start or not stands(network, method, self.start):
+                read_method(contents, self.start)
+                mark_started(network, method, self.start)
+            self._known_start = self.start
         contents.freeze()
         return contents
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gpart.adapter import GPartAdapter, get_adapters
 from gpart.callbacks.checkpoints.live import plain_state
 from gpart.callbacks.guards.finite import check_finite
+from gpart.callbacks.marks import mark_loaded
 from gpart.errors import GPartError
 from gpart.injection.fingerprint import FORMAT, exact_digests, fingerprint, is_base, moved
 from gpart.injection.modules import SAVED, theta_key
@@ -218,7 +219,7 @@ class TrainedContents:
         return _with_other_names(self.model, set(self.frozen))
 
     def check(self, manifest: Any, state: dict[str, Tensor], source: str, whole: bool = True) -> None:
-        """Same method and settings, same parameters, same base."""
+        """Same method and settings, same parameters, same base; the network remembers that a file is read into it."""
         if not isinstance(manifest, dict) or manifest.get("method") != self.method:
             found = manifest.get("method", "GPart") if isinstance(manifest, dict) else manifest
             raise GPartError(f"{source} was trained by {found}, this run uses {self.method}")
@@ -234,6 +235,7 @@ class TrainedContents:
             raise GPartError(f"{source} was trained on base {manifest.get('base')}, this model has fingerprint {found}")
         if whole:
             _check_keys(self.model, self.frozen_keys(), state, source)
+        mark_loaded(self.model, self.method)
 
     def _base(self) -> dict[str, Tensor]:
         return {name: get_parameter(self.model, name) for name in self.frozen}

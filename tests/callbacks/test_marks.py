@@ -1,0 +1,128 @@
+"""What a network remembers of the callbacks before: a new callback object takes nothing back that was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+
+from gpart.callbacks import BitFit, LinearProbe, PeftCallback, load_from_checkpoint, load_method
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "LinearProbe": lambda **more: LinearProbe(["3"], **more),
+    "LORA": lambda **more: PeftCallback("LORA", ["0"], ["3"], {"r": 2}, **more),
+}
+
+any_method = pytest.mark.parametrize("method", METHODS)
+
+
+def bits(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
+def changed(module: nn.Module, before: dict[str, Tensor]) -> list[str]:
+    now = module.state_dict()
+    assert list(now) == list(before)
+    return [key for key in now if not torch.equal(now[key], before[key])]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, lit_class: Any, lit_trainer: Any, lit_loader: Any) -> Callable[..., str]:
+    """Writes a method's folder, and says where it is."""
+
+    def written(method: str, name: str = "saved") -> str:
+        saved = str(tmp_path / name)
+        lit_trainer(METHODS[method](save_folder=saved)).fit(lit_class(), lit_loader())
+        return saved
+
+    return written
+
+
+def after_test(module: Any, callback: Any, lit_trainer: Any, lit_loader: Any) -> list[str]:
+    """What a test of another trainer has changed."""
+    before = bits(module)
+    lit_trainer(callback).test(module, lit_loader(), verbose=False)
+    return changed(module, before)
+
+
+@any_method
+def test_a_new_callback_does_not_load_the_start_over_what_was_trained(
+    method: str, folder: Any, lit_class: Any, lit_trainer: Any, lit_loader: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    saved = folder(method)
+    module = lit_class()
+    lit_trainer(METHODS[method](adapter=saved)).fit(module, lit_loader())
+    assert after_test(module, METHODS[method](adapter=saved), lit_trainer, lit_loader) == []
+    assert after_test(deepcopy(module), METHODS[method](adapter=saved), lit_trainer, lit_loader) == []
+    monkeypatch.chdir(tmp_path)
+    assert after_test(module, METHODS[method](adapter="saved"), lit_trainer, lit_loader) == []
+
+
+def test_callbacks_of_configure_callbacks_load_their_start_once(
+    folder: Any, lit_class: Any, lit_trainer: Any, lit_loader: Any
+) -> None:
+    saved = folder("LinearProbe")
+
+    class Own(lit_class):
+        def configure_callbacks(self) -> list[Callback]:
+            return [LinearProbe(["3"], adapter=saved)]
+
+    module, trainer = Own(), lit_trainer()
+    trainer.fit(module, lit_loader())
+    trained = bits(module)
+    trainer.test(module, lit_loader(), verbose=False)
+    assert changed(module, trained) == []
+
+
+def test_a_callback_that_comes_back_to_a_module_does_not_load_again(
+    folder: Any, lit_class: Any, lit_trainer: Any, lit_loader: Any
+) -> None:
+    callback = LinearProbe(["3"], adapter=folder("LinearProbe"))
+    first, second = lit_class(), lit_class()
+    for module in (first, second):
+        lit_trainer(callback).fit(module, lit_loader())
+    assert after_test(first, callback, lit_trainer, lit_loader) == []
+
+
+def test_another_folder_is_another_start(folder: Any, lit_class: Any, lit_trainer: Any, lit_loader: Any) -> None:
+    one, other = folder("LinearProbe"), folder("LinearProbe", "other")
+    module = lit_class()
+    lit_trainer(LinearProbe(["3"], adapter=one)).fit(module, lit_loader())
+    assert "net.3.weight" in after_test(module, LinearProbe(["3"], adapter=other), lit_trainer, lit_loader)
+
+
+def test_load_method_reads_its_folder_each_time(folder: Any, lit_class: Any, lit_trainer: Any, lit_loader: Any) -> None:
+    saved, module = folder("LinearProbe"), lit_class()
+    load_method(module.net, saved)
+    loaded = bits(module)
+    with torch.no_grad():
+        module.net[3].weight.add_(1)
+    method = load_method(module.net, saved)
+    assert changed(module, loaded) == []
+    lit_trainer(method).fit(module, lit_loader())
+    assert after_test(module, method, lit_trainer, lit_loader) == []
+
+
+@any_method
+def test_what_a_checkpoint_gave_is_not_replaced_by_where_its_run_began(
+    method: str, folder: Any, lit_class: Any, lit_trainer: Any, lit_loader: Any, tmp_path: Path
+) -> None:
+    saved = folder(method)
+    keeper = ModelCheckpoint(tmp_path / "kept")
+    trainer = lit_trainer(METHODS[method](adapter=saved), keeper, enable_checkpointing=True)
+    trainer.fit(lit_class(), lit_loader())
+    module = load_from_checkpoint(lit_class, keeper.best_model_path)
+    loaded = bits(module)
+    trainer.test(module, lit_loader(), verbose=False)
+    assert changed(module, loaded) == []
+    assert after_test(module, METHODS[method](adapter=saved), lit_trainer, lit_loader) == []
+    if method == "LinearProbe":  # another method's folder is not taken for it
+        with pytest.raises(ValueError, match="was trained by LinearProbe, this run uses BitFit"):
+            lit_trainer(BitFit(["3"], adapter=saved)).test(module, lit_loader(), verbose=False)
