@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from gpart.callbacks import BitFit, LinearProbe, PeftCallback, load_from_checkpoint, load_method
+from gpart.errors import GPartError
 
 METHODS: dict[str, Callable[..., Any]] = {
     "LinearProbe": lambda **more: LinearProbe(["3"], **more),
@@ -126,3 +127,35 @@ def test_what_a_checkpoint_gave_is_not_replaced_by_where_its_run_began(
     if method == "LinearProbe":  # another method's folder is not taken for it
         with pytest.raises(ValueError, match="was trained by LinearProbe, this run uses BitFit"):
             lit_trainer(BitFit(["3"], adapter=saved)).test(module, lit_loader(), verbose=False)
+
+
+@pytest.mark.parametrize("hook", ["setup", "configure_model"])
+def test_pefts_folder_that_cannot_be_read_is_refused_and_the_network_as_before(
+    hook: str, folder: Any, lit_class: Any, lit_trainer: Any, lit_loader: Any, tmp_path: Path
+) -> None:
+    module = type("Own", (lit_class,), {hook: lambda *_, **__: None})()
+    before, flags = bits(module), [value.requires_grad for value in module.parameters()]
+    saved, others = folder("LORA"), PeftCallback("LORA", ["0"], ["3"], {"r": 2, "lora_alpha": 64})
+    others.start = saved
+    for callback, said in (
+        (METHODS["LORA"](adapter=str(tmp_path / "nowhere")), "no adapter of PEFT at .*nowhere"),
+        (others, "different settings: lora_alpha is 8 there, 64 here"),
+    ):
+        with pytest.raises(GPartError, match=said):
+            lit_trainer(callback).fit(module, lit_loader())
+        assert changed(module, before) == []
+        assert [value.requires_grad for value in module.parameters()] == flags
+    lit_trainer(METHODS["LORA"](adapter=saved)).test(module, lit_loader(), verbose=False)
+    expected = lit_class()
+    METHODS["LORA"](adapter=saved).apply(expected.net)
+    assert changed(module, bits(expected)) == []
+
+
+def test_pefts_folder_is_read_into_a_network_that_carries_the_method(
+    folder: Any, lit_class: Any, lit_trainer: Any, lit_loader: Any
+) -> None:
+    saved, module, expected = folder("LORA"), lit_class(), lit_class()
+    METHODS["LORA"](adapter=saved).apply(expected.net)
+    lit_trainer(METHODS["LORA"]()).validate(module, lit_loader(), verbose=False)
+    lit_trainer(METHODS["LORA"](adapter=saved)).test(module, lit_loader(), verbose=False)
+    assert changed(module, bits(expected)) == []
