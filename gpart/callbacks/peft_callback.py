@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model
@@ -30,6 +30,17 @@ from gpart.injection.names import named_buffers, named_modules, named_parameters
 
 _APPLIED = "_gpart_peft"
 """The network's attribute for what a callback has done to it: a second trainer's callback adopts that."""
+
+
+class _Applied(NamedTuple):
+    """A tuple, so that torch does not register the wrapper as a child of what it wraps."""
+
+    described: dict[str, Any]
+    model: PeftModel
+    first: dict[str, Tensor]
+    """The buffers before training."""
+    trained: list[str]
+    """The parameters that the method trains, the head's among them."""
 
 
 class PeftCallback(MethodCallback):
@@ -93,23 +104,31 @@ class PeftCallback(MethodCallback):
                 be frozen.
         """
         described, method = self._described(), type(self).__name__
-        if applied := getattr(network, _APPLIED, None):
-            found, model = applied
-            if found != described:
-                raise GPartError(f"the network was adapted with {found}, this callback has {described}")
+        if applied := _applied(network):
+            if applied.described != described:
+                raise GPartError(f"the network was adapted with {applied.described}, this callback has {described}")
             if self.start is not None and not stands(network, method, self.start):
-                read_peft(model, self.start)
+                read_peft(applied.model, self.start)
         else:
+            first = {name: value.detach().clone() for name, value in named_buffers(network).items()}
             model = self._wrapped(network, described)
-            # In a tuple, so that torch does not register the wrapper as a child of what it wraps.
-            setattr(network, _APPLIED, (described, model))
+            for name in saved_parameters(network, self.modules_to_save)[1]:
+                network.get_parameter(name).requires_grad_(True)
+            trained = [name for name, value in named_parameters(network).items() if value.requires_grad]
+            applied = _Applied(described, model, first, trained)
+            setattr(network, _APPLIED, applied)
         if self.start is not None:
             mark_started(network, method, self.start)
-        self._peft_model = model
-        for name in saved_parameters(network, self.modules_to_save)[1]:
-            network.get_parameter(name).requires_grad_(True)
-        trained = [name for name, value in named_parameters(network).items() if value.requires_grad]
-        return TrainedContents(network, trained, method, described)
+        self._peft_model, self._first = applied.model, applied.first
+        every, saved = (
+            named_parameters(network, remove_duplicate=False),
+            saved_parameters(network, self.modules_to_save)[1],
+        )
+        trained = [name for name in (*applied.trained, *saved) if name in every]  # a setup may have built the head anew
+        contents = TrainedContents(network, trained, method, described)
+        # The flags may have been set since, as by freeze() and unfreeze() of the LightningModule.
+        contents.freeze()
+        return contents
 
     def _wrapped(self, network: nn.Module, described: dict[str, Any]) -> PeftModel:
         """PEFT's wrapper around the network, with the numbers to start from; where one is refused, the network is as before."""
@@ -123,7 +142,6 @@ class PeftCallback(MethodCallback):
         self.refuse_random(network, frozen)
         targets = query_value(network)[0] if self.target_modules == QUERY_VALUE else self.target_modules
         flags = [(value, value.requires_grad) for value in network.parameters()]
-        self._first = {name: value.detach().clone() for name, value in named_buffers(network).items()}
         try:
             with warnings.catch_warnings():
                 # Transformers' new name for what PEFT asks it for.
@@ -220,3 +238,14 @@ class PeftCallback(MethodCallback):
 def _give_back(flags: list[tuple[nn.Parameter, bool]]) -> None:
     for value, flag in flags:
         value.requires_grad_(flag)
+
+
+def _applied(network: nn.Module) -> _Applied | None:
+    """What a callback has done to the network, if PEFT has not taken its layers out since (``merge_and_unload``)."""
+    applied: _Applied | None = getattr(network, _APPLIED, None)
+    if applied is None or any(isinstance(module, BaseTunerLayer) for module in network.modules()):
+        return applied
+    if set(applied.trained) <= set(named_parameters(network)):
+        return applied  # some methods have layers of another class
+    delattr(network, _APPLIED)
+    return None

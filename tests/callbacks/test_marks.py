@@ -159,3 +159,44 @@ def test_pefts_folder_is_read_into_a_network_that_carries_the_method(
     lit_trainer(METHODS["LORA"]()).validate(module, lit_loader(), verbose=False)
     lit_trainer(METHODS["LORA"](adapter=saved)).test(module, lit_loader(), verbose=False)
     assert changed(module, bits(expected)) == []
+
+
+def test_statistics_are_in_the_folder_of_a_callback_that_adopts(
+    lit_class: Any, lit_trainer: Any, lit_loader: Any, tmp_path: Path
+) -> None:
+    module = lit_class()
+    lit_trainer(METHODS["LORA"]()).fit(module, lit_loader())
+    lit_trainer(METHODS["LORA"](save_folder=str(tmp_path / "saved"))).fit(module, lit_loader())
+    fresh = lit_class()
+    METHODS["LORA"](adapter=str(tmp_path / "saved")).apply(fresh.net)
+    assert changed(fresh, bits(module)) == []
+
+
+def test_pefts_second_callback_sets_the_flags_as_the_first(
+    lit_class: Any, lit_trainer: Any, lit_loader: Any, tmp_path: Path
+) -> None:
+    module = lit_class()
+    trainer = lit_trainer(METHODS["LORA"]())
+    trainer.fit(module, lit_loader())
+    trained = [name for name, value in module.named_parameters() if value.requires_grad]
+    module.freeze()
+    trainer.test(module, lit_loader(), verbose=False)
+    trainer.save_checkpoint(tmp_path / "frozen.ckpt")
+    assert set(trained) < set(torch.load(tmp_path / "frozen.ckpt", weights_only=True)["state_dict"])
+    module.unfreeze()
+    before = bits(module)
+    lit_trainer(METHODS["LORA"]()).fit(module, lit_loader())
+    parameters = dict(module.named_parameters())
+    assert [name for name in changed(module, before) if name in parameters] == trained
+
+
+def test_peft_adapts_anew_what_was_merged(lit_class: Any, lit_trainer: Any, lit_loader: Any) -> None:
+    module, callback = lit_class(), METHODS["LORA"]()
+    lit_trainer(callback).fit(module, lit_loader())
+    callback.peft_model.merge_and_unload()
+    assert not any("lora" in name for name in module.state_dict())
+    for settings in ({"r": 2}, {"r": 3}):
+        again = PeftCallback("LORA", ["0"], ["3"], settings)
+        lit_trainer(again).fit(module, lit_loader())
+        assert again.counts() == (settings["r"] * (8 + 16) + 34, 34)
+        again.peft_model.merge_and_unload()

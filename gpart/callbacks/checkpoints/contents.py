@@ -200,9 +200,13 @@ class TrainedContents:
         """Its checkpoints hold what is trained."""
 
     def freeze(self) -> None:
-        """Freezes all that is not trained."""
+        """Freezes all that is not trained; what is trained is so also where something has frozen it."""
         for name in self.frozen:
             get_parameter(self.model, name).requires_grad_(False)
+        for name in self.trained:
+            value = get_parameter(self.model, name)
+            if value.is_floating_point() or value.is_complex():
+                value.requires_grad_(True)
 
     def manifest(self) -> dict[str, Any]:
         """Method, settings, trained parameters, base."""
