@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gpart.adapter import get_adapters
 from gpart.callbacks.checkpoints.contents import TrainedContents
 from gpart.callbacks.checkpoints.filling import Contents
-from gpart.callbacks.marks import mark_started, stands
+from gpart.callbacks.marks import mark_frozen, mark_started, stands
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.saving import Save, save_trained
 from gpart.callbacks.shared import heads_of, read_peft, write_peft
@@ -111,7 +111,9 @@ class PeftCallback(MethodCallback):
                 read_peft(applied.model, self.start)
         else:
             first = {name: value.detach().clone() for name, value in named_buffers(network).items()}
+            before = [name for name, value in named_parameters(network).items() if value.requires_grad]
             model = self._wrapped(network, described)
+            mark_frozen(network, before)  # by the names that they have without PEFT's layers
             for name in saved_parameters(network, self.modules_to_save)[1]:
                 network.get_parameter(name).requires_grad_(True)
             trained = [name for name, value in named_parameters(network).items() if value.requires_grad]
@@ -127,7 +129,7 @@ class PeftCallback(MethodCallback):
         trained = [name for name in (*applied.trained, *saved) if name in every]  # a setup may have built the head anew
         contents = TrainedContents(network, trained, method, described)
         # The flags may have been set since, as by freeze() and unfreeze() of the LightningModule.
-        contents.freeze()
+        contents.freeze(contents.trained)
         return contents
 
     def _wrapped(self, network: nn.Module, described: dict[str, Any]) -> PeftModel:

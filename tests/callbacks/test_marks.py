@@ -13,7 +13,15 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from gpart.callbacks import BitFit, LinearProbe, PeftCallback, load_from_checkpoint, load_method
+from gpart.callbacks import (
+    BitFit,
+    FullFineTuning,
+    LinearProbe,
+    PartialFineTuning,
+    PeftCallback,
+    load_from_checkpoint,
+    load_method,
+)
 from gpart.errors import GPartError
 
 METHODS: dict[str, Callable[..., Any]] = {
@@ -200,3 +208,75 @@ def test_peft_adapts_anew_what_was_merged(lit_class: Any, lit_trainer: Any, lit_
         lit_trainer(again).fit(module, lit_loader())
         assert again.counts() == (settings["r"] * (8 + 16) + 34, 34)
         again.peft_model.merge_and_unload()
+
+
+ALL = {"net.0.weight", "net.0.bias", "net.1.weight", "net.1.bias", "net.3.weight", "net.3.bias"}
+
+
+def fitted(module: Any, callback: Any, lit_trainer: Any, lit_loader: Any) -> set[str]:
+    """The parameters that a trainer of its own has changed."""
+    before = bits(module)
+    lit_trainer(callback).fit(module, lit_loader())
+    return set(changed(module, before)) & {name for name, _ in module.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("second", "trained"),
+    [
+        (FullFineTuning, ALL),
+        (lambda: BitFit(["3"]), {"net.0.bias", "net.1.bias", "net.3.weight", "net.3.bias"}),
+        (lambda: PartialFineTuning(["0"], ["3"]), {"net.0.weight", "net.3.weight", "net.3.bias"}),
+        (lambda: LinearProbe(["1", "3"]), {"net.1.weight", "net.1.bias", "net.3.weight", "net.3.bias"}),
+    ],
+)
+def test_a_method_after_a_probe_trains_what_it_names(
+    second: Callable[[], Any], trained: set[str], lit_class: Any, lit_trainer: Any, lit_loader: Any
+) -> None:
+    module = lit_class()
+    fitted(module, LinearProbe(["3"]), lit_trainer, lit_loader)
+    assert fitted(deepcopy(module), second(), lit_trainer, lit_loader) == trained
+    assert fitted(module, second(), lit_trainer, lit_loader) == trained
+    # And what the model froze itself, before any of them, stays frozen for full fine-tuning.
+    module = lit_class()
+    module.net[1].weight.requires_grad_(False)
+    fitted(module, LinearProbe(["3"]), lit_trainer, lit_loader)
+    if second is FullFineTuning:
+        assert fitted(module, second(), lit_trainer, lit_loader) == ALL - {"net.1.weight"}
+
+
+def test_full_fine_tuning_after_a_merge_of_peft_trains_all(lit_class: Any, lit_trainer: Any, lit_loader: Any) -> None:
+    module, callback = lit_class(), METHODS["LORA"]()
+    lit_trainer(callback).fit(module, lit_loader())
+    callback.peft_model.merge_and_unload()
+    assert fitted(module, FullFineTuning(), lit_trainer, lit_loader) == ALL
+
+
+def test_full_fine_tuning_holds_what_it_trained_whatever_is_frozen_since(
+    lit_class: Any, lit_trainer: Any, lit_loader: Any, tmp_path: Path
+) -> None:
+    module, trainer = lit_class(), lit_trainer(FullFineTuning())
+    trainer.fit(module, lit_loader())
+    for freeze, path in ((module.net[0].requires_grad_, "part.ckpt"), (module.requires_grad_, "all.ckpt")):
+        freeze(False)
+        trainer.test(module, lit_loader(), verbose=False)
+        trainer.save_checkpoint(tmp_path / path)
+        assert set(torch.load(tmp_path / path, weights_only=True)["state_dict"]) > ALL
+        assert changed(load_from_checkpoint(lit_class, tmp_path / path), bits(module)) == []
+    # What the user freezes is trained no more, and what he thaws is.
+    module.requires_grad_(True)
+    module.net[0].requires_grad_(False)
+    assert fitted(module, FullFineTuning(), lit_trainer, lit_loader) == ALL - {"net.0.weight", "net.0.bias"}
+    module.requires_grad_(True)
+    assert fitted(module, FullFineTuning(), lit_trainer, lit_loader) == ALL
+
+
+def test_what_a_setup_freezes_is_not_fine_tuned(lit_class: Any, lit_trainer: Any, lit_loader: Any) -> None:
+    class Freezing(lit_class):
+        def setup(self, stage: str) -> None:
+            self.net[0].requires_grad_(False)
+
+    module = Freezing()
+    assert fitted(module, FullFineTuning(), lit_trainer, lit_loader) == ALL - {"net.0.weight", "net.0.bias"}
+    assert set(lit_trainer(FullFineTuning()).callbacks[0].trained(module.net)) == {
+        name.removeprefix("net.") for name in ALL - {"net.0.weight", "net.0.bias"}
+    }
