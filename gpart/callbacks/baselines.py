@@ -8,11 +8,13 @@ from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from gpart.adapter import get_adapters
 from gpart.callbacks.checkpoints.contents import TrainedContents
 from gpart.callbacks.checkpoints.filling import Contents
+from gpart.callbacks.marks import frozen_by_methods, mark_started, mark_trained, stands, trained_before
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.saving import Save, save_trained
 from gpart.callbacks.shared import read_method, write_method
@@ -42,8 +44,7 @@ class Selection(MethodCallback):
         adapter: str | None = None,
     ) -> None:
         super().__init__(module, save_folder, save)
-        self.start = adapter
-        self._started: nn.Module | None = None
+        self.start = self._known_start = adapter
 
     @abstractmethod
     def trained(self, network: nn.Module) -> list[str]:
@@ -61,9 +62,12 @@ class Selection(MethodCallback):
         check_shapes(network)
         contents = TrainedContents(network, self.trained(network), method, self.settings())
         self.refuse_random(network, contents.frozen)
-        if self.start is not None and self._started is not network:
-            read_method(contents, self.start)  # once: from then on it is trained
-            self._started = network
+        if self.start is not None:
+            # Once for a network: from then on it is trained. load_method sets a start later on, which is always read.
+            if self.start != self._known_start or not stands(network, method, self.start):
+                read_method(contents, self.start)
+                mark_started(network, method, self.start)
+            self._known_start = self.start
         contents.freeze()
         return contents
 
@@ -91,15 +95,26 @@ class FullFineTuning(Selection):
     """
 
     def trained(self, network: nn.Module) -> list[str]:
-        """All that requires a gradient.
+        """All that requires a gradient, or did until another method's callback froze it; and what was trained before.
+
+        The model may freeze a part of that later on, for a stage or for good: it holds what was trained all the same.
 
         Raises:
             GPartError: if nothing does.
         """
-        names = [name for name, value in named_parameters(network).items() if value.requires_grad]
+        held = trained_before(network, type(self).__name__)
+        if not any(isinstance(module, BaseTunerLayer) for module in network.modules()):
+            held |= frozen_by_methods(network)  # PEFT's layers freeze theirs for as long as they are there
+        names = [name for name, value in named_parameters(network).items() if value.requires_grad or name in held]
         if not names:
             raise GPartError(f"{type(network).__name__} has no parameter that requires a gradient")
         return names
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As every method; the network remembers what is trained, once the module's own code has had its say on it."""
+        super().on_fit_start(trainer, pl_module)
+        if isinstance(self._contents, TrainedContents):
+            mark_trained(self._contents.model, type(self).__name__, self._contents.trained)
 
 
 class PartialFineTuning(Selection):

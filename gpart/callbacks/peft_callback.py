@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gpart.adapter import get_adapters
 from gpart.callbacks.checkpoints.contents import TrainedContents
 from gpart.callbacks.checkpoints.filling import Contents
+from gpart.callbacks.marks import mark_frozen, mark_started, stands
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.saving import Save, save_trained
 from gpart.callbacks.shared import heads_of, read_peft, write_peft
@@ -29,6 +30,17 @@ from gpart.injection.names import named_buffers, named_modules, named_parameters
 
 _APPLIED = "_gpart_peft"
 """The network's attribute for what a callback has done to it: a second trainer's callback adopts that."""
+
+
+class _Applied(NamedTuple):
+    """A tuple, so that torch does not register the wrapper as a child of what it wraps."""
+
+    described: dict[str, Any]
+    model: PeftModel
+    first: dict[str, Tensor]
+    """The buffers before training."""
+    trained: list[str]
+    """The parameters that the method trains, the head's among them."""
 
 
 class PeftCallback(MethodCallback):
@@ -91,42 +103,67 @@ class PeftCallback(MethodCallback):
             GPartError: if PEFT refuses, the network is adapted otherwise, a lazy layer has not been run, or a random head would
                 be frozen.
         """
-        described = self._described()
-        if applied := getattr(network, _APPLIED, None):
-            found, self._peft_model = applied
-            if found != described:
-                raise GPartError(f"the network was adapted with {found}, this callback has {described}")
+        described, method = self._described(), type(self).__name__
+        if applied := _applied(network):
+            if applied.described != described:
+                raise GPartError(f"the network was adapted with {applied.described}, this callback has {described}")
+            if self.start is not None and not stands(network, method, self.start):
+                read_peft(applied.model, self.start)
         else:
-            self._refuse_adapted(network)
-            if not any(True for _ in network.parameters()):
-                raise GPartError(f"{type(network).__name__} has no parameters yet")
-            check_shapes(network)
-            saved = set(saved_parameters(network, self.modules_to_save)[1])
-            named, tables = named_parameters(network, remove_duplicate=False), self._tables(network)
-            frozen = [name for name, value in named.items() if name not in saved and id(value) not in tables]
-            self.refuse_random(network, frozen)
-            targets = query_value(network)[0] if self.target_modules == QUERY_VALUE else self.target_modules
-            flags = [(value, value.requires_grad) for value in network.parameters()]
-            self._first = {name: value.detach().clone() for name, value in named_buffers(network).items()}
+            first = {name: value.detach().clone() for name, value in named_buffers(network).items()}
+            before = [name for name, value in named_parameters(network).items() if value.requires_grad]
+            model = self._wrapped(network, described)
+            mark_frozen(network, before)  # by the names that they have without PEFT's layers
+            for name in saved_parameters(network, self.modules_to_save)[1]:
+                network.get_parameter(name).requires_grad_(True)
+            trained = [name for name, value in named_parameters(network).items() if value.requires_grad]
+            applied = _Applied(described, model, first, trained)
+            setattr(network, _APPLIED, applied)
+        if self.start is not None:
+            mark_started(network, method, self.start)
+        self._peft_model, self._first = applied.model, applied.first
+        every, saved = (
+            named_parameters(network, remove_duplicate=False),
+            saved_parameters(network, self.modules_to_save)[1],
+        )
+        trained = [name for name in (*applied.trained, *saved) if name in every]  # a setup may have built the head anew
+        contents = TrainedContents(network, trained, method, described)
+        # The flags may have been set since, as by freeze() and unfreeze() of the LightningModule.
+        contents.freeze(contents.trained)
+        return contents
+
+    def _wrapped(self, network: nn.Module, described: dict[str, Any]) -> PeftModel:
+        """PEFT's wrapper around the network, with the numbers to start from; where one is refused, the network is as before."""
+        self._refuse_adapted(network)
+        if not any(True for _ in network.parameters()):
+            raise GPartError(f"{type(network).__name__} has no parameters yet")
+        check_shapes(network)
+        saved = set(saved_parameters(network, self.modules_to_save)[1])
+        named, tables = named_parameters(network, remove_duplicate=False), self._tables(network)
+        frozen = [name for name, value in named.items() if name not in saved and id(value) not in tables]
+        self.refuse_random(network, frozen)
+        targets = query_value(network)[0] if self.target_modules == QUERY_VALUE else self.target_modules
+        flags = [(value, value.requires_grad) for value in network.parameters()]
+        try:
+            with warnings.catch_warnings():
+                # Transformers' new name for what PEFT asks it for.
+                warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+                # Of a network without numbers PEFT needs to be told.
+                meta = any(value.is_meta for value in network.parameters())
+                model: PeftModel = get_peft_model(network, self._config(targets), low_cpu_mem_usage=meta)
+        except (ValueError, TypeError, AttributeError) as error:
+            _give_back(flags)
+            raise GPartError(f"PEFT refuses {described}: {error}") from error
+        if self.start is not None:
             try:
-                with warnings.catch_warnings():
-                    # Transformers' new name for what PEFT asks it for.
-                    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-                    # Of a network without numbers PEFT needs to be told.
-                    meta = any(value.is_meta for value in network.parameters())
-                    self._peft_model = get_peft_model(network, self._config(targets), low_cpu_mem_usage=meta)
-            except (ValueError, TypeError, AttributeError) as error:
-                for value, flag in flags:
-                    value.requires_grad_(flag)
-                raise GPartError(f"PEFT refuses {described}: {error}") from error
-            # In a tuple, so that torch does not register the wrapper as a child of what it wraps.
-            setattr(network, _APPLIED, (described, self._peft_model))
-            if self.start is not None:
-                read_peft(self._peft_model, self.start)
-        for name in saved_parameters(network, self.modules_to_save)[1]:
-            network.get_parameter(name).requires_grad_(True)
-        trained = [name for name, value in named_parameters(network).items() if value.requires_grad]
-        return TrainedContents(network, trained, type(self).__name__, described)
+                read_peft(model, self.start)
+            except Exception:
+                # A network that stays adapted would be adopted by the next apply, which a module with a setup has.
+                with suppress(AttributeError):  # some methods cannot be taken off
+                    model.unload()
+                _give_back(flags)
+                raise
+        return model
 
     @contextmanager
     def plain_network(self, network: nn.Module) -> Iterator[nn.Module]:
@@ -198,3 +235,19 @@ class PeftCallback(MethodCallback):
         adapted = [name for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)]
         if adapted:
             raise GPartError(f"the network carries a PEFT adapter already, at {adapted[:3]} ...")
+
+
+def _give_back(flags: list[tuple[nn.Parameter, bool]]) -> None:
+    for value, flag in flags:
+        value.requires_grad_(flag)
+
+
+def _applied(network: nn.Module) -> _Applied | None:
+    """What a callback has done to the network, if PEFT has not taken its layers out since (``merge_and_unload``)."""
+    applied: _Applied | None = getattr(network, _APPLIED, None)
+    if applied is None or any(isinstance(module, BaseTunerLayer) for module in network.modules()):
+        return applied
+    if set(applied.trained) <= set(named_parameters(network)):
+        return applied  # some methods have layers of another class
+    delattr(network, _APPLIED)
+    return None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gpart.adapter import GPartAdapter, get_adapters
 from gpart.callbacks.checkpoints.live import plain_state
 from gpart.callbacks.guards.finite import check_finite
+from gpart.callbacks.marks import frozen_by_methods, mark_frozen, mark_loaded, mark_trained
 from gpart.errors import GPartError
 from gpart.injection.fingerprint import FORMAT, exact_digests, fingerprint, is_base, moved
 from gpart.injection.modules import SAVED, theta_key
@@ -198,10 +199,22 @@ class TrainedContents:
     def merged(self, trained: Mapping[str, Tensor]) -> None:
         """Its checkpoints hold what is trained."""
 
-    def freeze(self) -> None:
-        """Freezes all that is not trained."""
-        for name in self.frozen:
-            get_parameter(self.model, name).requires_grad_(False)
+    def freeze(self, thawed: Iterable[str] = ()) -> None:
+        """Freezes all that is not trained. Of what is trained, what another method's callback froze is trained again.
+
+        What the project itself has frozen stays so: a teacher, a backbone that rests for a stage.
+
+        Args:
+            thawed: names of what is trained whoever froze it.
+        """
+        again = {*thawed, *(frozen_by_methods(self.model) & set(self.trained))}
+        frozen = {name: get_parameter(self.model, name) for name in self.frozen}
+        mark_frozen(self.model, [name for name, value in frozen.items() if value.requires_grad], self.trained)
+        for value in frozen.values():
+            value.requires_grad_(False)
+        for value in (get_parameter(self.model, name) for name in again):
+            if value.is_floating_point() or value.is_complex():
+                value.requires_grad_(True)
 
     def manifest(self) -> dict[str, Any]:
         """Method, settings, trained parameters, base."""
@@ -218,7 +231,7 @@ class TrainedContents:
         return _with_other_names(self.model, set(self.frozen))
 
     def check(self, manifest: Any, state: dict[str, Tensor], source: str, whole: bool = True) -> None:
-        """Same method and settings, same parameters, same base."""
+        """Same method and settings, same parameters, same base; the network remembers that a file is read into it."""
         if not isinstance(manifest, dict) or manifest.get("method") != self.method:
             found = manifest.get("method", "GPart") if isinstance(manifest, dict) else manifest
             raise GPartError(f"{source} was trained by {found}, this run uses {self.method}")
@@ -234,6 +247,8 @@ class TrainedContents:
             raise GPartError(f"{source} was trained on base {manifest.get('base')}, this model has fingerprint {found}")
         if whole:
             _check_keys(self.model, self.frozen_keys(), state, source)
+        mark_loaded(self.model, self.method)
+        mark_trained(self.model, self.method, self.trained)
 
     def _base(self) -> dict[str, Tensor]:
         return {name: get_parameter(self.model, name) for name in self.frozen}
