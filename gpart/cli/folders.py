@@ -13,17 +13,24 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gpart.assets.fetching import PREFIX, cache_folder
+from gpart.assets.registry import PACKAGED
+from gpart.bases.models import PYTHON, TIMM
 from gpart.errors import GPartError
+from gpart.serialization.folder import adapter_place
+from gpart.serialization.locations import located
+from gpart.serialization.sources import split_source
 
 
-def check_out(out: str, force: bool, marks: Iterable[str], apart_from: Iterable[str] = ()) -> Path:
+def check_out(out: str, force: bool, marks: Iterable[str], apart_from: Iterable[Path] = ()) -> Path:
     """The place of a folder that is to be written, after the checks that need nothing loaded.
 
     Args:
         out: as the user gave it.
         force: whether a folder that is there may be replaced.
         marks: names of files, one of which a folder holds that this command wrote: no other folder is replaced.
-        apart_from: what the command reads. It is not replaced, nor anything in it or around it.
+        apart_from: what the command reads, from :func:`base_places` and :func:`adapter_places`. It is not replaced, nor
+            anything in it or around it.
 
     Raises:
         GPartError: if the folder must not be written.
@@ -32,10 +39,13 @@ def check_out(out: str, force: bool, marks: Iterable[str], apart_from: Iterable[
         raise GPartError("OUT must name a folder, got ''")
     place = Path(out).expanduser()
     place = place.parent.resolve() / place.name if place.name not in ("", "..") else place.resolve()
+    at = place.resolve()
     for other in apart_from:
-        source = Path(other).resolve()
-        if os.path.lexists(other) and (source == place.resolve() or place.resolve() in source.parents):
+        source = other.resolve()
+        if os.path.lexists(other) and (source == at or at in source.parents):
             raise GPartError(f"OUT {out} would replace {other}, which is read: give another folder")
+        if source in at.parents and at.is_dir() and any(at.iterdir()):
+            raise GPartError(f"OUT {out} would replace a part of {other}, which is read: give another folder")
     if place.is_symlink() or (place.exists() and not place.is_dir()):
         kind = "a link" if place.is_symlink() else "a file"
         raise GPartError(f"OUT {out} is there already, and is {kind}: give another folder")
@@ -56,6 +66,35 @@ def check_out(out: str, force: bool, marks: Iterable[str], apart_from: Iterable[
             " replace it. Give another folder"
         )
     return place
+
+
+def base_places(name: str) -> list[Path]:
+    """Where a base is read from on this machine, by the name that a user has for it; nowhere, where it is on the hub.
+
+    Example:
+        >>> [str(place) for name in ("timm:local-dir:base", "file:///tmp/base") for place in base_places(name)]
+        ['base', '/tmp/base']
+        >>> base_places("python:models:build"), base_places("s3://bucket/base")
+        ([], [])
+    """
+    if name.startswith(PYTHON):
+        return []
+    if name.startswith(PREFIX):
+        item = PACKAGED.get(name[len(PREFIX) :])
+        return [] if item is None else [cache_folder() / item.folder]
+    place = located(name.removeprefix(TIMM).removeprefix("local-dir:"))
+    return [place] if isinstance(place, Path) else []
+
+
+def adapter_places(source: str) -> list[Path]:
+    """Where an adapter is read from on this machine: a file, or a folder, which is ``gpart`` in a model's.
+
+    Raises:
+        GPartFileError: if it is not there.
+    """
+    place = split_source(source)[0]
+    at = located(place) if place.endswith(".ckpt") else adapter_place(place)
+    return [at] if isinstance(at, Path) else []
 
 
 @contextmanager

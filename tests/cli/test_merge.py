@@ -467,6 +467,44 @@ def test_it_is_refused_and_all_is_as_it_was(
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["merge", "timm:base", "adapter", "base"], "would replace base, which is read"),
+        (["merge", "timm:local-dir:base", "adapter", "base"], "would replace base, which is read"),
+        (["merge", "base", "file://HERE/adapter", "adapter"], "which is read"),
+        (["merge", "base", "adapter", "base/merged"], "would replace a part of base, which is read"),
+        (["export", "adapter", "base", "--to", "peft-lora", "--rank", "1"], "would replace HERE/base, which is read"),
+        (["export", "file://HERE/adapter", "adapter", "--to", "authors"], "would replace HERE/adapter, which is read"),
+        (["export", "model", "model/gpart", "--to", "authors"], "would replace model/gpart, which is read"),
+        (["export", "model", "model", "--to", "authors"], "would replace model/gpart, which is read"),
+        (["export", "one.ckpt", ".", "--to", "authors"], "would replace one.ckpt, which is read"),
+    ],
+)
+def test_what_is_read_is_never_replaced_however_it_is_named(
+    words: list[str], says: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "timm" in words[1]:
+        shutil.rmtree("base")
+        Path("base").mkdir()
+        Path("base/config.json").write_text(json.dumps({"architecture": "test_vit4"}))
+        Path("base/model.safetensors").write_bytes(b"weights")
+    else:  # the adapter's own base is the copy
+        trained(classifier(base), Path("adapter"), modules_to_save=["classifier"])
+    Path("base/merged").mkdir()
+    for folder in ("base", "base/merged"):
+        Path(folder, "adapter_config.json").write_text("{}")  # so that it passes for what export wrote
+        Path(folder, "config.json").touch()
+    Path("model").mkdir()
+    shutil.copytree("adapter", "model/gpart")
+    shutil.copy("base/config.json", "model")
+    shutil.copy(SEVERAL / "run.ckpt", "one.ckpt")
+    words = [word.replace("HERE", str(tmp_path)).replace("one.ckpt", "one.ckpt:first") for word in words]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert says.replace("HERE", str(tmp_path)) in refused(capsys, *words, "--force")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_force_replaces_a_model_as_a_whole(base: Path, tmp_path: Path) -> None:
     Path("out").mkdir()  # an empty folder is no model
     assert main(["merge", "base", "adapter", "out"]) == 0
