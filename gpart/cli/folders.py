@@ -26,7 +26,7 @@ def check_out(out: str, force: bool, marks: Iterable[str], apart_from: Iterable[
     """The place of a folder that is to be written, after the checks that need nothing loaded.
 
     Args:
-        out: as the user gave it.
+        out: as the user gave it; ``file://`` is the local folder.
         force: whether a folder that is there may be replaced.
         marks: names of files, one of which a folder holds that this command wrote: no other folder is replaced.
         apart_from: what the command reads, from :func:`base_places` and :func:`adapter_places`. It is not replaced, nor
@@ -37,7 +37,10 @@ def check_out(out: str, force: bool, marks: Iterable[str], apart_from: Iterable[
     """
     if not out.strip():
         raise GPartError("OUT must name a folder, got ''")
-    place = Path(out).expanduser()
+    where = located(out)
+    if not isinstance(where, Path):
+        raise GPartError(f"OUT {out} is a URL, and this command writes a local folder: give one, and copy it there")
+    place = where.expanduser()
     place = place.parent.resolve() / place.name if place.name not in ("", "..") else place.resolve()
     at = place.resolve()
     for other in apart_from:

@@ -449,6 +449,11 @@ def test_code_of_a_models_folder_is_not_run(base: Path, tmp_path: Path, capsys: 
         (["base", "adapter", "taken/a/b"], "cannot be made"),
         (["base", "adapter", "link", "--force"], "is there already, and is a link"),
         (["base", "adapter", ""], "OUT must name a folder"),
+        (
+            ["base", "adapter", "s3://bucket/out"],
+            "OUT s3://bucket/out is a URL, and this command writes a local folder",
+        ),
+        (["base", "adapter", "s3:/bucket/out"], "is a URL that lost a slash"),
         (["adapter"], "the following arguments are required: OUT"),
         (["base", "adapter", "out", "--dtype", "int8"], "invalid choice"),
         (["timm:test_vit4", "adapter", "out", "--model-class", "BertModel"], "is for Transformers' models"),
@@ -464,7 +469,14 @@ def test_it_is_refused_and_all_is_as_it_was(
     assert says in refused(capsys, "merge", *words)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert not Path("out").exists()
+    assert not any(path.name.startswith("s3:") for path in tmp_path.iterdir())
     assert not leftovers(tmp_path)
+
+
+def test_a_file_url_is_the_local_folder(base: Path, tmp_path: Path) -> None:
+    assert main(["merge", "base", "adapter", f"file://{tmp_path}/out"]) == 0
+    assert Path("out/model.safetensors").is_file()
+    assert not any(path.name.startswith("file:") for path in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
