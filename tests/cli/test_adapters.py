@@ -468,6 +468,8 @@ def test_project_like_another(folders: Path, tmp_path: Path, capsys: pytest.Capt
             "--combination-type linear takes no --majority-sign-method",
         ),
         (["combine", "HERE/out", "--adapter", "HERE/a=1", "--name", "a.b"], "name consists of letters"),
+        (["combine", "", "--adapter", "HERE/a=1"], "OUT must name a folder, got ''"),
+        (["project", "HERE/a", " ", "--d", "3"], "OUT must name a folder, got ''"),
         (["project", "HERE/a"], "the following arguments are required: OUT"),
         (["project", "HERE/a", "HERE/out"], "takes --d and --seed, or --like OTHER; got none"),
         (["project", "HERE/a", "HERE/out", "--d", "3", "--like", "HERE/b"], "got --like HERE/b and --d 3"),
