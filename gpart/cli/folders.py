@@ -19,7 +19,7 @@ from gpart.bases.models import PYTHON, TIMM
 from gpart.errors import GPartError
 from gpart.serialization.folder import adapter_place
 from gpart.serialization.locations import located
-from gpart.serialization.sources import split_source
+from gpart.serialization.sources import is_checkpoint, split_source
 
 
 def check_out(out: str, force: bool, marks: Iterable[str], apart_from: Iterable[Path] = ()) -> Path:
@@ -96,7 +96,7 @@ def adapter_places(source: str) -> list[Path]:
         GPartFileError: if it is not there.
     """
     place = split_source(source)[0]
-    at = located(place) if place.endswith(".ckpt") else adapter_place(place)
+    at = located(place) if is_checkpoint(source) else adapter_place(place)
     return [at] if isinstance(at, Path) else []
 
 

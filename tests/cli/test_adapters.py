@@ -432,6 +432,19 @@ def test_project_writes_the_nearest_and_tells_the_loss(
     assert known["kept"] ** 2 + known["lost"] ** 2 == pytest.approx(known["norm"] ** 2)
 
 
+@pytest.mark.parametrize("name", ["moved.ckpt", "run.ckpt:moved"])
+def test_a_folder_may_be_called_like_a_checkpoint(
+    name: str, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / name)
+    run(["project", str(folders / "a"), out, "--seed", "3"], capsys)
+    assert json.loads(run(["inspect", out, "--json"], capsys))["files"].keys() == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    assert read(out).theta.numel() == read(folders / "a").theta.numel()
+
+
 def test_project_like_another(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(["project", str(folders / "a"), str(tmp_path), "--like", str(folders / "d")], capsys)
     made, other = read(tmp_path), read(folders / "d")
