@@ -181,6 +181,10 @@ def adapter_place(folder: Place) -> Path | str:
     """
     at = located(folder)
     if not is_folder(at):
+        if is_file(at):
+            raise GPartFileError(
+                f"no adapter at {at}: it is a file; give the folder that holds {CONFIG}, or a FILE.ckpt"
+            )
         raise GPartFileError(f"no adapter at {at}: there is no such folder")
     if is_file(inside(at, BASE)) and is_file(inside(inside(at, BESIDE_BASE), CONFIG)):
         at = inside(at, BESIDE_BASE)

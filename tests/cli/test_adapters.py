@@ -462,6 +462,10 @@ def test_project_like_another(folders: Path, tmp_path: Path, capsys: pytest.Capt
         (["inspect"], "the following arguments are required: ADAPTER"),
         (["inspect", "no/such"], "no adapter at no/such: there is no such folder"),
         (["inspect", "no/such.ckpt"], "no checkpoint at no/such.ckpt"),
+        (
+            ["inspect", "HERE/a/adapter_model.safetensors"],
+            "it is a file; give the folder that holds adapter_config.json",
+        ),
         (["inspect", "HERE"], "there is no file adapter_config.json"),
         (["inspect", "HERE/a", "--nosuch"], "unrecognized arguments: --nosuch"),
         (["diff", "HERE/a"], "the following arguments are required: B"),
