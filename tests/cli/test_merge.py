@@ -587,7 +587,7 @@ def test_one_of_a_checkpoints_several_adapters(
     base, run = "python:own_several:built", SEVERAL / "run.ckpt"
     assert "holds several adapters, ['first', 'second-1']: name one" in refused(capsys, "merge", base, str(run), "out")
     said = refused(capsys, "merge", base, f"{run}:third", "out")
-    assert f"as {run}:first; got 'third', which is the name of 0" in said
+    assert f"{run} holds no adapter 'third': it holds 'first', 'second-1'" in said
     as_json(capsys, "merge", base, f"{run}:{name}", "out")
     adapter = load_adapter(of_several(), SEVERAL / name)
     adapter.merge()
