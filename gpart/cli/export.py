@@ -60,7 +60,7 @@ def export_command(words: list[str]) -> int:
     read = adapter_places(source)
     if asked.to == "peft-lora":
         read += base_places(named_base(manifest, asked.adapter) if asked.base is None else asked.base)
-    out = check_out(asked.out, asked.force, (CONFIG,), read)
+    out = check_out(asked.out, asked.force, (CONFIG,), (CONFIG, TENSORS), read)
     if asked.to == "authors":
         with whole_folder(out) as folder:
             export_authors(source, folder)

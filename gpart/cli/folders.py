@@ -11,6 +11,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from gpart.assets.fetching import PREFIX, cache_folder
@@ -22,13 +23,17 @@ from gpart.serialization.locations import located
 from gpart.serialization.sources import is_checkpoint, split_source
 
 
-def check_out(out: str, force: bool, marks: Iterable[str], apart_from: Iterable[Path] = ()) -> Path:
+def check_out(
+    out: str, force: bool, marks: Iterable[str], written: Iterable[str], apart_from: Iterable[Path] = ()
+) -> Path:
     """The place of a folder that is to be written, after the checks that need nothing loaded.
 
     Args:
         out: as the user gave it; ``file://`` is the local folder.
         force: whether a folder that is there may be replaced.
         marks: names of files, one of which a folder holds that this command wrote: no other folder is replaced.
+        written: patterns of all names that this command writes, with a slash behind those of folders: a folder that
+            holds anything else is not replaced, since that would be lost.
         apart_from: what the command reads, from :func:`base_places` and :func:`adapter_places`. It is not replaced, nor
             anything in it or around it.
 
@@ -68,7 +73,19 @@ def check_out(out: str, force: bool, marks: Iterable[str], apart_from: Iterable[
             f"OUT {out} holds none of {', '.join(marks)}: it is nothing that this command wrote, and --force does not"
             " replace it. Give another folder"
         )
+    if strange := [name for name in found if not _is_written(place / name, written)]:
+        more = ", ..." if len(strange) > 3 else ""
+        raise GPartError(
+            f"OUT {out} holds {', '.join(strange[:3])}{more}, which this command does not write and --force would delete:"
+            " give another folder, or move that elsewhere"
+        )
     return place
+
+
+def _is_written(path: Path, patterns: Iterable[str]) -> bool:
+    """Whether a file or folder has a name by which the command that is asked writes one."""
+    name = f"{path.name}/" if path.is_dir() else path.name
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def base_places(name: str) -> list[Path]:

@@ -80,7 +80,7 @@ def pull_command(words: list[str]) -> int:
     asked = _pull_parser().parse_args(words)
     name = f"{asked.name}@{asked.revision}" if asked.revision else asked.name
     split_name(name)
-    out = check_out(asked.out, asked.force, (CONFIG,))
+    out = check_out(asked.out, asked.force, (CONFIG,), (CONFIG, TENSORS, README))
     with whole_folder(out) as folder:
         download(name, folder)
         manifest, tensors = read_folder(folder)

@@ -19,7 +19,7 @@ from gpart.cli.attached import attach_to
 from gpart.cli.folders import adapter_places, base_places, check_out, whole_folder
 from gpart.cli.message import Parser
 from gpart.cli.outputs import Inputs, largest_difference, largest_value, made_up_inputs, outputs_of
-from gpart.cli.written import write_model
+from gpart.cli.written import WRITTEN, write_model
 from gpart.errors import GPartError
 from gpart.injection.tensors import same_bits
 from gpart.materialize.merging import check_mergeable
@@ -65,7 +65,7 @@ def merge_command(words: list[str]) -> int:
     manifest, tensors = read_adapter(source)
     named = named_base(manifest, asked.adapter) if asked.base is None else asked.base
     read = (*base_places(named), *adapter_places(source))
-    out = check_out(asked.out, asked.force, (WEIGHTS, "config.json"), read)
+    out = check_out(asked.out, asked.force, (WEIGHTS, "config.json"), WRITTEN, read)
     settings = {"dtype": asked.dtype, "model_class": asked.model_class}
     base = base_of(asked.adapter, manifest, tensors, asked.base, **settings)
     adapter = attach_to(base, source, not asked.no_check_base)

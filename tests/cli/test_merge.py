@@ -206,7 +206,8 @@ def test_a_timm_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     timm.models.save_for_hf(timm.create_model("test_vit4", num_classes=7, img_size=32), "base", safe_serialization=True)
     model = timm.create_model("local-dir:base", pretrained=True, num_classes=4)
     adapter = trained(model, tmp_path / "adapter", target_modules=["qkv"], modules_to_save=["head"])
-    said = as_json(capsys, "merge", "base", "adapter", "out")
+    as_json(capsys, "merge", "base", "adapter", "out")
+    said = as_json(capsys, "merge", "base", "adapter", "out", "--force")  # all that is there is of its kind
     assert said["outputs"]["merged"] == said["outputs"]["again"] == 0
     plain = timm.create_model("local-dir:out", pretrained=True).eval()
     pictures = torch.randn(1, 3, *plain.pretrained_cfg["input_size"][1:])
@@ -520,9 +521,31 @@ def test_what_is_read_is_never_replaced_however_it_is_named(
 def test_force_replaces_a_model_as_a_whole(base: Path, tmp_path: Path) -> None:
     Path("out").mkdir()  # an empty folder is no model
     assert main(["merge", "base", "adapter", "out"]) == 0
-    Path("out/stale.safetensors").write_bytes(b"of a former model")
+    stale = Path("out/model-00001-of-00002.safetensors")
+    stale.write_bytes(b"of a former model")
     assert main(["merge", "base", "adapter", "out", "--force"]) == 0
-    assert not Path("out/stale.safetensors").exists()
+    assert not stale.exists()
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["merge", "export"])
+def test_force_leaves_a_folder_that_holds_anything_of_the_users_own(
+    command: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["base", "adapter", "out"] if command == "merge" else ["adapter", "out", *EXPORT[3:], "base"]
+    assert main([command, *more]) == 0
+    assert main([command, *more, "--force"]) == 0  # over its own
+    for name in ("thesis.txt", "src/train.py", "last.ckpt", "train.py", "weights.safetensors"):
+        own = Path("out", name)
+        own.parent.mkdir(exist_ok=True)
+        own.write_text("mine")
+        said = refused(capsys, command, *more, "--force")
+        assert (
+            f"OUT out holds {Path(name).parts[0]}, which this command does not write and --force would delete" in said
+        )
+        assert own.read_text() == "mine"
+        shutil.rmtree(own.parent) if own.parent.name == "src" else own.unlink()
+    assert main([command, *more, "--force"]) == 0
     assert not leftovers(tmp_path)
 
 
