@@ -94,6 +94,21 @@ def test_an_adapter_of_a_named_base_that_is_not_here(base: Path, capsys: pytest.
     assert as_json(capsys, "merge", "base", "moved", "out")["base"] == "base"
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_adapter_that_lies_beside_the_bases_config(
+    beside: bool, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Transformers reads it as PEFT's."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(Path("adapter", name), base)
+    said = refused(capsys, "merge", "base", "base" if beside else "adapter", "out")
+    assert (
+        "base 'base' holds an adapter of GPart beside its config.json, which Transformers takes for one of PEFT's"
+        in said
+    )
+    assert "move adapter_config.json and adapter_model.safetensors to a folder of their own" in said
+
+
 @pytest.mark.parametrize("how", ["merge", "load_adapter"])
 def test_a_file_that_names_a_function_as_its_base_runs_nothing(
     how: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
