@@ -28,6 +28,7 @@ from gpart.injection.names import get_parameter
 from gpart.materialize.merging import check_mergeable
 from gpart.serialization.authors import export_authors
 from gpart.serialization.folder import CONFIG, TENSORS
+from gpart.serialization.json_numbers import finite
 from gpart.serialization.manifest import Manifest
 from gpart.serialization.sources import fetched, read_adapter
 
@@ -72,7 +73,7 @@ def export_command(words: list[str]) -> int:
     with whole_folder(out) as folder:
         result = _lora(asked, source, manifest, tensors, folder)
     if asked.json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(finite(result), indent=2, allow_nan=False))
     else:
         _print(result)
     return 0

@@ -23,6 +23,7 @@ from gpart.cli.written import WRITTEN, write_model
 from gpart.errors import GPartError
 from gpart.injection.tensors import same_bits
 from gpart.materialize.merging import check_mergeable
+from gpart.serialization.json_numbers import finite
 from gpart.serialization.sources import fetched, read_adapter
 
 DESCRIPTION = """Writes W0 + P·theta, summed in float32 and rounded once, and the trained heads as a plain model to the
@@ -84,7 +85,8 @@ def merge_command(words: list[str]) -> int:
         files = sorted(path.name for path in folder.iterdir())
     result = {**about, "out": asked.out, "files": files, "outputs": None if compared is None else asdict(compared)}
     if asked.json:
-        print(json.dumps(result if why_not is None else {**result, "not_compared": why_not}, indent=2))
+        told = result if why_not is None else {**result, "not_compared": why_not}
+        print(json.dumps(finite(told), indent=2, allow_nan=False))
     else:
         _print(result, compared, why_not)
     return 0

@@ -73,6 +73,17 @@ def test_the_folder_is_transformers_own_and_has_the_merged_bits(
     assert AutoTokenizer.from_pretrained("out")("a b")["input_ids"]
 
 
+def test_json_has_no_number_that_json_lacks(
+    base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the outputs of a half-width model overflow."""
+    monkeypatch.setattr(command, "largest_difference", lambda *_: float("inf"))
+    monkeypatch.setattr("gpart.cli.export.total_error", lambda *_: float("nan"))
+    said = as_json(capsys, "merge", "base", "adapter", "out")["outputs"]
+    assert (said["update"], said["merged"], said["again"]) == (None, None, None)
+    assert as_json(capsys, *EXPORT[:2], "lora", *EXPORT[3:], "base")["error"] is None
+
+
 def test_the_base_that_the_adapter_names(
     base: Path, made: Path, same_bits: Same, capsys: pytest.CaptureFixture[str]
 ) -> None:
