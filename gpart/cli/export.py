@@ -29,6 +29,7 @@ from gpart.materialize.merging import check_mergeable
 from gpart.serialization.authors import export_authors
 from gpart.serialization.folder import CONFIG, TENSORS
 from gpart.serialization.json_numbers import finite
+from gpart.serialization.locations import located
 from gpart.serialization.manifest import Manifest
 from gpart.serialization.sources import fetched, read_adapter
 
@@ -209,4 +210,5 @@ def _print(result: dict[str, Any]) -> None:
         print(f"outputs   on made-up {outputs['inputs']}: up to {outputs['largest']:.4g}; the largest difference")
         print(f"            of PEFT's from base + B·A: {outputs['peft_from_base_and_product']:.3g}")
         print(f"            of PEFT's from the adapter's: {outputs['peft_from_adapter']:.3g}")
-    print(f"written   {result['out']}: peft.PeftModel.from_pretrained(model, {result['out']!r})")
+    place = str(located(result["out"]))  # PEFT takes no URL
+    print(f"written   {result['out']}: peft.PeftModel.from_pretrained(model, {place!r})")

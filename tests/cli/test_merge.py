@@ -500,9 +500,11 @@ def test_it_is_refused_and_all_is_as_it_was(
     assert not leftovers(tmp_path)
 
 
-def test_a_file_url_is_the_local_folder(base: Path, tmp_path: Path) -> None:
+def test_a_file_url_is_the_local_folder(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["merge", "base", "adapter", f"file://{tmp_path}/out"]) == 0
     assert Path("out/model.safetensors").is_file()
+    assert main(["export", "adapter", f"file://{tmp_path}/lora", *EXPORT[3:], "base"]) == 0
+    assert f"from_pretrained(model, '{tmp_path}/lora')" in capsys.readouterr().out
     assert not any(path.name.startswith("file:") for path in tmp_path.iterdir())
 
 
