@@ -35,6 +35,7 @@ from gpart.bases.fitting import RETURN_IT, Needs, choose, head_size
 from gpart.errors import GPartError, GPartFileError
 from gpart.injection.facts import PROBLEM_TYPES
 from gpart.serialization.about import About
+from gpart.serialization.folder import AUTHORS, BASE, CONFIG, TENSORS, config_of
 from gpart.serialization.manifest import Manifest
 
 TIMM, PYTHON = "timm:", "python:"
@@ -244,6 +245,13 @@ def _transformers(name: str, needs: Needs | None, dtype: torch.dtype | None, mod
         try:
             with loading(name):
                 model: Any = chosen.from_pretrained(place, **more)
+        except (GPartError, KeyError) as error:  # of PEFT's, by its release
+            if _holds_gpart(place):
+                raise GPartError(
+                    f"base {name!r} holds an adapter of GPart beside its {BASE}, which Transformers takes for one of PEFT's:"
+                    f" move {CONFIG} and {TENSORS} to a folder of their own"
+                ) from error
+            raise
         except (RuntimeError, ImportError) as error:  # weights of other shapes; a package that a packed base needs
             raise GPartError(f"base {name!r} can't be loaded as {chosen.__name__}: {error}") from error
     if file and getattr(model.config, "quantization_config", None) is not None:
@@ -251,6 +259,14 @@ def _transformers(name: str, needs: Needs | None, dtype: torch.dtype | None, mod
         model.is_quantized = False
     loaded: nn.Module = model
     return loaded
+
+
+def _holds_gpart(folder: str) -> bool:
+    """Whether an adapter of this package, or of the authors' code, lies in a model's folder itself."""
+    try:
+        return str(config_of(Path(folder))[1].get("peft_type")).startswith(AUTHORS)
+    except (GPartError, OSError):
+        return False
 
 
 def _looks_local(name: str) -> bool:

@@ -34,8 +34,10 @@ def check_output(folder: str, force: bool) -> None:
     """Checks that a folder can be written to.
 
     Raises:
-        GPartError: if something is in it and that was not said to be replaced, or it is a file.
+        GPartError: if none is named, something is in it and that was not said to be replaced, or it is a file.
     """
+    if not folder.strip():
+        raise GPartError("OUT must name a folder, got ''")  # Path("") is the current one
     at = located(folder)
     if isinstance(at, Path):
         if at.exists() and not at.is_dir():

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gpart.bases.models import base_of, quiet
+from gpart.bases.models import base_of, named_base, quiet
 from gpart.cli.adapters import ADAPTER
 from gpart.cli.attached import attach_to
-from gpart.cli.folders import check_out, whole_folder
+from gpart.cli.folders import adapter_places, base_places, check_out, whole_folder
 from gpart.cli.lora import Layer, as_layer, check_layers, peft_files, total_error
 from gpart.cli.message import Parser
 from gpart.cli.outputs import Inputs, largest_difference, largest_value, made_up_inputs, outputs_of
@@ -28,7 +28,10 @@ from gpart.injection.names import get_parameter
 from gpart.materialize.merging import check_mergeable
 from gpart.serialization.authors import export_authors
 from gpart.serialization.folder import CONFIG, TENSORS
-from gpart.serialization.sources import fetched, read_adapter, split_source
+from gpart.serialization.json_numbers import finite
+from gpart.serialization.locations import located
+from gpart.serialization.manifest import Manifest
+from gpart.serialization.sources import fetched, read_adapter
 
 DESCRIPTION = """Writes an adapter in another library's layout to the folder OUT.
 
@@ -48,31 +51,36 @@ def export_command(words: list[str]) -> int:
         GPartError: if the layout cannot hold the adapter, a setting is missing, or OUT is there already.
     """
     asked = _parser().parse_args(words)
-    read = (split_source(asked.adapter)[0], *([asked.base] if asked.base else []))
-    out = check_out(asked.out, asked.force, (CONFIG,), read)
     if asked.to == "authors":
         for name in ("base", "rank", "model_class", "no_check_base"):
             if getattr(asked, name) not in (None, False):
                 raise GPartError(f"gpart export --to authors takes no --{name.replace('_', '-')}")
+    elif asked.rank is None:
+        raise GPartError("gpart export --to peft-lora needs --rank")
+    source = fetched(asked.adapter)
+    manifest, tensors = read_adapter(source)
+    read = adapter_places(source)
+    if asked.to == "peft-lora":
+        read += base_places(named_base(manifest, asked.adapter) if asked.base is None else asked.base)
+    out = check_out(asked.out, asked.force, (CONFIG,), (CONFIG, TENSORS), read)
+    if asked.to == "authors":
         with whole_folder(out) as folder:
-            export_authors(fetched(asked.adapter), folder)
+            export_authors(source, folder)
         if asked.json:
             print(json.dumps({"adapter": asked.adapter, "to": asked.to, "out": asked.out}, indent=2))
         else:
             print(f"written: {asked.out}")
         return 0
-    if asked.rank is None:
-        raise GPartError("gpart export --to peft-lora needs --rank")
     with whole_folder(out) as folder:
-        result = _lora(asked, folder)
+        result = _lora(asked, source, manifest, tensors, folder)
     if asked.json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(finite(result), indent=2, allow_nan=False))
     else:
         _print(result)
     return 0
 
 
-def _lora(asked: Any, folder: Path) -> dict[str, Any]:
+def _lora(asked: Any, source: str, manifest: Manifest, tensors: dict[str, Tensor], folder: Path) -> dict[str, Any]:
     """Writes a LoRA of PEFT, and compares what PEFT makes of it.
 
     Returns:
@@ -81,9 +89,7 @@ def _lora(asked: Any, folder: Path) -> dict[str, Any]:
     Raises:
         GPartError: if LoRA cannot hold the adapter, or PEFT does not compute base + B·A.
     """
-    source = fetched(asked.adapter)
     # In float32, so that what PEFT computes can be told from a rounding; it does for a base in any dtype.
-    manifest, tensors = read_adapter(source)
     base = base_of(asked.adapter, manifest, tensors, asked.base, dtype="float32", model_class=asked.model_class)
     adapter = attach_to(base, source, not asked.no_check_base)
     check_mergeable(adapter)
@@ -204,4 +210,5 @@ def _print(result: dict[str, Any]) -> None:
         print(f"outputs   on made-up {outputs['inputs']}: up to {outputs['largest']:.4g}; the largest difference")
         print(f"            of PEFT's from base + B·A: {outputs['peft_from_base_and_product']:.3g}")
         print(f"            of PEFT's from the adapter's: {outputs['peft_from_adapter']:.3g}")
-    print(f"written   {result['out']}: peft.PeftModel.from_pretrained(model, {result['out']!r})")
+    place = str(located(result["out"]))  # PEFT takes no URL
+    print(f"written   {result['out']}: peft.PeftModel.from_pretrained(model, {place!r})")

@@ -11,31 +11,49 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+from gpart.assets.fetching import PREFIX, cache_folder
+from gpart.assets.registry import PACKAGED
+from gpart.bases.models import PYTHON, TIMM
 from gpart.errors import GPartError
+from gpart.serialization.folder import adapter_place
+from gpart.serialization.locations import located
+from gpart.serialization.sources import is_checkpoint, split_source
 
 
-def check_out(out: str, force: bool, marks: Iterable[str], apart_from: Iterable[str] = ()) -> Path:
+def check_out(
+    out: str, force: bool, marks: Iterable[str], written: Iterable[str], apart_from: Iterable[Path] = ()
+) -> Path:
     """The place of a folder that is to be written, after the checks that need nothing loaded.
 
     Args:
-        out: as the user gave it.
+        out: as the user gave it; ``file://`` is the local folder.
         force: whether a folder that is there may be replaced.
         marks: names of files, one of which a folder holds that this command wrote: no other folder is replaced.
-        apart_from: what the command reads. It is not replaced, nor anything in it or around it.
+        written: patterns of all names that this command writes, with a slash behind those of folders: a folder that
+            holds anything else is not replaced, since that would be lost.
+        apart_from: what the command reads, from :func:`base_places` and :func:`adapter_places`. It is not replaced, nor
+            anything in it or around it.
 
     Raises:
         GPartError: if the folder must not be written.
     """
     if not out.strip():
         raise GPartError("OUT must name a folder, got ''")
-    place = Path(out).expanduser()
+    where = located(out)
+    if not isinstance(where, Path):
+        raise GPartError(f"OUT {out} is a URL, and this command writes a local folder: give one, and copy it there")
+    place = where.expanduser()
     place = place.parent.resolve() / place.name if place.name not in ("", "..") else place.resolve()
+    at = place.resolve()
     for other in apart_from:
-        source = Path(other).resolve()
-        if os.path.lexists(other) and (source == place.resolve() or place.resolve() in source.parents):
+        source = other.resolve()
+        if os.path.lexists(other) and (source == at or at in source.parents):
             raise GPartError(f"OUT {out} would replace {other}, which is read: give another folder")
+        if source in at.parents and at.is_dir() and any(at.iterdir()):
+            raise GPartError(f"OUT {out} would replace a part of {other}, which is read: give another folder")
     if place.is_symlink() or (place.exists() and not place.is_dir()):
         kind = "a link" if place.is_symlink() else "a file"
         raise GPartError(f"OUT {out} is there already, and is {kind}: give another folder")
@@ -55,7 +73,48 @@ def check_out(out: str, force: bool, marks: Iterable[str], apart_from: Iterable[
             f"OUT {out} holds none of {', '.join(marks)}: it is nothing that this command wrote, and --force does not"
             " replace it. Give another folder"
         )
+    if strange := [name for name in found if not _is_written(place / name, written)]:
+        more = ", ..." if len(strange) > 3 else ""
+        raise GPartError(
+            f"OUT {out} holds {', '.join(strange[:3])}{more}, which this command does not write and --force would delete:"
+            " give another folder, or move that elsewhere"
+        )
     return place
+
+
+def _is_written(path: Path, patterns: Iterable[str]) -> bool:
+    """Whether a file or folder has a name by which the command that is asked writes one."""
+    name = f"{path.name}/" if path.is_dir() else path.name
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def base_places(name: str) -> list[Path]:
+    """Where a base is read from on this machine, by the name that a user has for it; nowhere, where it is on the hub.
+
+    Example:
+        >>> [str(place) for name in ("timm:local-dir:base", "file:///tmp/base") for place in base_places(name)]
+        ['base', '/tmp/base']
+        >>> base_places("python:models:build"), base_places("s3://bucket/base")
+        ([], [])
+    """
+    if name.startswith(PYTHON):
+        return []
+    if name.startswith(PREFIX):
+        item = PACKAGED.get(name[len(PREFIX) :])
+        return [] if item is None else [cache_folder() / item.folder]
+    place = located(name.removeprefix(TIMM).removeprefix("local-dir:"))
+    return [place] if isinstance(place, Path) else []
+
+
+def adapter_places(source: str) -> list[Path]:
+    """Where an adapter is read from on this machine: a file, or a folder, which is ``gpart`` in a model's.
+
+    Raises:
+        GPartFileError: if it is not there.
+    """
+    place = split_source(source)[0]
+    at = located(place) if is_checkpoint(source) else adapter_place(place)
+    return [at] if isinstance(at, Path) else []
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from gpart.cli.message import Parser, warnings_told
 from gpart.errors import GPartError
 from gpart.loading import load_authors_adapter
 from gpart.serialization.authors import base_of_authors, read_authors
-from gpart.serialization.folder import CONFIG, TENSORS
+from gpart.serialization.folder import CONFIG, TENSORS, adapter_place, written_place
+from gpart.serialization.locations import inside, is_file
 from gpart.serialization.manifest import Manifest
 
 DESCRIPTION = """Makes an adapter that the paper's own code (SamsungLabs/GPart) wrote into FOLDER one of this package, in the folder
@@ -31,8 +32,7 @@ def import_command(words: list[str]) -> int:
         GPartError: if the adapter cannot be read, does not fit the base, or OUT holds an adapter already.
     """
     asked = _parser().parse_args(words)
-    if not asked.force and (there := [name for name in (CONFIG, TENSORS) if (Path(asked.out) / name).exists()]):
-        raise GPartError(f"{asked.out} holds {there[0]} already: --force writes over it")
+    _check_out(asked.folder, asked.out, asked.force)
     try:
         config, tensors = read_authors(asked.folder, asked.backend)
     except GPartError as error:
@@ -58,6 +58,22 @@ def import_command(words: list[str]) -> int:
     else:
         print(f"written: {asked.out} ({config.projection}, d = {config.d:,} on D = {adapter.size:,} weights)")
     return 0
+
+
+def _check_out(folder: str, out: str, force: bool) -> None:
+    """Looks at the place where the two files will be written.
+
+    Raises:
+        GPartError: if OUT names none, an adapter is there and is not to be written over, or it is what is read.
+    """
+    if not out.strip():
+        raise GPartError("OUT must name a folder, got ''")
+    place = written_place(out)
+    if not force and (there := [name for name in (CONFIG, TENSORS) if is_file(inside(place, name))]):
+        raise GPartError(f"{place} holds {there[0]} already: --force writes over it")
+    read = adapter_place(folder)
+    if place == read or (isinstance(place, Path) and isinstance(read, Path) and place.resolve() == read.resolve()):
+        raise GPartError(f"OUT {out} would write over {folder}, which is read: give another folder")
 
 
 def _base(folder: str) -> str:

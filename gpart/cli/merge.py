@@ -16,14 +16,15 @@ from gpart.adapter import GPartAdapter
 from gpart.bases.models import DTYPES, WEIGHTS, Base, base_of, load_again, named_base
 from gpart.cli.adapters import ADAPTER
 from gpart.cli.attached import attach_to
-from gpart.cli.folders import check_out, whole_folder
+from gpart.cli.folders import adapter_places, base_places, check_out, whole_folder
 from gpart.cli.message import Parser
 from gpart.cli.outputs import Inputs, largest_difference, largest_value, made_up_inputs, outputs_of
-from gpart.cli.written import write_model
+from gpart.cli.written import WRITTEN, write_model
 from gpart.errors import GPartError
 from gpart.injection.tensors import same_bits
 from gpart.materialize.merging import check_mergeable
-from gpart.serialization.sources import fetched, read_adapter, split_source
+from gpart.serialization.json_numbers import finite
+from gpart.serialization.sources import fetched, read_adapter
 
 DESCRIPTION = """Writes W0 + P·theta, summed in float32 and rounded once, and the trained heads as a plain model to the
 folder OUT. It is a model of its own library (Transformers, timm, torch) and needs no gpart. Its outputs on made-up inputs
@@ -64,7 +65,8 @@ def merge_command(words: list[str]) -> int:
     source = fetched(asked.adapter)
     manifest, tensors = read_adapter(source)
     named = named_base(manifest, asked.adapter) if asked.base is None else asked.base
-    out = check_out(asked.out, asked.force, (WEIGHTS, "config.json"), (named, split_source(asked.adapter)[0]))
+    read = (*base_places(named), *adapter_places(source))
+    out = check_out(asked.out, asked.force, (WEIGHTS, "config.json"), WRITTEN, read)
     settings = {"dtype": asked.dtype, "model_class": asked.model_class}
     base = base_of(asked.adapter, manifest, tensors, asked.base, **settings)
     adapter = attach_to(base, source, not asked.no_check_base)
@@ -83,7 +85,8 @@ def merge_command(words: list[str]) -> int:
         files = sorted(path.name for path in folder.iterdir())
     result = {**about, "out": asked.out, "files": files, "outputs": None if compared is None else asdict(compared)}
     if asked.json:
-        print(json.dumps(result if why_not is None else {**result, "not_compared": why_not}, indent=2))
+        told = result if why_not is None else {**result, "not_compared": why_not}
+        print(json.dumps(finite(told), indent=2, allow_nan=False))
     else:
         _print(result, compared, why_not)
     return 0

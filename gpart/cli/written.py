@@ -33,6 +33,13 @@ BESIDE = (
 )
 """What lies beside a model's weights and belongs to it: tokenizers, processors, licences. No Python files."""
 
+WRITTEN = (
+    *("README.md", "config.json", WEIGHTS, "model-*-of-*.safetensors", f"{WEIGHTS}.index.json"),
+    *("generation_config.json", "additional_chat_templates/", "sentencepiece.model"),
+    *BESIDE,
+)
+"""All names by which :func:`write_model` writes: its own note, Transformers' and timm's models, and what is beside one."""
+
 
 def write_model(base: Base, folder: Path, adapter: str) -> None:
     """Writes a base's model, which now holds W0 + P·theta, into a folder that is there.

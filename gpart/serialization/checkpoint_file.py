@@ -154,7 +154,8 @@ def check_digest(entry: Mapping[str, Any], state: Mapping[str, Any], source: str
 
 def reason(error: Exception) -> str:
     """What a library said, in one short line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    said, kind = " ".join(str(error).split())[:300], type(error).__name__
+    return f"{kind}: {said}" if isinstance(error, KeyError) else said or kind  # a key alone, which may be a number
 
 
 def unreadable(file: Path | IO[bytes] | None, source: str, error: Exception) -> GPartError:
@@ -201,6 +202,8 @@ def adapter_in(checkpoint: Mapping[str, Any], path: str, name: str | None = None
     found = entries_in(checkpoint, path)
     names = [read_manifest(one.get("manifest"), path).name for one in found]
     if len(found) > 1 and names.count(str(name)) != 1:
+        if name is not None and name not in names:
+            raise GPartError(f"{path} holds no adapter {name!r}: it holds {', '.join(map(repr, dict.fromkeys(names)))}")
         alone = [one for one in names if names.count(one) == 1]  # adapters of two networks may have one name
         how = f": name one of them, as {path}:{alone[0]}" if alone else ", and load_from_checkpoint loads all"
         got = "" if name is None else f"; got {name!r}, which is the name of {names.count(name)}"

@@ -110,8 +110,13 @@ def _write(folder: Place, described: Mapping[str, Any], tensors: Mapping[str, Te
     content = dump_tensors({name: value.cpu().contiguous().clone() for name, value in tensors.items()})
     described = {**described, "tensors_sha256": hashlib.sha256(content).hexdigest()}
     text = _render({**described, "sha256": _content_hash(_render(described))})
+    write(written_place(folder), {TENSORS: content, CONFIG: text.encode()})
+
+
+def written_place(folder: Place) -> Path | str:
+    """Where :func:`write_folder` writes the two files: into the folder, or into ``gpart`` in a model's."""
     at = located(folder)
-    write(inside(at, BESIDE_BASE) if is_file(inside(at, BASE)) else at, {TENSORS: content, CONFIG: text.encode()})
+    return inside(at, BESIDE_BASE) if is_file(inside(at, BASE)) else at
 
 
 def about_in(folder: Place) -> About:
@@ -176,6 +181,10 @@ def adapter_place(folder: Place) -> Path | str:
     """
     at = located(folder)
     if not is_folder(at):
+        if is_file(at):
+            raise GPartFileError(
+                f"no adapter at {at}: it is a file; give the folder that holds {CONFIG}, or a FILE.ckpt"
+            )
         raise GPartFileError(f"no adapter at {at}: there is no such folder")
     if is_file(inside(at, BASE)) and is_file(inside(inside(at, BESIDE_BASE), CONFIG)):
         at = inside(at, BESIDE_BASE)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gpart.errors import GPartError
+from gpart.errors import GPartError, GPartFileError
 from gpart.serialization.about import About
 from gpart.serialization.checkpoint_file import read_checkpoint
-from gpart.serialization.folder import about_in, read_folder
+from gpart.serialization.folder import about_in, adapter_place, read_folder
 from gpart.serialization.hub import download, is_hub_name
 from gpart.serialization.manifest import Manifest
 
@@ -37,8 +37,9 @@ def read_adapter(source: str | PathLike[str], name: str | None = None) -> tuple[
         GPartFileError: if there is none, or a file is missing in it.
         GPartError: if a file was changed or truncated, or holds no adapter, or none of that name.
     """
-    place, one = split_source(fetched(source))
-    if not place.endswith(".ckpt"):
+    found = fetched(source)
+    place, one = split_source(found)
+    if not is_checkpoint(found):
         return read_folder(place)
     manifest, tensors = read_checkpoint(place, name if one is None else one)
     if one not in (None, manifest.name):
@@ -58,7 +59,7 @@ def about_of(source: str | PathLike[str], name: str | None = None) -> About:
         GPartError: if a file was changed.
     """
     place = fetched(source)
-    return read_adapter(place, name)[0].about if split_source(place)[0].endswith(".ckpt") else about_in(place)
+    return read_adapter(place, name)[0].about if is_checkpoint(place) else about_in(place)
 
 
 def split_source(source: str) -> tuple[str, str | None]:
@@ -69,7 +70,21 @@ def split_source(source: str) -> tuple[str, str | None]:
         (('runs/last.ckpt', 'math'), ('runs/math', None))
     """
     found = _ONE_OF_SEVERAL.fullmatch(source)
-    return (found[1], found[2]) if found else (source, None)
+    return (found[1], found[2]) if found and not _is_folder(source) else (source, None)
+
+
+def is_checkpoint(source: str) -> bool:
+    """Whether a source is a ``.ckpt``, by its name; a folder that holds an adapter may have such a name, too."""
+    return split_source(source)[0].endswith(".ckpt") and not _is_folder(source)
+
+
+def _is_folder(source: str) -> bool:
+    """Whether an adapter's folder is at a place."""
+    try:
+        adapter_place(source)
+    except GPartFileError:
+        return False
+    return True
 
 
 def fetched(source: str | PathLike[str]) -> str:

@@ -432,6 +432,19 @@ def test_project_writes_the_nearest_and_tells_the_loss(
     assert known["kept"] ** 2 + known["lost"] ** 2 == pytest.approx(known["norm"] ** 2)
 
 
+@pytest.mark.parametrize("name", ["moved.ckpt", "run.ckpt:moved"])
+def test_a_folder_may_be_called_like_a_checkpoint(
+    name: str, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / name)
+    run(["project", str(folders / "a"), out, "--seed", "3"], capsys)
+    assert json.loads(run(["inspect", out, "--json"], capsys))["files"].keys() == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    assert read(out).theta.numel() == read(folders / "a").theta.numel()
+
+
 def test_project_like_another(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(["project", str(folders / "a"), str(tmp_path), "--like", str(folders / "d")], capsys)
     made, other = read(tmp_path), read(folders / "d")
@@ -449,6 +462,10 @@ def test_project_like_another(folders: Path, tmp_path: Path, capsys: pytest.Capt
         (["inspect"], "the following arguments are required: ADAPTER"),
         (["inspect", "no/such"], "no adapter at no/such: there is no such folder"),
         (["inspect", "no/such.ckpt"], "no checkpoint at no/such.ckpt"),
+        (
+            ["inspect", "HERE/a/adapter_model.safetensors"],
+            "it is a file; give the folder that holds adapter_config.json",
+        ),
         (["inspect", "HERE"], "there is no file adapter_config.json"),
         (["inspect", "HERE/a", "--nosuch"], "unrecognized arguments: --nosuch"),
         (["diff", "HERE/a"], "the following arguments are required: B"),
@@ -468,6 +485,8 @@ def test_project_like_another(folders: Path, tmp_path: Path, capsys: pytest.Capt
             "--combination-type linear takes no --majority-sign-method",
         ),
         (["combine", "HERE/out", "--adapter", "HERE/a=1", "--name", "a.b"], "name consists of letters"),
+        (["combine", "", "--adapter", "HERE/a=1"], "OUT must name a folder, got ''"),
+        (["project", "HERE/a", " ", "--d", "3"], "OUT must name a folder, got ''"),
         (["project", "HERE/a"], "the following arguments are required: OUT"),
         (["project", "HERE/a", "HERE/out"], "takes --d and --seed, or --like OTHER; got none"),
         (["project", "HERE/a", "HERE/out", "--d", "3", "--like", "HERE/b"], "got --like HERE/b and --d 3"),

@@ -226,7 +226,9 @@ def test_what_was_there_stays_where_the_download_fails(
     assert "more than the" in refused(capsys, "pull", NAME, "back", "--force")
     assert content("back") == before
     hub.sizes.clear()
-    Path("back/stale").write_text("x")
+    Path("back/mine").write_text("x")
+    assert "OUT back holds mine, which this command does not write" in refused(capsys, "pull", NAME, "back", "--force")
+    Path("back/mine").unlink()
     as_json(capsys, "pull", NAME, "back", "--force")
     assert content("back") == before
     assert not leftovers(tmp_path)

@@ -69,6 +69,24 @@ def test_an_adapter_that_is_there_is_kept_without_force(base, tmp_path, capsys):
     assert "holds adapter_config.json already: --force writes over it" in capsys.readouterr().err
 
 
+def test_it_looks_where_it_writes(base, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    theirs, model = write_theirs(tmp_path / "theirs", HEAD), tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    for out, place in ((f"file://{tmp_path}/ours", tmp_path / "ours"), (model, model / "gpart")):
+        assert run(theirs, out, "--base", base) == 0
+        assert run(theirs, out, "--base", base) == 2
+        assert f"{place} holds adapter_config.json already" in capsys.readouterr().err
+    before = {path.name: path.read_bytes() for path in theirs.iterdir()}
+    for out in (theirs, "./theirs", f"file://{theirs}"):
+        assert run(theirs, out, "--base", base, "--force") == 2
+        assert "which is read: give another folder" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in theirs.iterdir()} == before
+    assert run(theirs, "", "--base", base) == 2
+    assert "OUT must name a folder, got ''" in capsys.readouterr().err
+
+
 def test_the_base_is_the_one_that_their_folder_names(base, tmp_path):
     theirs = write_theirs(tmp_path / "theirs", HEAD, base_model_name_or_path=str(base))
     assert run(theirs, tmp_path / "ours") == 0

@@ -73,6 +73,17 @@ def test_the_folder_is_transformers_own_and_has_the_merged_bits(
     assert AutoTokenizer.from_pretrained("out")("a b")["input_ids"]
 
 
+def test_json_has_no_number_that_json_lacks(
+    base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the outputs of a half-width model overflow."""
+    monkeypatch.setattr(command, "largest_difference", lambda *_: float("inf"))
+    monkeypatch.setattr("gpart.cli.export.total_error", lambda *_: float("nan"))
+    said = as_json(capsys, "merge", "base", "adapter", "out")["outputs"]
+    assert (said["update"], said["merged"], said["again"]) == (None, None, None)
+    assert as_json(capsys, *EXPORT[:2], "lora", *EXPORT[3:], "base")["error"] is None
+
+
 def test_the_base_that_the_adapter_names(
     base: Path, made: Path, same_bits: Same, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +103,21 @@ def test_an_adapter_of_a_named_base_that_is_not_here(base: Path, capsys: pytest.
         in said
     )
     assert as_json(capsys, "merge", "base", "moved", "out")["base"] == "base"
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_adapter_that_lies_beside_the_bases_config(
+    beside: bool, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Transformers reads it as PEFT's."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(Path("adapter", name), base)
+    said = refused(capsys, "merge", "base", "base" if beside else "adapter", "out")
+    assert (
+        "base 'base' holds an adapter of GPart beside its config.json, which Transformers takes for one of PEFT's"
+        in said
+    )
+    assert "move adapter_config.json and adapter_model.safetensors to a folder of their own" in said
 
 
 @pytest.mark.parametrize("how", ["merge", "load_adapter"])
@@ -206,7 +232,8 @@ def test_a_timm_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     timm.models.save_for_hf(timm.create_model("test_vit4", num_classes=7, img_size=32), "base", safe_serialization=True)
     model = timm.create_model("local-dir:base", pretrained=True, num_classes=4)
     adapter = trained(model, tmp_path / "adapter", target_modules=["qkv"], modules_to_save=["head"])
-    said = as_json(capsys, "merge", "base", "adapter", "out")
+    as_json(capsys, "merge", "base", "adapter", "out")
+    said = as_json(capsys, "merge", "base", "adapter", "out", "--force")  # all that is there is of its kind
     assert said["outputs"]["merged"] == said["outputs"]["again"] == 0
     plain = timm.create_model("local-dir:out", pretrained=True).eval()
     pictures = torch.randn(1, 3, *plain.pretrained_cfg["input_size"][1:])
@@ -449,6 +476,11 @@ def test_code_of_a_models_folder_is_not_run(base: Path, tmp_path: Path, capsys: 
         (["base", "adapter", "taken/a/b"], "cannot be made"),
         (["base", "adapter", "link", "--force"], "is there already, and is a link"),
         (["base", "adapter", ""], "OUT must name a folder"),
+        (
+            ["base", "adapter", "s3://bucket/out"],
+            "OUT s3://bucket/out is a URL, and this command writes a local folder",
+        ),
+        (["base", "adapter", "s3:/bucket/out"], "is a URL that lost a slash"),
         (["adapter"], "the following arguments are required: OUT"),
         (["base", "adapter", "out", "--dtype", "int8"], "invalid choice"),
         (["timm:test_vit4", "adapter", "out", "--model-class", "BertModel"], "is for Transformers' models"),
@@ -464,15 +496,84 @@ def test_it_is_refused_and_all_is_as_it_was(
     assert says in refused(capsys, "merge", *words)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert not Path("out").exists()
+    assert not any(path.name.startswith("s3:") for path in tmp_path.iterdir())
     assert not leftovers(tmp_path)
+
+
+def test_a_file_url_is_the_local_folder(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["merge", "base", "adapter", f"file://{tmp_path}/out"]) == 0
+    assert Path("out/model.safetensors").is_file()
+    assert main(["export", "adapter", f"file://{tmp_path}/lora", *EXPORT[3:], "base"]) == 0
+    assert f"from_pretrained(model, '{tmp_path}/lora')" in capsys.readouterr().out
+    assert not any(path.name.startswith("file:") for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["merge", "timm:base", "adapter", "base"], "would replace base, which is read"),
+        (["merge", "timm:local-dir:base", "adapter", "base"], "would replace base, which is read"),
+        (["merge", "base", "file://HERE/adapter", "adapter"], "which is read"),
+        (["merge", "base", "adapter", "base/merged"], "would replace a part of base, which is read"),
+        (["export", "adapter", "base", "--to", "peft-lora", "--rank", "1"], "would replace HERE/base, which is read"),
+        (["export", "file://HERE/adapter", "adapter", "--to", "authors"], "would replace HERE/adapter, which is read"),
+        (["export", "model", "model/gpart", "--to", "authors"], "would replace model/gpart, which is read"),
+        (["export", "model", "model", "--to", "authors"], "would replace model/gpart, which is read"),
+        (["export", "one.ckpt", ".", "--to", "authors"], "would replace one.ckpt, which is read"),
+    ],
+)
+def test_what_is_read_is_never_replaced_however_it_is_named(
+    words: list[str], says: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "timm" in words[1]:
+        shutil.rmtree("base")
+        Path("base").mkdir()
+        Path("base/config.json").write_text(json.dumps({"architecture": "test_vit4"}))
+        Path("base/model.safetensors").write_bytes(b"weights")
+    else:  # the adapter's own base is the copy
+        trained(classifier(base), Path("adapter"), modules_to_save=["classifier"])
+    Path("base/merged").mkdir()
+    for folder in ("base", "base/merged"):
+        Path(folder, "adapter_config.json").write_text("{}")  # so that it passes for what export wrote
+        Path(folder, "config.json").touch()
+    Path("model").mkdir()
+    shutil.copytree("adapter", "model/gpart")
+    shutil.copy("base/config.json", "model")
+    shutil.copy(SEVERAL / "run.ckpt", "one.ckpt")
+    words = [word.replace("HERE", str(tmp_path)).replace("one.ckpt", "one.ckpt:first") for word in words]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert says.replace("HERE", str(tmp_path)) in refused(capsys, *words, "--force")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_force_replaces_a_model_as_a_whole(base: Path, tmp_path: Path) -> None:
     Path("out").mkdir()  # an empty folder is no model
     assert main(["merge", "base", "adapter", "out"]) == 0
-    Path("out/stale.safetensors").write_bytes(b"of a former model")
+    stale = Path("out/model-00001-of-00002.safetensors")
+    stale.write_bytes(b"of a former model")
     assert main(["merge", "base", "adapter", "out", "--force"]) == 0
-    assert not Path("out/stale.safetensors").exists()
+    assert not stale.exists()
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["merge", "export"])
+def test_force_leaves_a_folder_that_holds_anything_of_the_users_own(
+    command: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["base", "adapter", "out"] if command == "merge" else ["adapter", "out", *EXPORT[3:], "base"]
+    assert main([command, *more]) == 0
+    assert main([command, *more, "--force"]) == 0  # over its own
+    for name in ("thesis.txt", "src/train.py", "last.ckpt", "train.py", "weights.safetensors"):
+        own = Path("out", name)
+        own.parent.mkdir(exist_ok=True)
+        own.write_text("mine")
+        said = refused(capsys, command, *more, "--force")
+        assert (
+            f"OUT out holds {Path(name).parts[0]}, which this command does not write and --force would delete" in said
+        )
+        assert own.read_text() == "mine"
+        shutil.rmtree(own.parent) if own.parent.name == "src" else own.unlink()
+    assert main([command, *more, "--force"]) == 0
     assert not leftovers(tmp_path)
 
 
@@ -537,7 +638,7 @@ def test_one_of_a_checkpoints_several_adapters(
     base, run = "python:own_several:built", SEVERAL / "run.ckpt"
     assert "holds several adapters, ['first', 'second-1']: name one" in refused(capsys, "merge", base, str(run), "out")
     said = refused(capsys, "merge", base, f"{run}:third", "out")
-    assert f"as {run}:first; got 'third', which is the name of 0" in said
+    assert f"{run} holds no adapter 'third': it holds 'first', 'second-1'" in said
     as_json(capsys, "merge", base, f"{run}:{name}", "out")
     adapter = load_adapter(of_several(), SEVERAL / name)
     adapter.merge()

@@ -271,7 +271,7 @@ def _two(bench: Bench) -> Any:
 FOLDERS: list[Row] = [
     ("no such folder", lambda b: load_adapter(b.model, b.folder / "none"), FileNotFoundError, "no adapter at .*none"),
     ("an empty folder", lambda b: load_adapter(b.model, b.folder), FileNotFoundError, f"no file {CONFIG}"),
-    ("a file for a folder", lambda b: load_adapter(b.model, b.file("a", b"x")), FileNotFoundError, "no such folder"),
+    ("a file for a folder", lambda b: load_adapter(b.model, b.file("a", b"x")), FileNotFoundError, "it is a file"),
     ("a text for a config", lambda b: b.raw(CONFIG, b"d: 5"), ValueError, rf"{CONFIG} is no JSON"),
     ("an empty config", lambda b: b.raw(CONFIG, b""), ValueError, rf"{CONFIG} is no JSON"),
     ("a config nested too deep", lambda b: b.raw(CONFIG, b"[" * 100_000), ValueError, rf"{CONFIG} is no JSON"),

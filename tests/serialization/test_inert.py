@@ -131,3 +131,12 @@ def test_a_torchscript_archive_and_a_bare_pickle_are_refused(tmp_path: Path) -> 
     for name in ("a.ckpt", "b.ckpt"):
         with pytest.raises(GPartError, match=f"{name} cannot be read"):
             load_checkpoint_file(tmp_path / name)
+
+
+def test_a_reason_that_is_a_number_alone_says_what_kind_it_is(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "whole.ckpt")
+    with zipfile.ZipFile(tmp_path / "whole.ckpt") as old, zipfile.ZipFile(tmp_path / "bad.ckpt", "w") as new:
+        for name in old.namelist():  # the pickle asks for its fifth object, and there is none
+            new.writestr(name, b"\x80\x02h\x05." if name.endswith("data.pkl") else old.read(name))
+    with pytest.raises(GPartError, match=r"bad\.ckpt cannot be read as a checkpoint: KeyError: 5$"):
+        load_checkpoint_file(tmp_path / "bad.ckpt")
