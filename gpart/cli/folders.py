@@ -35,7 +35,7 @@ def check_out(
         written: patterns of all names that this command writes, with a slash behind those of folders: a folder that
             holds anything else is not replaced, since that would be lost.
         apart_from: what the command reads, from :func:`base_places` and :func:`adapter_places`. It is not replaced, nor
-            anything in it or around it.
+            anything around it.
 
     Raises:
         GPartError: if the folder must not be written.
@@ -52,8 +52,6 @@ def check_out(
         source = other.resolve()
         if os.path.lexists(other) and (source == at or at in source.parents):
             raise GPartError(f"OUT {out} would replace {other}, which is read: give another folder")
-        if source in at.parents and at.is_dir() and any(at.iterdir()):
-            raise GPartError(f"OUT {out} would replace a part of {other}, which is read: give another folder")
     if place.is_symlink() or (place.exists() and not place.is_dir()):
         kind = "a link" if place.is_symlink() else "a file"
         raise GPartError(f"OUT {out} is there already, and is {kind}: give another folder")

@@ -514,7 +514,6 @@ def test_a_file_url_is_the_local_folder(base: Path, tmp_path: Path, capsys: pyte
         (["merge", "timm:base", "adapter", "base"], "would replace base, which is read"),
         (["merge", "timm:local-dir:base", "adapter", "base"], "would replace base, which is read"),
         (["merge", "base", "file://HERE/adapter", "adapter"], "which is read"),
-        (["merge", "base", "adapter", "base/merged"], "would replace a part of base, which is read"),
         (["export", "adapter", "base", "--to", "peft-lora", "--rank", "1"], "would replace HERE/base, which is read"),
         (["export", "file://HERE/adapter", "adapter", "--to", "authors"], "would replace HERE/adapter, which is read"),
         (["export", "model", "model/gpart", "--to", "authors"], "would replace model/gpart, which is read"),
