@@ -250,7 +250,8 @@ class GPartCallback(MethodCallback):
 
     def _merged_into(self, network: nn.Module) -> bool:
         """Whether an earlier fit has merged this callback's adapter into the network."""
-        return self._adapter is not None and not self._adapter.attached and self._adapter.model is network
+        taken_off = self._adapter is not None and not self._adapter.attached and self._adapter.model is network
+        return self.merge_at_end and taken_off  # after detach() the base is what it was
 
     def _frozen_others(self, network: nn.Module, before: Collection[str]) -> list[Tensor]:
         """What of other active adapters the user has frozen, which a switch would train."""

@@ -183,6 +183,15 @@ def test_copies_start_with_the_folders_head(start: str, lit_trainer: Any, lit_lo
     assert all((value == START).all() for value in module.teacher[3].parameters())
 
 
+def test_after_detach_the_folder_is_read_again(
+    start: str, trained: tuple[Any, Any], lit_trainer: Any, lit_loader: Any
+) -> None:
+    module, trainer = trained
+    get_adapters(module.net)["default"].detach()
+    lit_trainer(trainer.callbacks[0], max_epochs=0).fit(module, lit_loader())
+    assert (theta(module) == START).all()
+
+
 def test_what_was_merged_is_the_base_of_the_next_fit(
     start: str, lit_class: Any, lit_trainer: Any, lit_loader: Any
 ) -> None:
