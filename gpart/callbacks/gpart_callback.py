@@ -24,6 +24,7 @@ from gpart.callbacks.guards.learning import FirstGradient, warn_of_lost_updates
 from gpart.callbacks.guards.refusals import refuse_merging
 from gpart.callbacks.guards.together import refuse_together
 from gpart.callbacks.logged import log_settings
+from gpart.callbacks.marks import place_of
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.networks import find_attached
 from gpart.callbacks.optimizers import group_of
@@ -215,8 +216,9 @@ class GPartCallback(MethodCallback):
             if self._sharding:
                 refuse_sharded(network)
             attached = attach(network, config, self.name, self.memory.indices, self.memory.weights)
-        elif config is not None:  # dropout is a run's own
-            attached.config = attached.weights.config = replace(attached.config, dropout=config.dropout)
+        dropout = self._settings.get("dropout") if config is None else config.dropout
+        if dropout is not None:  # it is a run's own
+            attached.config = attached.weights.config = replace(attached.config, dropout=dropout)
         if before and not (attached.active and attached.name in before):
             self._beside(network, attached, before, heads, new)
         elif not attached.active:
@@ -239,7 +241,10 @@ class GPartCallback(MethodCallback):
         """
         if attached is None or (self._just_read and not self._sharding):
             return True  # again where the module's own hook, such as configure_model, may have written since
-        if attached is self._adapter or attached.source == self.start:
+        started = (
+            attached.source is not None and self.start is not None and place_of(attached.source) == place_of(self.start)
+        )
+        if attached is self._adapter or started:
             return False
         if attached.restored:
             rank_zero_warn(
@@ -408,8 +413,6 @@ class GPartCallback(MethodCallback):
                 " no target_modules and no modules_to_save; over a recipe's by --method.d null --method.target_modules null"
                 " --method.modules_to_save null"
             )
-        if "dropout" in self._settings or config is not None:  # which is the run's own
-            adapter.config = adapter.weights.config = replace(adapter.config, dropout=wanted.dropout)
         self._labels, self._just_read = adapter.about.labels, True
         return adapter
 

@@ -38,12 +38,12 @@ def stands(network: nn.Module, method: str, folder: str) -> bool:
         rank_zero_info(f"{method}: adapter={folder!r} is not read, the network holds what was trained in a checkpoint")
         mark_started(network, method, folder)
         return True
-    return bool(found == (method, _place(folder)))
+    return bool(found == (method, place_of(folder)))
 
 
 def mark_started(network: nn.Module, method: str, folder: str) -> None:
     """Remembers on the network that its numbers began with this folder's."""
-    setattr(network, _STARTED, (method, _place(folder)))
+    setattr(network, _STARTED, (method, place_of(folder)))
 
 
 def mark_loaded(network: nn.Module, method: str) -> None:
@@ -79,6 +79,7 @@ def frozen_by_methods(network: nn.Module) -> frozenset[str]:
     return frozenset(getattr(network, _FROZEN, ()))
 
 
-def _place(folder: str) -> str:
+def place_of(folder: str) -> str:
+    """A path or a URL as it is compared: the same place, however it is written."""
     at = located(folder)
     return os.path.abspath(at) if isinstance(at, Path) else at

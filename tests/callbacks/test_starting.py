@@ -53,6 +53,8 @@ def test_a_network_that_has_started_is_not_put_back(
     module, trainer = trained
     if way == "another callback":
         trainer = lit_trainer(GPartCallback(adapter=start))
+    elif way == "another spelling":
+        trainer = lit_trainer(GPartCallback(adapter=f"file://{start}/"))
     elif way == "a copy":
         module = copy.deepcopy(module)
     elif way == "the callback's copy":
