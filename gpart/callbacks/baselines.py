@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from gpart.adapter import get_adapters
@@ -17,7 +16,7 @@ from gpart.callbacks.checkpoints.filling import Contents
 from gpart.callbacks.marks import frozen_by_methods, mark_started, mark_trained, stands, trained_before
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.saving import Save, save_trained
-from gpart.callbacks.shared import read_method, write_method
+from gpart.callbacks.shared import read_method, tuner_layers, write_method
 from gpart.config import GPartConfig, SavedModules
 from gpart.errors import GPartError
 from gpart.injection.layers import check_shapes
@@ -103,7 +102,7 @@ class FullFineTuning(Selection):
             GPartError: if nothing does.
         """
         held = trained_before(network, type(self).__name__)
-        if not any(isinstance(module, BaseTunerLayer) for module in network.modules()):
+        if not tuner_layers(network):
             held |= frozen_by_methods(network)  # PEFT's layers freeze theirs for as long as they are there
         names = [name for name, value in named_parameters(network).items() if value.requires_grad or name in held]
         if not names:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from lightning.pytorch import LightningModule, Trainer
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from gpart.adapter import get_adapters
@@ -20,7 +19,7 @@ from gpart.callbacks.checkpoints.filling import Contents
 from gpart.callbacks.marks import mark_frozen, mark_started, stands
 from gpart.callbacks.method import MethodCallback
 from gpart.callbacks.saving import Save, save_trained
-from gpart.callbacks.shared import heads_of, read_peft, write_peft
+from gpart.callbacks.shared import heads_of, read_peft, tuner_layers, write_peft
 from gpart.config import SavedModules
 from gpart.errors import GPartError
 from gpart.injection.attention import QUERY_VALUE, query_value
@@ -122,10 +121,8 @@ class PeftCallback(MethodCallback):
         if self.start is not None:
             mark_started(network, method, self.start)
         self._peft_model, self._first = applied.model, applied.first
-        every, saved = (
-            named_parameters(network, remove_duplicate=False),
-            saved_parameters(network, self.modules_to_save)[1],
-        )
+        every = named_parameters(network, remove_duplicate=False)
+        saved = saved_parameters(network, self.modules_to_save)[1]
         trained = [name for name in (*applied.trained, *saved) if name in every]  # a setup may have built the head anew
         contents = TrainedContents(network, trained, method, described)
         # The flags may have been set since, as by freeze() and unfreeze() of the LightningModule.
@@ -192,8 +189,7 @@ class PeftCallback(MethodCallback):
 
     def summary(self, trainer: Any) -> dict[str, str]:
         """PEFT's method and how many layers it adapts."""
-        network = self.peft_model.get_base_model()
-        count = sum(isinstance(module, BaseTunerLayer) for module in network.modules())
+        count = len(tuner_layers(self.peft_model.get_base_model()))
         return {"method": self.peft_type, "adapted layers": f"{count:,}"}
 
     def _described(self) -> dict[str, Any]:
@@ -232,8 +228,7 @@ class PeftCallback(MethodCallback):
     def _refuse_adapted(self, network: nn.Module) -> None:
         if adapters := get_adapters(network):
             raise GPartError(f"the network carries a GPart adapter, {list(adapters)}: detach() it before PEFT's")
-        adapted = [name for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)]
-        if adapted:
+        if adapted := tuner_layers(network):
             raise GPartError(f"the network carries a PEFT adapter already, at {adapted[:3]} ...")
 
 
@@ -245,7 +240,7 @@ def _give_back(flags: list[tuple[nn.Parameter, bool]]) -> None:
 def _applied(network: nn.Module) -> _Applied | None:
     """What a callback has done to the network, if PEFT has not taken its layers out since (``merge_and_unload``)."""
     applied: _Applied | None = getattr(network, _APPLIED, None)
-    if applied is None or any(isinstance(module, BaseTunerLayer) for module in network.modules()):
+    if applied is None or tuner_layers(network):
         return applied
     if set(applied.trained) <= set(named_parameters(network)):
         return applied  # some methods have layers of another class

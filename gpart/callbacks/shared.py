@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
@@ -69,6 +70,11 @@ def put(live: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Copies values into a network's parameters and buffers."""
     for name, value in tensors.items():
         live[name].copy_(value)
+
+
+def tuner_layers(network: nn.Module) -> list[str]:
+    """The paths of the layers that PEFT has put into a network."""
+    return [path for path, module in network.named_modules() if isinstance(module, BaseTunerLayer)]
 
 
 def write_peft(
