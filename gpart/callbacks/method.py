@@ -39,8 +39,7 @@ from gpart.injection.forgotten import randomly_initialised, refuse_resized
 from gpart.injection.matching import saved_parameters
 from gpart.injection.modules import Adapters
 from gpart.injection.names import named_modules, named_parameters
-from gpart.serialization.folder import CONFIG
-from gpart.serialization.locations import inside, is_file, located
+from gpart.serialization.folder import holds_adapter
 
 
 class MethodCallback(OfBoth, Callback):
@@ -250,7 +249,8 @@ class MethodCallback(OfBoth, Callback):
         """
         if self.save_folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]  # as above
             return
-        if not self._stepped and is_file(inside(located(self.save_folder), CONFIG)):
+        # Asked on one rank: another may have written the folder by the time that a slower one looks.
+        if not self._stepped and trainer.strategy.broadcast(holds_adapter(self.save_folder)):
             rank_zero_warn(f"fit took no step: {self.save_folder} stays as it is")
             return
         self.write(trainer, pl_module, self.save_folder)

@@ -30,14 +30,23 @@ _BAR, _LEAST_BAR = 24, 6
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
+def check_named(out: str) -> None:
+    """Checks that OUT is not empty, as an unset variable of the shell is: ``Path("")`` is the current folder.
+
+    Raises:
+        GPartError: if it is.
+    """
+    if not out.strip():
+        raise GPartError("OUT must name a folder, got ''")
+
+
 def check_output(folder: str, force: bool) -> None:
     """Checks that a folder can be written to.
 
     Raises:
         GPartError: if none is named, something is in it and that was not said to be replaced, or it is a file.
     """
-    if not folder.strip():
-        raise GPartError("OUT must name a folder, got ''")  # Path("") is the current one
+    check_named(folder)
     at = located(folder)
     if isinstance(at, Path):
         if at.exists() and not at.is_dir():

@@ -58,12 +58,9 @@ def export_command(words: list[str]) -> int:
     elif asked.rank is None:
         raise GPartError("gpart export --to peft-lora needs --rank")
     source = fetched(asked.adapter)
-    manifest, tensors = read_adapter(source)
     read = adapter_places(source)
-    if asked.to == "peft-lora":
-        read += base_places(named_base(manifest, asked.adapter) if asked.base is None else asked.base)
-    out = check_out(asked.out, asked.force, (CONFIG,), (CONFIG, TENSORS), read)
     if asked.to == "authors":
+        out = _check_out(asked, read)
         with whole_folder(out) as folder:
             export_authors(source, folder)
         if asked.json:
@@ -71,6 +68,9 @@ def export_command(words: list[str]) -> int:
         else:
             print(f"written: {asked.out}")
         return 0
+    manifest, tensors = read_adapter(source)
+    read += base_places(named_base(manifest, asked.adapter) if asked.base is None else asked.base)
+    out = _check_out(asked, read)
     with whole_folder(out) as folder:
         result = _lora(asked, source, manifest, tensors, folder)
     if asked.json:
@@ -78,6 +78,10 @@ def export_command(words: list[str]) -> int:
     else:
         _print(result)
     return 0
+
+
+def _check_out(asked: Any, read: list[Path]) -> Path:
+    return check_out(asked.out, asked.force, (CONFIG,), (CONFIG, TENSORS), read)
 
 
 def _lora(asked: Any, source: str, manifest: Manifest, tensors: dict[str, Tensor], folder: Path) -> dict[str, Any]:

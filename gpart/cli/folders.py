@@ -17,10 +17,11 @@ from pathlib import Path
 from gpart.assets.fetching import PREFIX, cache_folder
 from gpart.assets.registry import PACKAGED
 from gpart.bases.models import PYTHON, TIMM
+from gpart.cli.adapters import check_named
 from gpart.errors import GPartError
 from gpart.serialization.folder import adapter_place
 from gpart.serialization.locations import located
-from gpart.serialization.sources import is_checkpoint, split_source
+from gpart.serialization.sources import checkpoint_of
 
 
 def check_out(
@@ -40,8 +41,7 @@ def check_out(
     Raises:
         GPartError: if the folder must not be written.
     """
-    if not out.strip():
-        raise GPartError("OUT must name a folder, got ''")
+    check_named(out)
     where = located(out)
     if not isinstance(where, Path):
         raise GPartError(f"OUT {out} is a URL, and this command writes a local folder: give one, and copy it there")
@@ -110,8 +110,8 @@ def adapter_places(source: str) -> list[Path]:
     Raises:
         GPartFileError: if it is not there.
     """
-    place = split_source(source)[0]
-    at = located(place) if is_checkpoint(source) else adapter_place(place)
+    file = checkpoint_of(source)
+    at = adapter_place(source) if file is None else located(file[0])
     return [at] if isinstance(at, Path) else []
 
 

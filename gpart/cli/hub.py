@@ -24,7 +24,7 @@ from gpart.serialization.folder import CONFIG, TENSORS, adapter_place, read_fold
 from gpart.serialization.hub import README, download, has_file, split_name, upload
 from gpart.serialization.locations import inside, is_file, read
 from gpart.serialization.manifest import Manifest
-from gpart.serialization.sources import is_checkpoint, read_adapter
+from gpart.serialization.sources import checkpoint_of, read_adapter
 
 PUSH = """Uploads an adapter to the hub with a model card, in one commit. The repository is made where it is missing. A
 README.md in the adapter's folder is the card; else one is written, unless the repository has one already. The token is
@@ -103,7 +103,7 @@ def _files(source: str, base: str | None) -> tuple[dict[str, bytes], Manifest, d
     own_card = None
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        if is_checkpoint(source):
+        if checkpoint_of(source) is not None:
             write_folder(folder, *read_adapter(source))
         else:
             place = adapter_place(source)

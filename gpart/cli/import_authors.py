@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from gpart.bases.models import PYTHON, load_base
+from gpart.cli.adapters import check_named
 from gpart.cli.message import Parser, warnings_told
 from gpart.errors import GPartError
 from gpart.loading import load_authors_adapter
@@ -66,8 +67,7 @@ def _check_out(folder: str, out: str, force: bool) -> None:
     Raises:
         GPartError: if OUT names none, an adapter is there and is not to be written over, or it is what is read.
     """
-    if not out.strip():
-        raise GPartError("OUT must name a folder, got ''")
+    check_named(out)
     place = written_place(out)
     if not force and (there := [name for name in (CONFIG, TENSORS) if is_file(inside(place, name))]):
         raise GPartError(f"{place} holds {there[0]} already: --force writes over it")

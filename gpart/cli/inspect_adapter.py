@@ -28,7 +28,7 @@ from gpart.cli.message import Parser
 from gpart.config import GPartConfig
 from gpart.serialization.folder import BESIDE_BASE, CONFIG, TENSORS
 from gpart.serialization.locations import located
-from gpart.serialization.sources import split_source
+from gpart.serialization.sources import checkpoint_of
 
 DESCRIPTION = """Shows an adapter without its model: settings, base, sizes, saved modules, versions, and the norm of its
 update in each adapted weight, by layer where there are many."""
@@ -90,7 +90,8 @@ def content(stored: Stored) -> dict[str, Any]:
 
 def files(source: str) -> dict[str, int]:
     """The bytes of an adapter's local files by name; nothing of what lies elsewhere, which has no size to ask for."""
-    at = located(split_source(source)[0])
+    file = checkpoint_of(source)
+    at = located(source if file is None else file[0])
     if not isinstance(at, Path):
         return {}
     if at.is_file():

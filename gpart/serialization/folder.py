@@ -194,6 +194,15 @@ def adapter_place(folder: Place) -> Path | str:
     return at
 
 
+def holds_adapter(folder: Place) -> bool:
+    """Whether an adapter, or what another method has trained, is in a folder."""
+    try:
+        adapter_place(folder)
+    except GPartFileError:
+        return False
+    return True
+
+
 def _is_ours(described: Mapping[str, Any]) -> bool:
     """Whether a config is of this package: it has a checksum, and since format 2 a kind. An empty one is a damaged one."""
     return not described or bool({"sha256", "scheme"} & set(described))

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gpart.errors import GPartError, GPartFileError
+from gpart.errors import GPartError
 from gpart.serialization.about import About
 from gpart.serialization.checkpoint_file import read_checkpoint
-from gpart.serialization.folder import about_in, adapter_place, read_folder
+from gpart.serialization.folder import about_in, holds_adapter, read_folder
 from gpart.serialization.hub import download, is_hub_name
 from gpart.serialization.manifest import Manifest
 
-_ONE_OF_SEVERAL = re.compile(r"(.+\.ckpt):([\w-]+)")
+_CHECKPOINT = re.compile(r"(.+\.ckpt)(?::([\w-]+))?")
 
 
 def read_adapter(source: str | PathLike[str], name: str | None = None) -> tuple[Manifest, dict[str, Tensor]]:
@@ -37,10 +37,10 @@ def read_adapter(source: str | PathLike[str], name: str | None = None) -> tuple[
         GPartFileError: if there is none, or a file is missing in it.
         GPartError: if a file was changed or truncated, or holds no adapter, or none of that name.
     """
-    found = fetched(source)
-    place, one = split_source(found)
-    if not is_checkpoint(found):
+    place = fetched(source)
+    if (file := checkpoint_of(place)) is None:
         return read_folder(place)
+    place, one = file
     manifest, tensors = read_checkpoint(place, name if one is None else one)
     if one not in (None, manifest.name):
         raise GPartError(f"{place} holds no adapter {one!r}, but {manifest.name!r}")
@@ -59,32 +59,20 @@ def about_of(source: str | PathLike[str], name: str | None = None) -> About:
         GPartError: if a file was changed.
     """
     place = fetched(source)
-    return read_adapter(place, name)[0].about if is_checkpoint(place) else about_in(place)
+    return about_in(place) if checkpoint_of(place) is None else read_adapter(place, name)[0].about
 
 
-def split_source(source: str) -> tuple[str, str | None]:
-    """The place of an adapter, and its name where the place is a checkpoint and the source says which of several.
+def checkpoint_of(source: str) -> tuple[str, str | None] | None:
+    """The ``.ckpt`` that a source is by its name, and which of several adapters in it, if the source says so.
+
+    None where it is a folder; one that holds an adapter may have such a name, too.
 
     Example:
-        >>> split_source("runs/last.ckpt:math"), split_source("runs/math")
-        (('runs/last.ckpt', 'math'), ('runs/math', None))
+        >>> checkpoint_of("runs/last.ckpt:math"), checkpoint_of("runs/last.ckpt"), checkpoint_of("runs/math")
+        (('runs/last.ckpt', 'math'), ('runs/last.ckpt', None), None)
     """
-    found = _ONE_OF_SEVERAL.fullmatch(source)
-    return (found[1], found[2]) if found and not _is_folder(source) else (source, None)
-
-
-def is_checkpoint(source: str) -> bool:
-    """Whether a source is a ``.ckpt``, by its name; a folder that holds an adapter may have such a name, too."""
-    return split_source(source)[0].endswith(".ckpt") and not _is_folder(source)
-
-
-def _is_folder(source: str) -> bool:
-    """Whether an adapter's folder is at a place."""
-    try:
-        adapter_place(source)
-    except GPartFileError:
-        return False
-    return True
+    found = _CHECKPOINT.fullmatch(source)
+    return None if found is None or holds_adapter(source) else (found[1], found[2])
 
 
 def fetched(source: str | PathLike[str]) -> str:
